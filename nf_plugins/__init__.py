@@ -1,0 +1,42 @@
+"""Networks without activation normalisation for the OpenMMLab stack.
+
+Importing the package registers everything, so ``custom_imports =
+dict(imports=['nf_plugins'])`` is all that a config needs for the bare names;
+the prefixed names (``type='nf_plugins.NFResNet'``) need nothing.
+"""
+
+from importlib import import_module
+from importlib.util import find_spec
+
+from .version import __version__
+
+
+def _check_stack() -> None:
+    """Raise one clear ImportError when mmengine or mmcv is missing or too old."""
+    for name, minimum in (('mmengine', '0.10.0'), ('mmcv', '2.0.0')):
+        advice = (
+            f'nf_plugins {__version__} needs {name}>={minimum}: '
+            "install it with `pip install 'nfplugins[mm]'` or follow requirements/mminstall.txt"
+        )
+        if find_spec(name) is None:
+            raise ImportError(f'{advice}; it is not installed')
+        found = import_module(name).__version__
+        digit_version = import_module('mmengine.utils').digit_version
+        if digit_version(found) < digit_version(minimum):
+            raise ImportError(f'{advice}; found {found}')
+
+
+_check_stack()
+
+from . import checkpoint, datasets, engine, functional, layers, models, spp  # noqa: E402
+
+__all__ = [
+    '__version__',
+    'checkpoint',
+    'datasets',
+    'engine',
+    'functional',
+    'layers',
+    'models',
+    'spp',
+]

@@ -1,0 +1,17 @@
+"""Pure functions on tensors: they import torch alone."""
+
+from .channel_statistics import ChannelStatistics, channel_statistics
+from .gamma import GAMMA, activation_gamma, activation_name
+from .padding import same_padding
+from .weight_standardization import parametric_standardize_weight, scaled_standardize_weight
+
+__all__ = [
+    'GAMMA',
+    'ChannelStatistics',
+    'activation_gamma',
+    'activation_name',
+    'channel_statistics',
+    'parametric_standardize_weight',
+    'same_padding',
+    'scaled_standardize_weight',
+]

@@ -1,0 +1,89 @@
+"""Statistics of a signal per channel, mergeable over batches and ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class ChannelStatistics:
+    r"""Count, mean and sum of squared deviations of each channel.
+
+    Two of them merge exactly (Chan et al. 1979), so that a signal can be measured
+    batch by batch or rank by rank:
+
+    .. math::
+        \mu = \mu_a + \delta \tfrac{n_b}{n}, \quad
+        M = M_a + M_b + \delta^2 \tfrac{n_a n_b}{n}, \quad
+        \delta = \mu_b - \mu_a, \; n = n_a + n_b
+
+    Args:
+        count: Values per channel.
+        mean: ``(C,)``, float32 or wider.
+        m2: ``(C,)``, the sum of squared deviations from ``mean``.
+
+    Example:
+        >>> x = torch.randn(4, 3, 8, 8)
+        >>> one = channel_statistics(x)
+        >>> two = channel_statistics(x[:1]) + channel_statistics(x[1:])
+        >>> torch.allclose(one.var, two.var)
+        True
+    """
+
+    count: int
+    mean: Tensor
+    m2: Tensor
+
+    @property
+    def var(self) -> Tensor:
+        """Biased variance of each channel, ``(C,)``."""
+        return self.m2 / self.count
+
+    @property
+    def avg_sq_mean(self) -> Tensor:
+        """Mean over the channels of the squared channel mean."""
+        return self.mean.square().mean()
+
+    @property
+    def avg_var(self) -> Tensor:
+        """Mean over the channels of the channel variance."""
+        return self.var.mean()
+
+    def __add__(self, other: ChannelStatistics) -> ChannelStatistics:
+        count = self.count + other.count
+        delta = other.mean - self.mean
+        mean = self.mean + delta * (other.count / count)
+        m2 = self.m2 + other.m2 + delta.square() * (self.count * other.count / count)
+        return ChannelStatistics(count, mean, m2)
+
+
+def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
+    """Measure a signal over all its axes but the channels.
+
+    Args:
+        x: A signal, ``(N, C, H, W)`` unless ``channel_dim`` says otherwise.
+        channel_dim: Axis of the channels.
+
+    Returns:
+        Its statistics, in float32 or wider, on the device of ``x``.
+
+    Raises:
+        ValueError: ``x`` has no values.
+
+    Example:
+        >>> stats = channel_statistics(torch.ones(2, 3, 4, 4))
+        >>> stats.count, stats.avg_sq_mean.item(), stats.avg_var.item()
+        (32, 1.0, 0.0)
+    """
+    if x.numel() == 0:
+        raise ValueError(f'a signal needs values, got one of shape {tuple(x.shape)}')
+    x = x.detach()
+    if x.dtype in (torch.float16, torch.bfloat16):
+        x = x.float()
+    dims = [d for d in range(x.dim()) if d != channel_dim % x.dim()]
+    count = x.numel() // x.shape[channel_dim]
+    var, mean = torch.var_mean(x, dim=dims, correction=0)
+    return ChannelStatistics(count, mean, var * count)

@@ -1,0 +1,16 @@
+"""Thin modules on top of :mod:`nf_plugins.functional`."""
+
+from .activations import GammaAct, build_activation
+from .drop_path import DropPath
+from .squeeze_excite import SqueezeExcite
+from .standardized_conv import PWSConv2d, ScaledWSConv2d, StandardizedConv2d
+
+__all__ = [
+    'DropPath',
+    'GammaAct',
+    'PWSConv2d',
+    'ScaledWSConv2d',
+    'SqueezeExcite',
+    'StandardizedConv2d',
+    'build_activation',
+]

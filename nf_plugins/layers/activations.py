@@ -1,0 +1,92 @@
+"""Variance-preserving activations, and the absence of a norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.cnn import build_activation_layer
+from torch import Tensor, nn
+
+from nf_plugins.functional import GAMMA, activation_name
+from nf_plugins.registry import MODELS
+
+_LAYERS = dict(
+    identity=nn.Identity,
+    celu=nn.CELU,
+    elu=nn.ELU,
+    gelu=nn.GELU,
+    leaky_relu=nn.LeakyReLU,
+    log_sigmoid=nn.LogSigmoid,
+    relu=nn.ReLU,
+    relu6=nn.ReLU6,
+    selu=nn.SELU,
+    sigmoid=nn.Sigmoid,
+    silu=nn.SiLU,
+    softsign=nn.Softsign,
+    softplus=nn.Softplus,
+    tanh=nn.Tanh,
+)
+
+# `norm_cfg=dict(type='NoNorm')` takes the norms out of any network of the mm libraries.
+MODELS.register_module('NoNorm', module=nn.Identity)
+
+
+def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, float]:
+    """Build an activation and look up its variance-preserving gain.
+
+    Args:
+        act_cfg: mm config of an activation, e.g. ``dict(type='ReLU')``. One
+            that has no gain here is taken from the registry and must bring its own
+            as ``gamma``.
+        inplace: Overwrite the input, where the activation can.
+
+    Returns:
+        The module (which does not apply the gain) and the gain.
+
+    Raises:
+        TypeError: ``act_cfg`` is not a config.
+        ValueError: The activation has no gain here and brings none.
+
+    Example:
+        >>> build_activation(dict(type='ReLU'))
+        (ReLU(), 1.7139588594436646)
+    """
+    if not isinstance(act_cfg, dict) or 'type' not in act_cfg:
+        raise TypeError(f"act_cfg must be a dict with the key 'type', got {act_cfg!r}")
+    act_cfg = dict(act_cfg)
+    gamma = act_cfg.pop('gamma', None)
+    if gamma is None:
+        name = activation_name(act_cfg['type'])
+        act_cfg['type'], gamma = _LAYERS[name], GAMMA[name]
+    act = build_activation_layer(act_cfg)
+    if hasattr(act, 'inplace'):
+        act.inplace = inplace
+    return act, float(gamma)
+
+
+@MODELS.register_module()
+class GammaAct(nn.Module):
+    r"""An activation times its variance-preserving gain, ``act_cfg=dict(type='GammaAct')``.
+
+    .. math:: y = \gamma\, \mathrm{act}(x), \qquad \mathrm{Var}[y] = 1 \text{ for } x \sim N(0, 1)
+
+    Args:
+        act: Type name of the activation.
+        **kwargs: Its other arguments, or ``gamma`` to replace the official gain.
+
+    Source: Brock et al. 2021a, section 4.1.
+
+    Example:
+        >>> GammaAct('ReLU')(torch.ones(1))
+        tensor([1.7140])
+    """
+
+    def __init__(self, act: str = 'ReLU', **kwargs: Any) -> None:
+        super().__init__()
+        self.act, self.gamma = build_activation(dict(type=act, **kwargs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(x) * self.gamma
+
+    def extra_repr(self) -> str:
+        return f'gamma={self.gamma:.4f}'

@@ -1,0 +1,37 @@
+"""Stochastic depth."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class DropPath(nn.Module):
+    r"""Drop the whole branch of a sample with probability ``drop_prob`` in training.
+
+    Args:
+        drop_prob: Probability.
+        scale_by_keep: Divide what is kept by ``1 - drop_prob``. The official
+            normalizer-free networks do not (DeepMind's ``nfnets/base.py``); mmcv's
+            and timm's ``DropPath`` do.
+
+    Example:
+        >>> DropPath(0.5).eval()(torch.ones(1))
+        tensor([1.])
+    """
+
+    def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = False) -> None:
+        super().__init__()
+        if not 0 <= drop_prob < 1:
+            raise ValueError(f'drop_prob must be in [0, 1), got {drop_prob!r}')
+        self.drop_prob = float(drop_prob)
+        self.scale_by_keep = scale_by_keep
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.drop_prob == 0:
+            return x
+        keep = 1 - self.drop_prob
+        mask = x.new_empty([len(x)] + [1] * (x.dim() - 1)).bernoulli_(keep)
+        return x * (mask / keep if self.scale_by_keep else mask)
+
+    def extra_repr(self) -> str:
+        return f'drop_prob={self.drop_prob:.3g}, scale_by_keep={self.scale_by_keep}'

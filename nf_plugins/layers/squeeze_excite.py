@@ -1,0 +1,41 @@
+"""Squeeze-and-excitation."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class SqueezeExcite(nn.Module):
+    r"""Gate each channel by a small network on the channel means.
+
+    .. math:: y = 2\, \sigma(W_1\, \mathrm{relu}(W_0 \bar x + b_0) + b_1)\, x
+
+    The factor 2 keeps the variance of the signal, as the gate is about 1/2 at
+    initialisation.
+
+    Args:
+        channels: Channels of the input and output.
+        ratio: Hidden channels per channel.
+        factor: The factor in front of the gate.
+
+    Source: DeepMind's ``nfnets/base.py``; the factor: Brock et al. 2021b, appendix C.
+
+    Example:
+        >>> SqueezeExcite(8, ratio=0.5)(torch.randn(2, 8, 4, 4)).shape
+        torch.Size([2, 8, 4, 4])
+    """
+
+    def __init__(self, channels: int, ratio: float = 0.25, factor: float = 2.0) -> None:
+        super().__init__()
+        hidden = max(1, int(channels * ratio))
+        self.factor = factor
+        self.fc0 = nn.Linear(channels, hidden)
+        self.fc1 = nn.Linear(hidden, channels)
+        for fc in (self.fc0, self.fc1):
+            nn.init.trunc_normal_(fc.weight, std=fc.in_features**-0.5)
+            nn.init.zeros_(fc.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.fc1(torch.relu(self.fc0(x.mean(dim=(2, 3))))))
+        return x * (self.factor * gate)[:, :, None, None]

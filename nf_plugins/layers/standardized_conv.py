@@ -1,0 +1,383 @@
+"""Convolutions whose weight is standardized before use."""
+
+from __future__ import annotations
+
+import math
+import operator
+from functools import reduce
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from mmengine.dist import all_gather
+from torch import Tensor, nn
+
+from nf_plugins.functional import (
+    ChannelStatistics,
+    channel_statistics,
+    parametric_standardize_weight,
+    same_padding,
+    scaled_standardize_weight,
+)
+from nf_plugins.functional.weight_standardization import EPS
+from nf_plugins.registry import MODELS
+
+
+class _Cached(NamedTuple):
+    """A standardized weight, and what it was computed from.
+
+    ``sources`` shares its storage with the parameters, so that their addresses
+    cannot be given to other tensors while they stand in ``key``.
+    """
+
+    key: tuple
+    weight: Tensor
+    sources: tuple[Tensor, ...]
+
+
+class StandardizedConv2d(nn.Conv2d):
+    r"""A 2-D convolution with a standardized weight: the base of the layers here.
+
+    A subclass says how its weight is standardized and with which parameters; this
+    class adds TF-style SAME padding, a cache for evaluation and the fold into a
+    plain convolution.
+
+    In training, and wherever a gradient may be wanted, the weight is standardized
+    in each forward pass. In evaluation it is standardized once, and again after
+    any change of the parameters that autograd can see: loading, an optimizer
+    step, ``copy_``, a move to another device. Writes through ``.data`` are
+    invisible to autograd; ``train()`` and ``eval()`` drop the cache, which covers
+    mmengine's EMA hook.
+
+    Args:
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        kernel_size: Size of the kernel.
+        stride: Stride.
+        padding: As in :class:`torch.nn.Conv2d`; ``'same'`` is allowed for any
+            stride and means TF-style SAME padding.
+        dilation: Dilation.
+        groups: Groups of channels.
+        bias: Add a learnable bias.
+        padding_mode: As in :class:`torch.nn.Conv2d`.
+        **kwargs: ``device`` and ``dtype``.
+
+    Raises:
+        ValueError: The fan-in is below 2: a single weight is always its own mean.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: int | tuple[int, int] | str = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = 'zeros',
+        **kwargs: Any,
+    ) -> None:
+        strided = any(s > 1 for s in nn.modules.utils._pair(stride))
+        self._strided_same = padding == 'same' and strided
+        if self._strided_same and padding_mode != 'zeros':
+            raise ValueError(
+                "a strided convolution with padding='same' takes padding_mode='zeros' only, "
+                f'got {padding_mode!r}'
+            )
+        fan_in = in_channels // max(groups, 1) * math.prod(nn.modules.utils._pair(kernel_size))
+        if fan_in < 2 or out_channels < 1:
+            raise ValueError(
+                f'{type(self).__name__} needs at least 1 output channel and a fan-in of 2, got '
+                f'in_channels={in_channels}, out_channels={out_channels}, groups={groups}, '
+                f'kernel_size={kernel_size}: fan-in {fan_in}'
+            )
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            0 if self._strided_same else padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            **kwargs,
+        )
+        self._cached: _Cached | None = None
+
+    @property
+    def fan_in(self) -> int:
+        """Inputs of one output: ``in_channels / groups * kh * kw``."""
+        return self.weight[0].numel()
+
+    def standardize(self) -> Tensor:
+        """The standardized weight, computed from the parameters of this moment."""
+        raise NotImplementedError
+
+    def weight_sources(self) -> tuple[Tensor, ...]:
+        """The parameters that :meth:`standardize` reads."""
+        raise NotImplementedError
+
+    def effective_weight(self) -> Tensor:
+        """The weight that the convolution uses: :meth:`standardize`, cached in evaluation."""
+        sources = self.weight_sources()
+        wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in sources)
+        if self.training or wants_grad or torch.compiler.is_compiling():
+            return self.standardize()
+        try:
+            key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in sources)
+        except RuntimeError:  # no version or address: inference tensors, torch.func transforms
+            return self.standardize()
+        cached = self._cached
+        if cached is None or cached.key != key:
+            # A tensor made in inference mode could not be used outside it.
+            with torch.inference_mode(False), torch.no_grad():
+                cached = _Cached(key, self.standardize(), tuple(p.detach() for p in sources))
+            self._cached = cached
+        return cached.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.effective_weight(), self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._strided_same:
+            return super()._conv_forward(x, weight, bias)
+        pads = [
+            same_padding(x.shape[axis - 2], self.kernel_size[axis], *step)
+            for axis, step in enumerate(zip(self.stride, self.dilation))
+        ]
+        padding = [before for before, _ in pads]
+        if any(before != after for before, after in pads):
+            x, padding = F.pad(x, [*pads[1], *pads[0]]), 0
+        return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
+
+    @torch.no_grad()
+    def switch_to_deploy(self) -> None:
+        """Become a plain convolution with the same outputs, in place.
+
+        The object turns into an :class:`torch.nn.Conv2d` (with strided SAME
+        padding, into mmcv's ``Conv2dAdaptivePadding``, a subclass) whose weight is
+        the standardized one, so whoever holds it need not know.
+        """
+        weight = self.standardize()
+        for name in [name for name, _ in self.named_parameters() if name not in ('weight', 'bias')]:
+            delattr(self, name)
+        self._buffers.clear()
+        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
+        plain = Conv2dAdaptivePadding if self._strided_same else nn.Conv2d
+        kept = vars(nn.Conv2d(1, 1, 1)).keys()
+        for name in vars(self).keys() - kept:
+            delattr(self, name)
+        self.__class__ = plain
+
+    def train(self, mode: bool = True) -> StandardizedConv2d:
+        self._cached = None
+        return super().train(mode)
+
+    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> StandardizedConv2d:
+        self._cached = None
+        return super()._apply(fn, *args, **kwargs)
+
+    def __getstate__(self) -> dict:
+        return {**self.__dict__, '_cached': None}
+
+    def extra_repr(self) -> str:
+        padding = ', padding=same' if self._strided_same else ''
+        return super().extra_repr() + padding
+
+
+@MODELS.register_module('ScaledWS')
+class ScaledWSConv2d(StandardizedConv2d):
+    r"""Convolution with Scaled Weight Standardization, ``conv_cfg=dict(type='ScaledWS')``.
+
+    .. math:: \hat W = g \gamma \frac{W - \mu}{\sqrt{\max(N \sigma^2, \epsilon)}}
+
+    See :func:`~nf_plugins.functional.scaled_standardize_weight` for the symbols.
+    With a unit Gaussian input and ``gain`` 1 each output has variance
+    :math:`\gamma^2` over the draw of the input.
+
+    Args:
+        *args: As :class:`torch.nn.Conv2d`: ``in_channels``, ``out_channels``,
+            ``kernel_size``, ``stride``, ``padding`` (``'same'`` with any stride), ...
+        gamma: Gain of the activation in front, a constant.
+        eps: Floor of the variance; None takes the default of the mode.
+        eps_mode: 'clamp' (DeepMind, 1e-4) or 'add' (timm, 1e-5).
+        gain_init: Start of the learnable gain of each filter, a parameter of shape
+            ``(out_channels,)``; None leaves it out.
+        **kwargs: As :class:`torch.nn.Conv2d`.
+
+    Shape:
+        As :class:`torch.nn.Conv2d`.
+
+    Raises:
+        ValueError: Unknown ``eps_mode``, negative ``eps``, or a fan-in below 2.
+
+    Source: Brock et al. 2021a, section 4.2; DeepMind's ``nfnets/base.py``.
+
+    Example:
+        >>> conv = ScaledWSConv2d(3, 8, 3, stride=2, padding='same')
+        >>> conv(torch.randn(1, 3, 7, 7)).shape
+        torch.Size([1, 8, 4, 4])
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        gamma: float = 1.0,
+        eps: float | None = None,
+        eps_mode: str = 'clamp',
+        gain_init: float | None = 1.0,
+        **kwargs: Any,
+    ) -> None:
+        if eps_mode not in EPS:
+            raise ValueError(f'eps_mode must be one of {", ".join(EPS)}, got {eps_mode!r}')
+        if eps is not None and not eps >= 0:
+            raise ValueError(f'eps must be at least 0, got {eps!r}')
+        self.gamma = float(gamma)
+        self.eps = EPS[eps_mode] if eps is None else float(eps)
+        self.eps_mode = eps_mode
+        self.gain_init = gain_init
+        super().__init__(*args, **kwargs)
+        if gain_init is None:
+            self.register_parameter('gain', None)
+        else:
+            self.gain = nn.Parameter(torch.full_like(self.weight[:, 0, 0, 0], gain_init))
+
+    def reset_parameters(self) -> None:
+        """Gaussian weights of variance ``1 / fan_in`` (standardization hides the scale)."""
+        nn.init.normal_(self.weight, std=self.fan_in**-0.5)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if hasattr(self, 'gain') and self.gain is not None:
+            nn.init.constant_(self.gain, self.gain_init)
+
+    def standardize(self) -> Tensor:
+        return scaled_standardize_weight(
+            self.weight, self.gain, self.gamma, self.eps, self.eps_mode
+        )
+
+    def weight_sources(self) -> tuple[Tensor, ...]:
+        return (self.weight,) if self.gain is None else (self.weight, self.gain)
+
+    def extra_repr(self) -> str:
+        return f'{super().extra_repr()}, gamma={self.gamma:.4g}, {self.eps_mode} eps={self.eps:g}'
+
+
+@MODELS.register_module('PWS')
+class PWSConv2d(StandardizedConv2d):
+    r"""Convolution with Parametric Weight Standardization, ``conv_cfg=dict(type='PWS')``.
+
+    .. math:: \hat W = \sqrt{2 / n}\, \alpha \frac{W - \mu}{\sqrt{\sigma^2 + \gamma}}
+
+    Args:
+        *args: As :class:`torch.nn.Conv2d`: ``in_channels``, ``out_channels``,
+            ``kernel_size``, ``stride``, ``padding`` (``'same'`` with any stride), ...
+        gamma: Added to the variance of the weight.
+        mode: 'fan_in' or 'fan_out': the :math:`n` of the formula.
+        equiv: Scale ``gamma`` by ``2 / n``, so that it is relative to the variance
+            of a He-initialised weight.
+        initalpha: On the first training batch set :math:`\alpha` to
+            :math:`\sqrt{2 / \mathrm{Var}(\mathrm{output})}`, over the outputs of all
+            ranks. The buffer ``alpha_initialized`` keeps a resumed or fine-tuned
+            model from doing so again.
+        **kwargs: As :class:`torch.nn.Conv2d`.
+
+    Shape:
+        As :class:`torch.nn.Conv2d`. ``alpha``: ``(out_channels, 1, 1, 1)``; it wants
+        no weight decay.
+
+    Raises:
+        ValueError: Unknown ``mode``, negative ``gamma``, or a fan-in below 2.
+
+    Source: arXiv 2103.11590 and the PWSConv repository.
+
+    Example:
+        >>> conv = PWSConv2d(3, 8, 3, padding=1, gamma=1e-3)
+        >>> conv(torch.randn(1, 3, 7, 7)).shape
+        torch.Size([1, 8, 7, 7])
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        gamma: float = 1e-5,
+        mode: str = 'fan_in',
+        equiv: bool = False,
+        initalpha: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        if mode not in ('fan_in', 'fan_out'):
+            raise ValueError(f"mode must be 'fan_in' or 'fan_out', got {mode!r}")
+        if not gamma >= 0:
+            raise ValueError(f'gamma must be at least 0, got {gamma!r}')
+        self.mode = mode
+        self.equiv = equiv
+        self.initalpha = initalpha
+        super().__init__(*args, **kwargs)
+        self.gamma = gamma * 2 / self.fan if equiv else float(gamma)
+        self.alpha = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
+        # The buffer persists; this flag spares a look at it (a device sync) per step.
+        self._may_initialize = initalpha
+        if initalpha:
+            self.register_buffer(
+                'alpha_initialized', torch.zeros((), dtype=torch.bool, device=self.weight.device)
+            )
+
+    @property
+    def fan(self) -> int:
+        """The fan-in or the fan-out, as ``mode`` says."""
+        if self.mode == 'fan_in':
+            return self.fan_in
+        return self.out_channels // self.groups * math.prod(self.kernel_size)
+
+    def reset_parameters(self) -> None:
+        """He initialisation (Gaussian, variance ``2 / fan``), zero bias, unit ``alpha``."""
+        nn.init.normal_(self.weight, std=math.sqrt(2 / self.fan))
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if hasattr(self, 'alpha'):
+            nn.init.ones_(self.alpha)
+
+    def standardize(self) -> Tensor:
+        return parametric_standardize_weight(self.weight, self.alpha, self.gamma, self.fan)
+
+    def weight_sources(self) -> tuple[Tensor, ...]:
+        return self.weight, self.alpha
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._may_initialize and self.training:
+            self._initialize_alpha(x)
+        return super().forward(x)
+
+    @torch.no_grad()
+    def _initialize_alpha(self, x: Tensor) -> None:
+        out = super().forward(x)
+        local = channel_statistics(out.reshape(1, -1), channel_dim=0)  # all outputs as one channel
+        count = torch.full_like(local.mean, local.count)
+        gathered = all_gather(torch.stack([count, local.mean, local.m2]))
+        stats = reduce(operator.add, (ChannelStatistics(*rank) for rank in gathered))
+        var = stats.m2 / (stats.count - 1)
+        usable = torch.isfinite(var) & (var > 0)
+        first = usable & ~self.alpha_initialized
+        self.alpha.copy_(torch.where(first, torch.sqrt(2 / var).to(self.alpha.dtype), self.alpha))
+        self.alpha_initialized.logical_or_(usable.squeeze())
+        # A batch without variance (all zeros) leaves it to the next one.
+        self._may_initialize = not (torch.compiler.is_compiling() or self.alpha_initialized)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
+        # Weights from elsewhere (no flag among them) are trained already.
+        if self.initalpha and prefix + 'alpha' in state_dict:
+            state_dict.setdefault(
+                prefix + 'alpha_initialized', torch.ones_like(self.alpha_initialized)
+            )
+            self._may_initialize = True
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return (
+            f'{super().extra_repr()}, gamma={self.gamma:g}, mode={self.mode}, '
+            f'initalpha={self.initalpha}'
+        )

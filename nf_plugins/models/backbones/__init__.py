@@ -1,0 +1,3 @@
+from .pws_resnet import PWSResNet
+
+__all__ = ['PWSResNet']

@@ -1,0 +1,135 @@
+"""What all backbones here share: stages, frozen stages, checkpointing, deploy."""
+
+from __future__ import annotations
+
+from typing import Any, Callable, Sequence
+
+import torch
+from mmengine.model import BaseModule
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from nf_plugins.layers import StandardizedConv2d
+
+
+def check_choice(name: str, value: Any, choices: Sequence) -> Any:
+    """Return ``value`` if it is one of ``choices``, else raise a ValueError that lists them."""
+    if value not in choices:
+        raise ValueError(f'{name} must be one of {", ".join(map(str, choices))}, got {value!r}')
+    return value
+
+
+def check_stages(name: str, values: Sequence[int], num_stages: int = 4) -> tuple[int, ...]:
+    """Return ``values`` as a tuple if it has a positive integer per stage, else raise."""
+    if not isinstance(values, Sequence) or isinstance(values, str):
+        raise TypeError(f'{name} must be a sequence of {num_stages} integers, got {values!r}')
+    if len(values) != num_stages or not all(isinstance(v, int) and v > 0 for v in values):
+        raise ValueError(f'{name} must be {num_stages} positive integers, got {values!r}')
+    return tuple(values)
+
+
+class ResidualBlock(BaseModule):
+    """A block ``x -> shortcut(x) + drop_path(branch(x))``, up to constants.
+
+    Subclasses write :meth:`inner_forward`. Every block here (as in mmpretrain) sends
+    the end of its branch through ``self.drop_path``, which is where signal
+    propagation is measured.
+
+    Args:
+        with_cp: Recompute the block in the backward pass instead of keeping its
+            activations.
+    """
+
+    drop_path: nn.Module
+
+    def __init__(self, with_cp: bool = False, init_cfg: dict | None = None) -> None:
+        super().__init__(init_cfg)
+        self.with_cp = with_cp
+
+    def inner_forward(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.with_cp and torch.is_grad_enabled() and x.requires_grad:
+            return checkpoint(self.inner_forward, x, use_reentrant=False)
+        return self.inner_forward(x)
+
+
+class StagedBackbone(BaseModule):
+    """A stem and stages ``layer1`` ... ``layerN``, with the usual mm options.
+
+    Args:
+        num_stages: Stages.
+        out_indices: Stages whose outputs are returned, from 0.
+        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for
+            none.
+        norm_eval: Keep batch norm layers in evaluation mode.
+        init_cfg: mm initialisation config.
+    """
+
+    def __init__(
+        self,
+        num_stages: int = 4,
+        out_indices: Sequence[int] = (3,),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        if isinstance(out_indices, int):
+            out_indices = (out_indices,)
+        if not out_indices or not all(
+            isinstance(i, int) and 0 <= i < num_stages for i in out_indices
+        ):
+            raise ValueError(f'out_indices must be in 0..{num_stages - 1}, got {out_indices!r}')
+        if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= num_stages:
+            raise ValueError(f'frozen_stages must be in -1..{num_stages}, got {frozen_stages!r}')
+        self.num_stages = num_stages
+        self.out_indices = tuple(out_indices)
+        self.frozen_stages = frozen_stages
+        self.norm_eval = norm_eval
+
+    def stem_modules(self) -> list[nn.Module]:
+        """The modules that ``frozen_stages=0`` freezes."""
+        raise NotImplementedError
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        return [getattr(self, f'layer{i + 1}') for i in range(self.num_stages)]
+
+    def make_stages(self, depths: Sequence[int], make_block: Callable[[int, int], nn.Module]):
+        """Add the stages, ``make_block(stage, index_in_stage)`` at a time."""
+        for stage, depth in enumerate(depths):
+            blocks = [make_block(stage, index) for index in range(depth)]
+            self.add_module(f'layer{stage + 1}', nn.Sequential(*blocks))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        x = self.forward_stem(x)
+        outs = []
+        for i, stage in enumerate(self.stages):
+            x = stage(x)
+            if i in self.out_indices:
+                outs.append(x)
+        return tuple(outs)
+
+    def train(self, mode: bool = True) -> StagedBackbone:
+        super().train(mode)
+        frozen = [] if self.frozen_stages < 0 else self.stem_modules()
+        for module in [*frozen, *self.stages[: max(self.frozen_stages, 0)]]:
+            module.eval()
+            module.requires_grad_(False)
+        if mode and self.norm_eval:
+            for module in self.modules():
+                if isinstance(module, _BatchNorm):
+                    module.eval()
+        return self
+
+    def switch_to_deploy(self) -> None:
+        """Turn every standardized convolution into a plain one, in place."""
+        for module in list(self.modules()):
+            if isinstance(module, StandardizedConv2d):
+                module.switch_to_deploy()

@@ -1,0 +1,3 @@
+from .relu_neck import ReLUNeck
+
+__all__ = ['ReLUNeck']

@@ -1,0 +1,59 @@
+"""The activation and pooling that un-activated backbones leave to the neck."""
+
+from __future__ import annotations
+
+from typing import Sequence
+
+from mmcv.cnn import build_activation_layer, build_norm_layer
+from mmengine.model import BaseModule
+from torch import Tensor
+
+from nf_plugins.registry import MODELS
+
+
+@MODELS.register_module()
+class ReLUNeck(BaseModule):
+    """Norm (if any), activation and global average pooling.
+
+    The pre-activation networks here end with a residual sum. PWS networks want one
+    norm and a ReLU after it; normalizer-free ones no norm and their activation with
+    its gain: ``act_cfg=dict(type='GammaAct', act='ReLU')``.
+
+    Args:
+        in_channels: Channels of the input.
+        norm_cfg: Config of the norm layer, or None.
+        act_cfg: Config of the activation.
+        avgpool: Average over the positions.
+        init_cfg: mm initialisation config.
+
+    Shape:
+        - Input: ``(N, C, H, W)`` or a tuple of such.
+        - Output: ``(N, C)`` with ``avgpool``, else as the input; a tuple for a tuple.
+
+    Source: the PWSConv repository.
+
+    Example:
+        >>> import torch
+        >>> ReLUNeck(8)((torch.randn(2, 8, 4, 4),))[0].shape
+        torch.Size([2, 8])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        norm_cfg: dict | None = None,
+        act_cfg: dict = dict(type='ReLU'),
+        avgpool: bool = True,
+        init_cfg: dict | None = None,
+    ) -> None:
+        super().__init__(init_cfg)
+        self.norm = build_norm_layer(norm_cfg, in_channels)[1] if norm_cfg else None
+        self.act = build_activation_layer(act_cfg)
+        self.avgpool = avgpool
+
+    def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
+        if not isinstance(inputs, Tensor):
+            return tuple(self(x) for x in inputs)
+        x = inputs if self.norm is None else self.norm(inputs)
+        x = self.act(x)
+        return x.mean(dim=(2, 3)) if self.avgpool else x
