@@ -1,1 +1,5 @@
+"""The embedded data set."""
 
+from .digits import Digits
+
+__all__ = ['Digits']

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 from mmcv.cnn import build_conv_layer, build_norm_layer
 from torch import Tensor, nn

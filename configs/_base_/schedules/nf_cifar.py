@@ -1,0 +1,16 @@
+# Ours (the papers do not train on CIFAR): the schedule of the normalised CIFAR baselines of
+# its time, with warmup and the papers' parameter groups.
+optim_wrapper = dict(
+    optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
+    paramwise_cfg=dict(
+        bias_decay_mult=0.0, norm_decay_mult=0.0, custom_keys={'gain': dict(decay_mult=0.0)}
+    ),
+)
+param_scheduler = [
+    dict(type='LinearLR', start_factor=1e-6, by_epoch=True, end=5, convert_to_iter_based=True),
+    dict(type='CosineAnnealingLR', T_max=195, by_epoch=True, begin=5, convert_to_iter_based=True),
+]
+train_cfg = dict(by_epoch=True, max_epochs=200, val_interval=1)
+val_cfg = dict()
+test_cfg = dict()
+auto_scale_lr = dict(base_batch_size=128)

@@ -1,0 +1,14 @@
+# mmpretrain's ResNet-18 with batch norm, small, on the embedded digits.
+_base_ = [
+    '../_base_/models/resnet.py',
+    '../_base_/datasets/digits.py',
+    '../_base_/schedules/digits.py',
+    '../_base_/default_runtime.py',
+]
+
+model = dict(
+    backbone=dict(type='ResNet_CIFAR', depth=18, in_channels=1, stem_channels=16, base_channels=16),
+    head=dict(num_classes=10, in_channels=128, topk=(1,)),
+)
+default_hooks = dict(logger=dict(interval=10))
+randomness = dict(seed=0)

@@ -1,0 +1,113 @@
+"""Open checkpoints without executing anything from them."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import Tensor, nn
+
+_multiarray = getattr(np, '_core', None) or np.core
+_multiarray = _multiarray.multiarray
+
+SAFE_GLOBALS: list = [
+    HistoryBuffer,
+    np.ndarray,
+    np.dtype,
+    *{type(np.dtype(code)) for code in '?bhilqBHILQefdg'},
+]
+"""What a checkpoint may name beyond tensors and containers: mmengine's log history
+and the numpy arrays and scalars in it."""
+
+for _module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # numpy 1 and 2
+    SAFE_GLOBALS += [
+        (_multiarray._reconstruct, f'{_module}._reconstruct'),
+        (_multiarray.scalar, f'{_module}.scalar'),
+    ]
+
+
+def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
+    """Load a checkpoint weights-only, with :data:`SAFE_GLOBALS` allowed.
+
+    Args:
+        path: A file written by ``torch.save``.
+        map_location: As in :func:`torch.load`.
+
+    Returns:
+        What the file holds.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, or names something that is not allowed.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no checkpoint at {path}')
+    try:
+        with torch.serialization.safe_globals(SAFE_GLOBALS):
+            return torch.load(path, map_location=map_location, weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = str(error)
+        if 'Unsupported global' in reason:
+            name = reason.split('GLOBAL ', 1)[-1].split(' ', 1)[0]
+            raise ValueError(
+                f'{path} is refused: it names {name}, which is not needed for weights; '
+                'save the state dict alone with torch.save'
+            ) from None
+        raise ValueError(f'{path} is not a readable checkpoint') from None
+    except (RuntimeError, EOFError, KeyError, OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'{path} is not a readable checkpoint: {reason}') from None
+
+
+def state_dict_of(checkpoint: Any, path: str | os.PathLike = 'the checkpoint') -> dict[str, Tensor]:
+    """The state dict in a checkpoint: itself, or what it holds as ``state_dict``.
+
+    Keys lose the prefix ``module.`` of wrapped models.
+
+    Raises:
+        ValueError: There is no state dict.
+    """
+    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
+    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
+        raise ValueError(f'{path} holds no state dict')
+    state = {key.removeprefix('module.'): value for key, value in state.items()}
+    if not any(isinstance(value, Tensor) for value in state.values()):
+        raise ValueError(f'{path} holds no weights')
+    return state
+
+
+def check_match(
+    state: Mapping[str, Tensor], module: nn.Module, path: str | os.PathLike, minimum: float = 1.0
+) -> None:
+    """Raise a ValueError unless enough of the module's keys are there in the right shapes.
+
+    Args:
+        state: State dict.
+        module: The module that it is for.
+        path: Where it comes from, for the message.
+        minimum: Share of the module's keys that must match. Above 0, one must match
+            in any case.
+    """
+    wanted = module.state_dict()
+    # Flags that layers add themselves when the weights come from elsewhere.
+    optional = {key for key in wanted if key.endswith('.alpha_initialized')}
+    bad = [
+        f'{key} (missing)'
+        if key not in state
+        else f'{key} (shape {tuple(state[key].shape)} instead of {tuple(value.shape)})'
+        for key, value in wanted.items()
+        if (key not in state and key not in optional)
+        or (key in state and state[key].shape != value.shape)
+    ]
+    matched = len(wanted) - len(bad)
+    if matched == 0 or matched < minimum * len(wanted):
+        raise ValueError(
+            f'{path} is for another model: {matched} of {len(wanted)} keys match; '
+            f'the first that do not: {", ".join(bad[:3])}'
+        )

@@ -1,0 +1,64 @@
+"""Handwritten digits that ship with scikit-learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from mmengine.dataset import BaseDataset
+
+from nf_plugins.registry import DATASETS
+
+
+@DATASETS.register_module()
+class Digits(BaseDataset):
+    """The 1,797 digits of the UCI test set: 8x8 grey images, nothing to download.
+
+    Each class is cut with the same fixed shuffle: the first 80 % of it (rounded) are
+    the training images, 1,438 in all, the others the 359 test images.
+
+    Args:
+        split: 'train' or 'test'.
+        pipeline: Transforms, see :class:`mmengine.dataset.BaseDataset`. An item has
+            ``img``, uint8 of shape (8, 8) in 0..255, and ``gt_label``.
+        **kwargs: As :class:`mmengine.dataset.BaseDataset`.
+
+    Raises:
+        ValueError: Unknown ``split``.
+        ImportError: scikit-learn is missing (extra ``digits``).
+
+    Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI
+    Machine Learning Repository), as packed by scikit-learn.
+
+    Example:
+        >>> len(Digits('train')), len(Digits('test'))
+        (1438, 359)
+    """
+
+    METAINFO = {'classes': tuple('0123456789')}
+
+    def __init__(self, split: str, pipeline: list = [], **kwargs: Any) -> None:
+        if split not in ('train', 'test'):
+            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
+        self.split = split
+        super().__init__(pipeline=pipeline, **kwargs)
+
+    def load_data_list(self) -> list[dict]:
+        try:
+            from sklearn.datasets import load_digits
+        except ImportError as error:
+            raise ImportError(
+                "the data set Digits needs scikit-learn: pip install 'nfplugins[digits]'"
+            ) from error
+        digits = load_digits()
+        images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        order = np.random.RandomState(0).permutation(len(images))
+        chosen = []
+        for label in range(10):
+            members = order[digits.target[order] == label]
+            cut = round(0.8 * len(members))
+            chosen.append(members[:cut] if self.split == 'train' else members[cut:])
+        return [
+            dict(img=images[i], gt_label=int(digits.target[i]), sample_idx=int(i))
+            for i in np.sort(np.concatenate(chosen))
+        ]

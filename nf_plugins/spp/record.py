@@ -1,0 +1,151 @@
+"""Measure the signal in one forward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nf_plugins.functional import ChannelStatistics, channel_statistics
+
+from .profile import BlockSignal, SignalProfile
+from .trace import find_blocks
+
+
+@contextmanager
+def preserved(model: nn.Module, mode: str) -> Iterator[None]:
+    """Run a block with ``model`` in a mode, and give it back unchanged to the bit.
+
+    Buffers (batch norm's running statistics), what a first training batch
+    initialises, the training flags and the random state are restored, also after an
+    exception. Stochastic depth is off.
+
+    Args:
+        model: The model.
+        mode: 'train' or 'eval'.
+    """
+    flags = {module: module.training for module in model.modules()}
+    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    lazily_initialised = [
+        (module, {key: value.clone() for key, value in module.state_dict().items()})
+        for module in model.modules()
+        if getattr(module, 'initalpha', False)
+    ]
+    devices = list({p.device.index for p in model.parameters() if p.is_cuda})
+    with torch.random.fork_rng(devices):
+        try:
+            # Not `model.train()`: it would unfreeze nothing here, but others override it.
+            for module in flags:
+                module.training = mode == 'train' and 'DropPath' not in type(module).__name__
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            for module, state in lazily_initialised:
+                module.load_state_dict(state)
+            for module, flag in flags.items():
+                module.training = flag
+
+
+def analyze(
+    model: nn.Module,
+    inputs: Tensor,
+    mode: str = 'train',
+    seed: int | None = 0,
+    input_info: dict[str, Any] | None = None,
+    label: str = '',
+) -> SignalProfile:
+    """Measure how a signal propagates through the residual blocks of a backbone.
+
+    One forward pass without gradients; the model is unchanged afterwards.
+
+    Args:
+        model: A backbone, or a model with one as ``backbone``.
+        inputs: A batch, ``(N, C, H, W)``, on the device of the model.
+        mode: 'train' (batch norm uses the batch, as in the papers' plots) or 'eval'.
+        seed: Seed for what is random in the network.
+        input_info: What the batch is, for the record.
+        label: Name for legends.
+
+    Returns:
+        The profile: the stem, then every block in order of execution.
+
+    Raises:
+        ValueError: Unknown ``mode``, or no block that can be measured.
+
+    Source: Brock et al. 2021a, section 3: signal propagation plots.
+
+    Example:
+        >>> from nf_plugins.models import NFResNet
+        >>> profile = analyze(NFResNet(26, base_channels=8), torch.randn(2, 3, 64, 64))
+        >>> [block.kind for block in profile.blocks[:3]]
+        ['stem', 'transition', 'residual']
+    """
+    if mode not in ('train', 'eval'):
+        raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
+    model = getattr(model, 'backbone', model)
+    blocks = find_blocks(model)
+    measured: list[tuple[str, str, tuple[int, ...], ChannelStatistics]] = []
+    branches: dict[str, ChannelStatistics] = {}
+
+    def watch(name: str, block: nn.Module) -> list:
+        def stem(module: nn.Module, args: tuple) -> None:
+            if not measured:
+                stats = channel_statistics(args[0])
+                measured.append(('stem', 'stem', tuple(args[0].shape), stats))
+
+        def branch(module: nn.Module, args: tuple) -> None:
+            branches[name] = channel_statistics(args[0])
+
+        def output(module: nn.Module, args: tuple, out: Tensor) -> None:
+            kind = 'residual' if block.downsample is None else 'transition'
+            measured.append((name, kind, tuple(out.shape), channel_statistics(out)))
+
+        return [
+            block.register_forward_pre_hook(stem),
+            block.drop_path.register_forward_pre_hook(branch),
+            block.register_forward_hook(output),
+        ]
+
+    with ExitStack() as stack:
+        for name, block in blocks.items():
+            for handle in watch(name, block):
+                stack.callback(handle.remove)
+        stack.enter_context(preserved(model, mode))
+        if seed is not None:
+            torch.manual_seed(seed)
+        with torch.no_grad():
+            model(inputs)
+
+    # One transfer from the device for all numbers.
+    numbers = torch.stack(
+        [s.avg_sq_mean for *_, s in measured]
+        + [s.avg_var for *_, s in measured]
+        + [s.avg_var for s in branches.values()]
+    ).tolist()
+    count = len(measured)
+    branch_vars = dict(zip(branches, numbers[2 * count :]))
+    has_theory = hasattr(next(iter(blocks.values())), 'expected_var')
+    return SignalProfile(
+        [
+            BlockSignal(
+                index=index,
+                name=name,
+                kind=kind,
+                shape=shape,
+                avg_sq_mean=numbers[index],
+                avg_var=numbers[count + index],
+                res_avg_var=branch_vars.get(name),
+                expected_var=getattr(blocks.get(name), 'expected_var', 1.0) if has_theory else None,
+            )
+            for index, (name, kind, shape, _) in enumerate(measured)
+        ],
+        mode=mode,
+        input=dict(shape=list(inputs.shape), **(input_info or {})),
+        seed=seed,
+        label=label,
+    )

@@ -1,0 +1,6 @@
+"""Small helpers of the tools."""
+
+from .cli import UsageError, command_line, complaint
+from .files import atomic_write, check_writable_dir
+
+__all__ = ['UsageError', 'atomic_write', 'check_writable_dir', 'command_line', 'complaint']

@@ -1,0 +1,52 @@
+"""How the command line tools fail: one line on stderr, exit status 2, no traceback."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Callable
+
+
+class UsageError(Exception):
+    """Bad input of a command line tool: the message says what is wrong and what is accepted."""
+
+
+@contextmanager
+def complaint(about: str) -> Iterator[None]:
+    """Turn an exception of the block into a :class:`UsageError` about ``about``.
+
+    Example:
+        >>> with complaint('cannot read the config'):
+        ...     raise ValueError('unexpected indent')
+        Traceback (most recent call last):
+        ...
+        nf_plugins.utils.cli.UsageError: cannot read the config: unexpected indent
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        # str() of a KeyError is the repr of its message.
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        raise UsageError(f'{about}: {text or type(error).__name__}') from error
+
+
+def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
+    """Decorate a tool's ``main``: its exit status, or 2 with one line for a UsageError."""
+
+    @functools.wraps(main)
+    def run() -> None:
+        try:
+            status = main()
+        except UsageError as error:
+            print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+            status = 2
+        except KeyboardInterrupt:
+            print('interrupted', file=sys.stderr)
+            status = 130
+        sys.exit(status or 0)
+
+    return run

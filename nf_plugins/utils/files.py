@@ -1,0 +1,53 @@
+"""Files that appear whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+
+def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, never sees a part of it.
+
+    The data go to a temporary file beside ``path``, to the disk, and then take its
+    name in one step.
+
+    Args:
+        path: The file; its folder must exist.
+        data: Its whole content.
+    """
+    path = Path(path)
+    data = data.encode() if isinstance(data, str) else data
+    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def check_writable_dir(path: str | os.PathLike) -> None:
+    """Raise an OSError unless files can be made in ``path``, without making it.
+
+    Args:
+        path: A folder, which need not exist yet.
+    """
+    folder = Path(path)
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f'{folder} is not a folder')
+    with tempfile.TemporaryFile(dir=folder):
+        pass
