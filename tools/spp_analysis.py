@@ -9,16 +9,18 @@ that one. Prints a table and writes ``spp.json`` and the other formats.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os.path as osp
 from pathlib import Path
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
 
 from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
-from nf_plugins.spp import SignalProfile, analyze
+from nf_plugins.spp import SignalProfile, analyze, profiles_to_csv
 from nf_plugins.spp.inputs import (
     INPUTS,
     config_input_size,
@@ -28,6 +30,7 @@ from nf_plugins.spp.inputs import (
 )
 from nf_plugins.spp.plot import plot_profiles
 from nf_plugins.utils import UsageError, atomic_write, check_writable_dir, command_line, complaint
+from nf_plugins.utils.runner import load_config
 
 FORMATS = ('png', 'svg', 'json', 'csv')
 
@@ -91,20 +94,9 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def load_config(path: str, options: dict | None = None) -> Config:
-    if not osp.isfile(path):
-        raise UsageError(f'no config at {path}')
-    with complaint(f'cannot read the config {path}'):
-        cfg = Config.fromfile(path)
-        if options:
-            cfg.merge_from_dict(options)
-    if 'backbone' not in (cfg.get('model') or {}):
-        raise UsageError(f'{path} has no backbone: a config needs model.backbone')
-    return cfg
-
-
 def build_backbone(cfg: Config, path: str, checkpoint: str | None, seed: int) -> torch.nn.Module:
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    if 'backbone' not in cfg.model:
+        raise UsageError(f'{path} has no backbone: a config needs model.backbone')
     with complaint(f'cannot build the backbone of {path}'), torch.random.fork_rng([]):
         torch.manual_seed(seed)
         backbone = MODELS.build(cfg.model.backbone)
@@ -158,9 +150,7 @@ def render(profiles: list[SignalProfile], form: str) -> bytes | str:
             record['compared'] = [profile.to_dict() for profile in profiles[1:]]
         return json.dumps(record, indent=1, allow_nan=False) + '\n'
     if form == 'csv':
-        return ''.join(profile.to_csv() for profile in profiles)
-    import io
-
+        return profiles_to_csv(profiles)
     buffer = io.BytesIO()
     plot_profiles(profiles).savefig(buffer, format=form, dpi=150)
     return buffer.getvalue()
@@ -169,6 +159,7 @@ def render(profiles: list[SignalProfile], form: str) -> bytes | str:
 @command_line
 def main() -> None:
     args = parse_args()
+    MMLogger.get_instance('mmengine', log_level='ERROR')  # no line per initialised parameter
     out_dir = Path(args.out_dir or osp.join('work_dirs', 'spp', Path(args.config).stem))
     with complaint(f'cannot write into {out_dir}'):
         check_writable_dir(out_dir)

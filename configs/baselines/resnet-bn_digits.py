@@ -1,4 +1,6 @@
-# mmpretrain's ResNet-18 with batch norm, small, on the embedded digits.
+# mmpretrain's ResNet-18 with batch norm, small, on the embedded digits. The branches are not
+# zero at initialisation, and He initialisation counts the fan-in, so that the signal
+# propagation plot shows what the norms do.
 _base_ = [
     '../_base_/models/resnet.py',
     '../_base_/datasets/digits.py',
@@ -7,7 +9,18 @@ _base_ = [
 ]
 
 model = dict(
-    backbone=dict(type='ResNet_CIFAR', depth=18, in_channels=1, stem_channels=16, base_channels=16),
+    backbone=dict(
+        type='ResNet_CIFAR',
+        depth=18,
+        in_channels=1,
+        stem_channels=16,
+        base_channels=16,
+        zero_init_residual=False,
+        init_cfg=[
+            dict(type='Kaiming', layer=['Conv2d'], mode='fan_in'),
+            dict(type='Constant', val=1, layer=['_BatchNorm', 'GroupNorm']),
+        ],
+    ),
     head=dict(num_classes=10, in_channels=128, topk=(1,)),
 )
 default_hooks = dict(logger=dict(interval=10))

@@ -12,11 +12,19 @@ import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
-_multiarray = getattr(np, '_core', None) or np.core
-_multiarray = _multiarray.multiarray
+_multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray  # numpy 2, numpy 1
+
+
+def _history_statistic(owner: type, name: str) -> Any:
+    """What ``getattr`` may do in a checkpoint: name a statistic of mmengine's log history."""
+    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
+        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is refused')
+    return getattr(HistoryBuffer, name)
+
 
 SAFE_GLOBALS: list = [
     HistoryBuffer,
+    (_history_statistic, 'builtins.getattr'),  # HistoryBuffer pickles its methods with it
     np.ndarray,
     np.dtype,
     *{type(np.dtype(code)) for code in '?bhilqBHILQefdg'},
@@ -49,8 +57,7 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
-        with torch.serialization.safe_globals(SAFE_GLOBALS):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         reason = str(error)
         if 'Unsupported global' in reason:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
@@ -109,15 +110,6 @@ class SignalProfile:
             verdicts=self.verdicts(),
         )
 
-    def to_csv(self) -> str:
-        """The blocks as comma-separated values."""
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, [f.name for f in fields(BlockSignal)], lineterminator='\n')
-        writer.writeheader()
-        for block in self.blocks:
-            writer.writerow({**asdict(block), 'shape': 'x'.join(map(str, block.shape))})
-        return buffer.getvalue()
-
     def table(self) -> str:
         """The blocks as a table for a terminal."""
         head = ('block', 'name', 'kind', 'shape', 'avg_sq_mean', 'avg_var', 'res_avg_var', 'theory')
@@ -161,6 +153,19 @@ class SignalProfile:
             return plot_profiles([self])
         plot_metric(ax, [self], metric)
         return ax.figure
+
+
+def profiles_to_csv(profiles: Sequence[SignalProfile]) -> str:
+    """The blocks of some profiles as comma-separated values, a line per block."""
+    buffer = io.StringIO()
+    names = ['label', *(f.name for f in fields(BlockSignal))]
+    writer = csv.DictWriter(buffer, names, lineterminator='\n')
+    writer.writeheader()
+    for profile in profiles:
+        for block in profile.blocks:
+            shape = 'x'.join(map(str, block.shape))
+            writer.writerow({**asdict(block), 'label': profile.label, 'shape': shape})
+    return buffer.getvalue()
 
 
 def _finite_or_none(value: Any) -> Any:

@@ -1,0 +1,131 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import os.path as osp
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.runner import Runner
+from torch import nn
+
+from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+
+from .cli import UsageError, complaint
+from .files import check_writable_dir
+
+
+def add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that all mm tools have."""
+    parser.add_argument('--work-dir', help='folder of logs and checkpoints')
+    parser.add_argument('--amp', action='store_true', help='automatic mixed precision')
+    parser.add_argument('--no-pin-memory', action='store_true', help='do not pin memory')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value; a list as key="[a,b]" or key=a,b',
+    )
+    parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
+    # torch.distributed.launch passes it.
+    parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def load_config(path: str, options: dict | None = None) -> Config:
+    """Read a config file; a :class:`UsageError` says what is wrong with it."""
+    if not osp.isfile(path):
+        raise UsageError(f'no config at {path}')
+    with complaint(f'cannot read the config {path}'):
+        cfg = Config.fromfile(path)
+        if options:
+            cfg.merge_from_dict(options)
+    if not cfg.get('model'):
+        raise UsageError(f'{path} has no model')
+    init_default_scope(cfg.get('default_scope', 'mmengine'))
+    return cfg
+
+
+def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> None:
+    """Merge the common arguments into the config and start the process group."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', Path(args.config).stem)
+    with complaint(f'cannot write into {cfg.work_dir}'):
+        check_writable_dir(cfg.work_dir)
+
+    has_gpu = torch.cuda.is_available()
+    for name in dataloaders:
+        if cfg.get(name) is not None:
+            defaults = dict(pin_memory=has_gpu, collate_fn=dict(type='default_collate'))
+            if cfg[name].get('num_workers', 0) > 0:
+                defaults['persistent_workers'] = True
+            cfg[name] = ConfigDict({**defaults, **cfg[name]})
+            if args.no_pin_memory:
+                cfg[name].pin_memory = False
+
+    if args.launcher == 'pytorch' and not has_gpu:
+        # mmengine's own start would ask for CUDA devices.
+        with complaint('cannot start the process group'):
+            torch.distributed.init_process_group('gloo')
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            dict(type='MMDistributedDataParallel', broadcast_buffers=False),
+        )
+
+
+def build_model(cfg: Config, path: str) -> nn.Module:
+    """Build the model of a config only to see that it can be, without touching random state."""
+    with complaint(f'cannot build the model of {path}'), torch.random.fork_rng([]):
+        model = dict(cfg.model)
+        if cfg.get('data_preprocessor') is not None:
+            model.setdefault('data_preprocessor', cfg.data_preprocessor)
+        return MODELS.build(model)
+
+
+def check_checkpoint(path: str, model: nn.Module, minimum: float = 1.0) -> None:
+    """Raise a :class:`UsageError` unless a local checkpoint is readable and fits a model.
+
+    Args:
+        path: The checkpoint; what is not a local file (a URL) is left to mmengine.
+        model: The model.
+        minimum: Share of the model's keys that must be there.
+    """
+    if '://' in path:
+        return
+    with complaint('cannot load the checkpoint'):
+        check_match(state_dict_of(safe_load(path), path), model, path, minimum)
+
+
+def latest_checkpoint(work_dir: str) -> str | None:
+    """The newest readable checkpoint of a work dir, or None.
+
+    mmengine notes its name in ``last_checkpoint``; a kill can leave that note empty
+    or, with ``max_keep_ckpts``, naming a file that is gone, so the files count.
+    """
+    found = []
+    for path in Path(work_dir).glob('*.pth'):
+        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name)
+        if match:
+            found.append((int(match[1]), path.stat().st_mtime, path))
+    for _, _, path in sorted(found, reverse=True):
+        try:
+            safe_load(path)
+        except ValueError:
+            continue
+        return str(path)
+    return None
+
+
+def build_runner(cfg: Config, path: str) -> Any:
+    """The runner of a config."""
+    with complaint(f'cannot start from {path}'):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,64 @@
+"""Test a checkpoint: the mm command line.
+
+python tools/test.py configs/nf_resnet/nf-resnet_digits.py work_dirs/.../epoch_20.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mmengine import dump
+from mmengine.evaluator import DumpResults
+
+from nf_plugins.utils import UsageError, command_line, complaint
+from nf_plugins.utils.runner import (
+    add_common_arguments,
+    build_model,
+    build_runner,
+    check_checkpoint,
+    load_config,
+    prepare,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Test a checkpoint.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument('checkpoint', help='checkpoint file')
+    parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        help='what --out holds: the metrics or the predictions (default)',
+    )
+    add_common_arguments(parser)
+    args = parser.parse_args()
+    if args.out is None and args.out_item is not None:
+        parser.error('--out-item needs --out')
+    return args
+
+
+@command_line
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    if cfg.get('test_dataloader') is None:
+        raise UsageError(f'{args.config} has no test_dataloader')
+    check_checkpoint(args.checkpoint, build_model(cfg, args.config))
+    prepare(cfg, args, ['test_dataloader'])
+    cfg.load_from = args.checkpoint
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+
+    runner = build_runner(cfg, args.config)
+    if args.out and args.out_item != 'metrics':
+        with complaint(f'cannot write {args.out}'):
+            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    metrics = runner.test()
+    if args.out and args.out_item == 'metrics':
+        with complaint(f'cannot write {args.out}'):
+            dump(metrics, args.out)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,83 @@
+"""Train a model: the mm command line.
+
+python tools/train.py configs/nf_resnet/nf-resnet_digits.py
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import torch
+
+from nf_plugins.utils import UsageError, command_line
+from nf_plugins.utils.runner import (
+    add_common_arguments,
+    build_model,
+    build_runner,
+    check_checkpoint,
+    latest_checkpoint,
+    load_config,
+    prepare,
+)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Train a model.')
+    parser.add_argument('config', help='config file')
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        metavar='CHECKPOINT',
+        help='go on from a checkpoint; without a name, from the latest one in the work dir',
+    )
+    parser.add_argument('--no-validate', action='store_true', help='train without validation')
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
+    )
+    parser.add_argument(
+        '--no-persistent-workers', action='store_true', help='end the workers after an epoch'
+    )
+    add_common_arguments(parser)
+    return parser.parse_args()
+
+
+@command_line
+def main() -> None:
+    args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    model = build_model(cfg, args.config)
+    prepare(cfg, args, ['train_dataloader', 'val_dataloader', 'test_dataloader'])
+
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.no_persistent_workers:
+        for name in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+            if cfg.get(name) is not None:
+                cfg[name].persistent_workers = False
+    if args.amp:
+        if not torch.cuda.is_available():
+            raise UsageError('--amp needs an accelerator, and there is none')
+        if cfg.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
+            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    if args.auto_scale_lr:
+        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+            raise UsageError(f'{args.config} has no auto_scale_lr.base_batch_size to scale by')
+        cfg.auto_scale_lr.enable = True
+
+    if args.resume is not None:
+        cfg.resume = True
+        cfg.load_from = latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+        cfg.resume = cfg.load_from is not None
+    if cfg.get('load_from'):
+        # A resumed model needs every key; fine-tuning leaves out a head.
+        check_checkpoint(cfg.load_from, model, minimum=1.0 if cfg.resume else 0.0)
+    del model
+    build_runner(cfg, args.config).train()
+
+
+if __name__ == '__main__':
+    main()
