@@ -37,10 +37,20 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
+def find_config(path: str) -> str:
+    """A config file, or one of the installed package by its bare file name."""
+    if osp.isfile(path):
+        return path
+    packaged = Path(__file__).parents[1] / '.mim' / 'configs'
+    found = sorted(packaged.rglob(path)) if osp.basename(path) == path else []
+    if len(found) != 1:
+        raise UsageError(f'no config at {path}, and none of that name comes with nf_plugins')
+    return str(found[0])
+
+
 def load_config(path: str, options: dict | None = None) -> Config:
     """Read a config file; a :class:`UsageError` says what is wrong with it."""
-    if not osp.isfile(path):
-        raise UsageError(f'no config at {path}')
+    path = find_config(path)
     with complaint(f'cannot read the config {path}'):
         cfg = Config.fromfile(path)
         if options:

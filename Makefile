@@ -1,0 +1,71 @@
+# `make demo` and `make test` do everything on a fresh machine with Python 3.11, gcc and make.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+DEMO := work_dirs/demo
+CONFIG := nf-resnet_digits.py
+
+SOURCES := $(shell find nf_plugins configs tools requirements -type f -not -name '*.pyc') \
+	setup.py MANIFEST.in model-index.yml README.md
+# Without an accelerator there is nothing to pin; the tools of other packages try all the same.
+export PYTHONWARNINGS := ignore:.*pin_memory.*:UserWarning,ignore:Fail to import:UserWarning
+export PATH := $(BIN):$(PATH)
+
+.PHONY: help setup demo test check lint format spp-figure clean
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+$(VENV)/.requirements: requirements/constraints.txt $(wildcard requirements/*.txt)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt setuptools wheel
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt $(foreach f,runtime \
+		mminstall digits report export tests,-r requirements/$(f).txt)
+	touch $@
+
+# A regular wheel: mim does not find configs by name in an editable install.
+$(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
+	rm -rf build
+	$(BIN)/python -m pip install -q --no-deps --no-build-isolation --force-reinstall .
+	touch $@
+
+setup: $(VENV)/.installed  ## make .venv with pinned requirements and the package
+
+demo: setup  ## train, test and inspect an NF-ResNet on the embedded digits
+	rm -rf $(DEMO)
+	mim train nfplugins $(CONFIG) --gpus 0 --work-dir $(DEMO)/train
+	mim test nfplugins $(CONFIG) --gpus 0 --work-dir $(DEMO)/test \
+		--checkpoint $$(cat $(DEMO)/train/last_checkpoint) \
+		--out $(DEMO)/metrics.json --out-item metrics
+	mim run nfplugins spp_analysis $(CONFIG) --out-dir $(DEMO)/spp_init
+	mim run nfplugins spp_analysis $(CONFIG) $$(cat $(DEMO)/train/last_checkpoint) \
+		--out-dir $(DEMO)/spp_trained
+	@echo
+	@echo "Test accuracy: $$(python -c 'import json, sys; print("%.2f %%" % \
+		json.load(open(sys.argv[1]))["accuracy/top1"])' $(DEMO)/metrics.json)"
+	@echo "Signal propagation at initialisation: $(CURDIR)/$(DEMO)/spp_init/spp.png"
+	@echo "Signal propagation after training:    $(CURDIR)/$(DEMO)/spp_trained/spp.png"
+
+test: setup lint  ## all tests
+	python -m pytest
+
+check: setup lint  ## the quick tests
+	python -m pytest -m "not slow"
+
+lint: setup  ## ruff
+	ruff check .
+	ruff format --check .
+
+format: setup  ## let ruff format and mend
+	ruff check --fix .
+	ruff format .
+
+spp-figure: setup  ## the figure of the README
+	python tools/spp_analysis.py configs/nf_resnet/nf-resnet_digits.py \
+		--compare configs/baselines/resnet-bn_digits.py configs/baselines/resnet-plain_digits.py \
+		--label "NF-ResNet" "ResNet with batch norm" "the same without norms" \
+		--cfg-options model.backbone.skipinit=1.0 --batch-size 64 --out-dir work_dirs/spp_figure
+	mkdir -p docs/images
+	cp work_dirs/spp_figure/spp.png docs/images/spp_digits.png
+
+clean:  ## remove what make made
+	rm -rf $(VENV) build work_dirs *.egg-info
