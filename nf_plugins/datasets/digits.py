@@ -59,6 +59,6 @@ class Digits(BaseDataset):
             cut = round(0.8 * len(members))
             chosen.append(members[:cut] if self.split == 'train' else members[cut:])
         return [
-            dict(img=images[i], gt_label=int(digits.target[i]), sample_idx=int(i))
+            dict(img=images[i], gt_label=int(digits.target[i]))
             for i in np.sort(np.concatenate(chosen))
         ]

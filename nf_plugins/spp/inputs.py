@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
@@ -39,6 +43,21 @@ def config_input_size(cfg: Config, default: int = 224) -> tuple[int, int]:
     return default, default
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, numpy and random for a block, and give their states back."""
+    states = np.random.get_state(), random.getstate()
+    with torch.random.fork_rng([]):
+        try:
+            torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(states[0])
+            random.setstate(states[1])
+
+
 def gaussian_batch(shape: tuple[int, ...], seed: int) -> Tensor:
     """Unit Gaussian noise, the same for every device and network."""
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
@@ -63,8 +82,7 @@ def dataset_batch(cfg: Config, split: str, batch_size: int, seed: int) -> Tensor
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
     preprocessor = dict(preprocessor or {})
     preprocessor.setdefault('type', 'ClsDataPreprocessor')
-    with torch.random.fork_rng([]):
-        torch.manual_seed(seed)
+    with seeded(seed):
         data = next(iter(Runner.build_dataloader(loader, seed=seed)))
         batch = MODELS.build(preprocessor)(data, training=False)['inputs']
     if not isinstance(batch, Tensor):

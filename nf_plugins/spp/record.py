@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from nf_plugins.functional import ChannelStatistics, channel_statistics
 
 from .profile import BlockSignal, SignalProfile
 from .trace import find_blocks
+
+_ADDITIONS = {
+    torch.add,
+    torch.addcmul,
+    Tensor.add,
+    Tensor.add_,
+    Tensor.__add__,
+    Tensor.__iadd__,
+    Tensor.__radd__,
+}
 
 
 @contextmanager
@@ -49,6 +60,34 @@ def preserved(model: nn.Module, mode: str) -> Iterator[None]:
                 module.load_state_dict(state)
             for module, flag in flags.items():
                 module.training = flag
+
+
+class _ResidualAdditions(TorchFunctionMode):
+    """Measures what is added to the shortcut of the current block, before it is added.
+
+    The branch is the other operand of the first addition of the shortcut, so factors
+    that the addition itself applies (alpha, SkipInit gain) are not in it.
+    """
+
+    def __init__(self, branches: dict[str, ChannelStatistics]) -> None:
+        super().__init__()
+        self.branches = branches
+        self.block: str | None = None
+        self.shortcut: Tensor | None = None
+
+    def enter(self, block: str, shortcut: Tensor) -> None:
+        self.block, self.shortcut = block, shortcut
+
+    def __torch_function__(
+        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        if func in _ADDITIONS and self.shortcut is not None:
+            for shortcut, branch in (args[:2], args[1::-1]):
+                if shortcut is self.shortcut and isinstance(branch, Tensor):
+                    self.branches[self.block] = channel_statistics(branch)
+                    self.shortcut = None
+                    break
+        return func(*args, **(kwargs or {}))
 
 
 def analyze(
@@ -91,25 +130,26 @@ def analyze(
     blocks = find_blocks(model)
     measured: list[tuple[str, str, tuple[int, ...], ChannelStatistics]] = []
     branches: dict[str, ChannelStatistics] = {}
+    additions = _ResidualAdditions(branches)
 
     def watch(name: str, block: nn.Module) -> list:
-        def stem(module: nn.Module, args: tuple) -> None:
+        def enter(module: nn.Module, args: tuple) -> None:
             if not measured:
                 stats = channel_statistics(args[0])
                 measured.append(('stem', 'stem', tuple(args[0].shape), stats))
+            additions.enter(name, args[0])
 
-        def branch(module: nn.Module, args: tuple) -> None:
-            branches[name] = channel_statistics(args[0])
+        def project(module: nn.Module, args: tuple, out: Tensor) -> None:
+            additions.enter(name, out)
 
-        def output(module: nn.Module, args: tuple, out: Tensor) -> None:
+        def leave(module: nn.Module, args: tuple, out: Tensor) -> None:
             kind = 'residual' if block.downsample is None else 'transition'
             measured.append((name, kind, tuple(out.shape), channel_statistics(out)))
 
-        return [
-            block.register_forward_pre_hook(stem),
-            block.drop_path.register_forward_pre_hook(branch),
-            block.register_forward_hook(output),
-        ]
+        handles = [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
+        if block.downsample is not None:
+            handles.append(block.downsample.register_forward_hook(project))
+        return handles
 
     with ExitStack() as stack:
         for name, block in blocks.items():
@@ -118,7 +158,7 @@ def analyze(
         stack.enter_context(preserved(model, mode))
         if seed is not None:
             torch.manual_seed(seed)
-        with torch.no_grad():
+        with torch.no_grad(), additions:
             model(inputs)
 
     # One transfer from the device for all numbers.

@@ -21,9 +21,8 @@ def _is_block(module: nn.Module) -> bool:
 def find_blocks(backbone: nn.Module) -> dict[str, nn.Module]:
     """The residual blocks of a backbone, by their module path, in order of definition.
 
-    Known are the blocks of this package and of mmpretrain's ResNet family: both pass
-    the end of their branch through ``drop_path`` and have a ``downsample`` that is
-    None where the shortcut is the identity.
+    Known are the blocks of this package and of mmpretrain's ResNet family. They add
+    their input, or what their ``downsample`` makes of it, to their branch.
 
     Args:
         backbone: A backbone.

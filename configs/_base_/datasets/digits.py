@@ -1,7 +1,7 @@
 # The digits of scikit-learn, 8x8 grey images, enlarged to 16x16. Nothing is downloaded.
 dataset_type = 'nf_plugins.Digits'
 # Mean and standard deviation of the training images.
-data_preprocessor = dict(num_classes=10, mean=[77.9], std=[95.9], to_rgb=False)
+data_preprocessor = dict(num_classes=10, mean=[77.79], std=[95.79], to_rgb=False)
 
 train_pipeline = [
     dict(type='Resize', scale=(16, 16), interpolation='bicubic'),

@@ -33,16 +33,16 @@ def check_stages(name: str, values: Sequence[int], num_stages: int = 4) -> tuple
 class ResidualBlock(BaseModule):
     """A block ``x -> shortcut(x) + drop_path(branch(x))``, up to constants.
 
-    Subclasses write :meth:`inner_forward`. Every block here (as in mmpretrain) sends
-    the end of its branch through ``self.drop_path``, which is where signal
-    propagation is measured.
+    Subclasses write :meth:`inner_forward` and have ``downsample``, the module on the
+    shortcut, or None where that is the identity. The branch enters the addition
+    without its constant factors, which is where signal propagation is measured.
 
     Args:
         with_cp: Recompute the block in the backward pass instead of keeping its
             activations.
     """
 
-    drop_path: nn.Module
+    downsample: nn.Module | None
 
     def __init__(self, with_cp: bool = False, init_cfg: dict | None = None) -> None:
         super().__init__(init_cfg)

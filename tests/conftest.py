@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+DATA = Path(__file__).parent / 'data'
+ROOT = Path(__file__).parents[1]
+
+
+def relative_error(ours: torch.Tensor, theirs: torch.Tensor | np.ndarray) -> float:
+    """Relative error in the 2-norm."""
+    theirs = torch.as_tensor(theirs).detach()
+    return ((ours.detach() - theirs).norm() / theirs.norm()).item()
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope='session')
+def tool_env() -> dict[str, str]:
+    """Environment of a tool that runs from the checkout, in another process."""
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get('PYTHONPATH')]))
+    return {**os.environ, 'PYTHONPATH': path}
