@@ -2,7 +2,7 @@
 _base_ = [
     '../_base_/models/nf_resnet.py',
     '../_base_/datasets/digits.py',
-    '../_base_/schedules/digits.py',
+    '../_base_/schedules/digits_sgd.py',
     '../_base_/default_runtime.py',
 ]
 

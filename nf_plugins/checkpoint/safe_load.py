@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -57,13 +59,14 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at {path}')
     try:
-        return torch.load(path, map_location=map_location, weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # of an unusual pickle protocol: it is read or refused
+            return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error)
-        if 'Unsupported global' in reason:
-            name = reason.split('GLOBAL ', 1)[-1].split(' ', 1)[0]
+        named = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is refused', str(error))
+        if named:
             raise ValueError(
-                f'{path} is refused: it names {name}, which is not needed for weights; '
+                f'{path} is refused: it names {named[1] or named[2]}, which weights do not need; '
                 'save the state dict alone with torch.save'
             ) from None
         raise ValueError(f'{path} is not a readable checkpoint') from None

@@ -77,6 +77,7 @@ class GammaAct(nn.Module):
     Source: Brock et al. 2021a, section 4.1.
 
     Example:
+        >>> import torch
         >>> GammaAct('ReLU')(torch.ones(1))
         tensor([1.7140])
     """

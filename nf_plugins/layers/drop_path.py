@@ -15,6 +15,7 @@ class DropPath(nn.Module):
             and timm's ``DropPath`` do.
 
     Example:
+        >>> import torch
         >>> DropPath(0.5).eval()(torch.ones(1))
         tensor([1.])
     """

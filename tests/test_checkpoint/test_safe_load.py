@@ -1,0 +1,112 @@
+import os
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from mmengine.logging import HistoryBuffer
+from torch import nn
+
+from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+
+
+class Harmful:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+class HarmfulGetattr:
+    """A builtin that mmengine's own checkpoints name, asked for something else."""
+
+    def __reduce__(self):
+        return getattr, (HistoryBuffer, '__init__')
+
+
+def test_an_mm_checkpoint_loads(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    history = HistoryBuffer([1.0, 2.0], [1, 1])
+    checkpoint = dict(
+        meta=dict(epoch=1, seed=np.int64(3), rate=np.float32(0.1)),
+        state_dict=nn.Linear(2, 3).state_dict(),
+        message_hub=dict(log_scalars=dict(loss=history)),
+        array=np.arange(3),
+    )
+    torch.save(checkpoint, path)
+    loaded = safe_load(path)
+    assert torch.equal(loaded['state_dict']['weight'], checkpoint['state_dict']['weight'])
+    assert loaded['message_hub']['log_scalars']['loss'].mean() == history.mean()
+    assert loaded['meta'] == checkpoint['meta']
+    np.testing.assert_array_equal(loaded['array'], checkpoint['array'])
+
+
+@pytest.mark.parametrize(
+    ('make', 'named'), [(Harmful, 'mkdir'), (lambda path: HarmfulGetattr(), r'getattr\(.*__init__')]
+)
+def test_harmful_checkpoints_are_refused(make, named, tmp_path):
+    path, trace = tmp_path / 'evil.pth', tmp_path / 'trace'
+    torch.save(dict(state_dict={}, extra=make(str(trace))), path)
+    with pytest.raises(ValueError, match=named):
+        safe_load(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    'content', [b'', b'nothing', pickle.dumps([1, 2]), b'PK\x03\x04' + b'0' * 99]
+)
+def test_garbage_is_refused(content, tmp_path):
+    path = tmp_path / 'garbage.pth'
+    path.write_bytes(content)
+    try:
+        loaded = safe_load(path)
+    except ValueError as error:
+        assert str(path) in str(error)
+        assert '\n' not in str(error)
+    else:
+        with pytest.raises(ValueError, match='holds no state dict'):
+            state_dict_of(loaded, path)
+
+
+def test_truncated_files_are_refused(tmp_path):
+    path = tmp_path / 'whole.pth'
+    torch.save(nn.Linear(64, 64).state_dict(), path)
+    whole = path.read_bytes()
+    for share in (0.1, 0.5, 0.9, 0.999):
+        path.write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=r'whole\.pth is (not a readable checkpoint|refused)'):
+            safe_load(path)
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no checkpoint at'):
+        safe_load(tmp_path / 'none.pth')
+    with pytest.raises(FileNotFoundError, match='no checkpoint at'):
+        safe_load(tmp_path)
+
+
+def test_state_dicts():
+    state = nn.Linear(2, 3).state_dict()
+    wrapped = {f'module.{key}': value for key, value in state.items()}
+    assert state_dict_of(state).keys() == state.keys()
+    assert state_dict_of(dict(state_dict=wrapped)).keys() == state.keys()
+    for bad in (None, [1], {}, dict(state_dict=3), dict(epoch=1), {1: torch.ones(1)}):
+        with pytest.raises(ValueError, match='holds no (state dict|weights)'):
+            state_dict_of(bad)
+
+
+def test_match():
+    model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
+    state = model.state_dict()
+    check_match({**state, 'more': torch.ones(1)}, model, 'ckpt')
+    renamed = {key.replace('0.', 'zero.'): value for key, value in state.items()}
+    message = r'ckpt is for another model: 2 of 4 keys match; .* 0\.weight \(missing\), 0\.bias'
+    with pytest.raises(ValueError, match=message):
+        check_match(renamed, model, 'ckpt')
+    check_match(renamed, model, 'ckpt', minimum=0.5)
+    other = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 5)).state_dict()
+    with pytest.raises(ValueError, match=r'1\.weight \(shape \(5, 3\) instead of \(4, 3\)\)'):
+        check_match(other, model, 'ckpt')
+    with pytest.raises(ValueError, match='0 of 4 keys match'):
+        check_match({}, model, 'ckpt', minimum=0)

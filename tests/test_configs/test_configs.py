@@ -1,0 +1,141 @@
+"""Every shipped config parses, builds and trains one step on fake data of its own shape."""
+
+import pytest
+import torch
+import yaml
+from mmengine.config import Config
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmpretrain.structures import DataSample
+
+from nf_plugins.spp.inputs import config_input_size, image_channels
+
+from ..conftest import ROOT
+
+CONFIGS = sorted(
+    path.relative_to(ROOT / 'configs').as_posix()
+    for path in (ROOT / 'configs').rglob('*.py')
+    if '_base_' not in path.parts
+)
+HEAVY = ('101', '152', '200', '288')
+
+
+def load(name):
+    cfg = Config.fromfile(str(ROOT / 'configs' / name))
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def mark(name):
+    return pytest.param(name, marks=[pytest.mark.slow] if any(h in name for h in HEAVY) else [])
+
+
+@pytest.mark.parametrize('name', [mark(name) for name in CONFIGS])
+def test_one_training_step(name):
+    cfg = load(name)
+    model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor})
+    model.init_weights()
+    optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+    height, width = config_input_size(cfg)
+    channels = image_channels(model.backbone)
+    batch = dict(
+        inputs=[
+            torch.randint(0, 256, (channels, height, width), dtype=torch.uint8) for _ in range(2)
+        ],
+        data_samples=[DataSample().set_gt_label(i) for i in range(2)],
+    )
+    with torch.no_grad():
+        prepared = model.data_preprocessor(batch)
+        features = model.extract_feat(prepared['inputs'])
+    assert features[-1].shape == (2, model.head.in_channels)
+    assert cfg.model.head.num_classes == cfg.data_preprocessor.num_classes
+
+    losses = model.train_step(batch, optim_wrapper)
+    assert losses['loss'].isfinite()
+    moved = {id(p) for group in optim_wrapper.param_groups for p in group['params']}
+    assert moved >= {id(p) for p in model.parameters() if p.requires_grad}
+    assert model.head.fc.weight.isfinite().all()
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_gains_biases_and_alphas_are_not_decayed(name):
+    """The papers' groups: NF nets decay no gain and no bias, PWS no alpha."""
+    cfg = load(name)
+    backbone = MODELS.build(cfg.model.backbone)
+    optim_wrapper = build_optim_wrapper(backbone, cfg.optim_wrapper)
+    decay = {
+        id(p): group['weight_decay']
+        for group in optim_wrapper.param_groups
+        for p in group['params']
+    }
+    base = cfg.optim_wrapper.optimizer.weight_decay
+    is_nf = cfg.model.backbone.type == 'NFResNet'
+    checked = 0
+    for key, p in backbone.named_parameters():
+        leaf = key.split('.')[-1]
+        if leaf in ('alpha', 'gain', 'skip_gain') or (is_nf and leaf == 'bias'):
+            assert decay[id(p)] == 0, key
+            checked += 1
+        elif leaf == 'weight' and p.dim() == 4:
+            assert decay[id(p)] == base, key
+    assert checked or cfg.model.backbone.type.startswith('ResNet')
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_pipelines_build(name):
+    cfg = load(name)
+    for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
+        for transform in cfg[loader].dataset.pipeline:
+            TRANSFORMS.build(transform)
+
+
+def test_names_are_unique_for_mim():
+    names = [path.name for path in (ROOT / 'configs').rglob('*.py')]
+    assert len(names) == len(set(names))
+
+
+PWS_SETTINGS = {
+    'pws-resnet34_1xb128_cifar10.py': (34, 'cifar', 1e-3, False, False),
+    'pws-resnet34-equiv_1xb128_cifar10.py': (34, 'cifar', 0.1, True, True),
+    'pws-resnet50_1xb64_in1k.py': (50, 'imagenet', 1e-4, False, True),
+    'pws-resnet50-equiv_1xb64_in1k.py': (50, 'imagenet', 0.1, True, True),
+}
+
+
+@pytest.mark.parametrize('name', PWS_SETTINGS)
+def test_published_pws_settings(name):
+    depth, stem, gamma, equiv, initalpha = PWS_SETTINGS[name]
+    cfg = load(f'pws_resnet/{name}')
+    backbone, conv_cfg = cfg.model.backbone, cfg.model.backbone.conv_cfg
+    assert (backbone.depth, backbone.get('stem', 'imagenet')) == (depth, stem)
+    assert conv_cfg.mode == 'fan_in'
+    assert (conv_cfg.gamma, conv_cfg.get('equiv', False)) == (gamma, equiv)
+    assert conv_cfg.initalpha == initalpha
+    one_group = dict(type='GN', num_groups=1)
+    assert backbone.norm_cfg == cfg.model.neck.norm_cfg == one_group
+    optimizer, schedule = cfg.optim_wrapper.optimizer, cfg.param_scheduler
+    batch, lr, decay, epochs, steps = (
+        (128, 0.1, 5e-4, 200, [100, 150])
+        if 'cifar' in name
+        else (64, 0.025, 1e-4, 100, [30, 60, 90])
+    )
+    assert cfg.train_dataloader.batch_size == cfg.auto_scale_lr.base_batch_size == batch
+    assert (optimizer.type, optimizer.lr, optimizer.weight_decay) == ('SGD', lr, decay)
+    assert (cfg.train_cfg.max_epochs, schedule.milestones) == (epochs, steps)
+
+
+def test_the_model_index_lists_every_config_of_ours():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
+    listed = {}
+    for metafile in index['Import']:
+        content = yaml.safe_load((ROOT / metafile).read_text())
+        collections = {c['Name'] for c in content['Collections']}
+        for model in content['Models']:
+            assert model['In Collection'] in collections
+            listed[model['Config']] = model
+    ours = {f'configs/{name}' for name in CONFIGS if not name.startswith('baselines/')}
+    assert listed.keys() == ours
+    for name, model in listed.items():
+        cfg = load(name.removeprefix('configs/'))
+        count = sum(p.numel() for p in MODELS.build(cfg.model).parameters())
+        assert model['Metadata']['Parameters'] == count
