@@ -159,7 +159,7 @@ def render(profiles: list[SignalProfile], form: str) -> bytes | str:
 @command_line
 def main() -> None:
     args = parse_args()
-    MMLogger.get_instance('mmengine', log_level='ERROR')  # no line per initialised parameter
+    MMLogger.get_instance('mmengine').setLevel('ERROR')  # no line per initialised parameter
     out_dir = Path(args.out_dir or osp.join('work_dirs', 'spp', Path(args.config).stem))
     with complaint(f'cannot write into {out_dir}'):
         check_writable_dir(out_dir)

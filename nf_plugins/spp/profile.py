@@ -9,6 +9,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
+import mmengine
+import torch
+
+from nf_plugins.version import __version__
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -87,14 +92,6 @@ class SignalProfile:
 
     def to_dict(self) -> dict[str, Any]:
         """The profile in the schema of ``spp.json``; values that are not finite are None."""
-        from importlib.metadata import PackageNotFoundError, version
-
-        versions = {}
-        for package in ('nfplugins', 'torch', 'numpy'):
-            try:
-                versions[package] = version(package)
-            except PackageNotFoundError:
-                versions[package] = None
         return dict(
             schema=SCHEMA,
             config=self.config,
@@ -102,7 +99,9 @@ class SignalProfile:
             mode=self.mode,
             seed=self.seed,
             input=self.input,
-            versions=versions,
+            versions=dict(
+                nf_plugins=__version__, torch=torch.__version__, mmengine=mmengine.__version__
+            ),
             blocks=[
                 {key: _finite_or_none(value) for key, value in asdict(block).items()}
                 for block in self.blocks

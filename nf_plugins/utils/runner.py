@@ -88,7 +88,7 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
             torch.distributed.init_process_group('gloo')
         cfg.setdefault(
             'model_wrapper_cfg',
-            dict(type='MMDistributedDataParallel', broadcast_buffers=False),
+            dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
         )
 
 

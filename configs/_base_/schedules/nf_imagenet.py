@@ -10,7 +10,14 @@ optim_wrapper = dict(
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, end=5, convert_to_iter_based=True),
-    dict(type='CosineAnnealingLR', T_max=85, by_epoch=True, begin=5, convert_to_iter_based=True),
+    dict(
+        type='CosineAnnealingLR',
+        T_max=85,
+        by_epoch=True,
+        begin=5,
+        end=90,
+        convert_to_iter_based=True,
+    ),
 ]
 train_cfg = dict(by_epoch=True, max_epochs=90, val_interval=1)
 val_cfg = dict()

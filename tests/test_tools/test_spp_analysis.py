@@ -1,0 +1,87 @@
+import csv
+import json
+import runpy
+import sys
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from PIL import Image
+
+from nf_plugins.spp import analyze
+from nf_plugins.spp.inputs import gaussian_batch
+
+from ..conftest import ROOT
+
+NF = str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py')
+BN = str(ROOT / 'configs/baselines/resnet-bn_digits.py')
+
+
+def run(monkeypatch, *args):
+    monkeypatch.setattr(sys, 'argv', ['spp_analysis.py', *map(str, args)])
+    with pytest.raises(SystemExit) as status:
+        runpy.run_path(str(ROOT / 'tools/spp_analysis.py'), run_name='__main__')
+    assert status.value.code == 0
+
+
+def build():
+    cfg = Config.fromfile(NF)
+    init_default_scope(cfg.default_scope)
+    return MODELS.build(cfg.model)
+
+
+def test_a_checkpoint_is_what_is_measured(monkeypatch, tmp_path, capsys):
+    model = build()
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name.endswith('gain'):
+                p.uniform_(0.5, 2)
+    torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'epoch_3.pth')
+    out = tmp_path / 'with spaces' / 'ünicode'
+    formats = ['--format', 'png', 'svg', 'json', 'csv']
+    run(monkeypatch, NF, tmp_path / 'epoch_3.pth', '--out-dir', out, '--seed', 5, *formats)
+
+    record = json.loads((out / 'spp.json').read_text())
+    expected = analyze(model.backbone, gaussian_batch((8, 1, 16, 16), 5), mode='train', seed=5)
+    assert record['schema'] == 'nf_plugins.spp/1'
+    assert record['blocks'] == json.loads(json.dumps(expected.to_dict()))['blocks']
+    assert (record['mode'], record['seed']) == ('train', 5)
+    assert record['input'] == {'kind': 'gaussian', 'shape': [8, 1, 16, 16]}
+    assert record['config'] == NF
+    assert record['checkpoint'].endswith('epoch_3.pth')
+    assert record['versions']['torch'] == torch.__version__
+    assert set(record['blocks'][0]) == {
+        'index', 'name', 'kind', 'shape', 'avg_sq_mean', 'avg_var', 'res_avg_var', 'expected_var',
+    }  # fmt: skip
+    rows = list(csv.DictReader((out / 'spp.csv').open()))
+    assert [float(r['avg_var']) for r in rows] == [b['avg_var'] for b in record['blocks']]
+    with Image.open(out / 'spp.png') as image:
+        assert image.width > 1000
+    assert '<svg' in (out / 'spp.svg').read_text()
+    assert sorted(p.name for p in out.iterdir()) == ['spp.csv', 'spp.json', 'spp.png', 'spp.svg']
+    printed = capsys.readouterr().out
+    for block in expected.blocks:
+        assert block.name in printed
+        assert f'{block.avg_var:.4g}' in printed
+
+
+def test_compare_mode_size_and_data(monkeypatch, tmp_path):
+    run(
+        monkeypatch,
+        *[NF, '--compare', BN, '--label', 'ours', 'batch norm', '--out-dir', tmp_path],
+        *['--mode', 'eval', '--input', 'test', '--batch-size', 3],
+        *['--cfg-options', 'model.backbone.skipinit=1.0'],
+    )
+    record = json.loads((tmp_path / 'spp.json').read_text())
+    (other,) = record['compared']
+    for part in (record, other):
+        assert part['mode'] == 'eval'
+        assert part['input'] == {'kind': 'test', 'shape': [3, 1, 16, 16]}
+    assert other['config'] == BN
+    assert record['blocks'][2]['avg_var'] != record['blocks'][1]['avg_var']  # the option acted
+
+    run(monkeypatch, NF, '--input-size', 24, 40, '--batch-size', 2, '--out-dir', tmp_path)
+    record = json.loads((tmp_path / 'spp.json').read_text())
+    assert record['input']['shape'] == [2, 1, 24, 40]
+    assert 'compared' not in record
