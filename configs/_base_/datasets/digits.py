@@ -5,7 +5,7 @@ data_preprocessor = dict(num_classes=10, mean=[77.79], std=[95.79], to_rgb=False
 
 train_pipeline = [
     dict(type='Resize', scale=(16, 16), interpolation='bicubic'),
-    dict(type='RandomCrop', crop_size=16, padding=2),
+    dict(type='RandomCrop', crop_size=16, padding=1),
     dict(type='PackInputs'),
 ]
 test_pipeline = [
