@@ -2,10 +2,12 @@
 
 from .activations import GammaAct, build_activation
 from .drop_path import DropPath
+from .eca import ECA
 from .squeeze_excite import SqueezeExcite
 from .standardized_conv import PWSConv2d, ScaledWSConv2d, StandardizedConv2d
 
 __all__ = [
+    'ECA',
     'DropPath',
     'GammaAct',
     'PWSConv2d',

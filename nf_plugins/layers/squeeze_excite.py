@@ -16,22 +16,21 @@ class SqueezeExcite(nn.Module):
 
     Args:
         channels: Channels of the input and output.
-        ratio: Hidden channels per channel.
+        hidden_channels: Channels between the two layers.
         factor: The factor in front of the gate.
 
-    Source: DeepMind's ``nfnets/base.py``; the factor: Brock et al. 2021b, appendix C.
+    Source: DeepMind's ``nfnets/base.py``; the factor: its networks' blocks.
 
     Example:
-        >>> SqueezeExcite(8, ratio=0.5)(torch.randn(2, 8, 4, 4)).shape
+        >>> SqueezeExcite(8, 4)(torch.randn(2, 8, 4, 4)).shape
         torch.Size([2, 8, 4, 4])
     """
 
-    def __init__(self, channels: int, ratio: float = 0.25, factor: float = 2.0) -> None:
+    def __init__(self, channels: int, hidden_channels: int, factor: float = 2.0) -> None:
         super().__init__()
-        hidden = max(1, int(channels * ratio))
         self.factor = factor
-        self.fc0 = nn.Linear(channels, hidden)
-        self.fc1 = nn.Linear(hidden, channels)
+        self.fc0 = nn.Linear(channels, hidden_channels)
+        self.fc1 = nn.Linear(hidden_channels, channels)
         for fc in (self.fc0, self.fc1):
             nn.init.trunc_normal_(fc.weight, std=fc.in_features**-0.5)
             nn.init.zeros_(fc.bias)

@@ -36,10 +36,10 @@ def load_haiku(net, params):
         for ours, theirs in (('conv1', 'conv0'), ('conv2', 'conv1'), ('conv3', 'conv2')):
             fill(getattr(block, ours), f'{name}.{theirs}')
         if block.downsample is not None:
-            fill(block.downsample, f'{name}.conv_shortcut')
+            fill(block.downsample.conv, f'{name}.conv_shortcut')
         block.skip_gain.data = torch.from_numpy(params.pop(f'{name}.skip_gain')).reshape(())
-        if block.se is not None:
-            for fc, linear in ((block.se.fc0, 'linear'), (block.se.fc1, 'linear_1')):
+        if block.attention is not None:
+            for fc, linear in ((block.attention.fc0, 'linear'), (block.attention.fc1, 'linear_1')):
                 prefix = f'{name}.squeeze_excite.{linear}'
                 weight = torch.from_numpy(params.pop(f'{prefix}.w')).T
                 fc.load_state_dict(
@@ -170,7 +170,7 @@ def test_gamma_in_the_activation_is_the_same_network():
             ('conv1', gamma / block.beta),
             ('conv2', gamma),
             ('conv3', gamma),
-            ('downsample', gamma / block.beta),
+            ('downsample.conv', gamma / block.beta),
         ):
             key = f'{name}.{conv}.weight'
             if key in state:
@@ -261,7 +261,7 @@ def test_compiles_to_one_graph():
         (dict(depth=51), 'depth must be one of 26, 50, 101, 152, 200, 288, 600, got 51'),
         (dict(depth=(3, 4)), 'depth must be 4 positive integers'),
         (dict(depth=(3, 4, 0, 3)), 'depth must be 4 positive integers'),
-        (dict(stem='7x7'), "stem must be one of imagenet, cifar, got '7x7'"),
+        (dict(stem='7x7'), "stem must be one of imagenet, .*, got '7x7'"),
         (dict(padding='valid'), "padding must be one of same, symmetric, got 'valid'"),
         (dict(attention='cbam'), "attention must be one of .*se.*, got 'cbam'"),
         (dict(act_cfg=dict(type='Foo')), "unknown activation 'Foo': there are gains for"),

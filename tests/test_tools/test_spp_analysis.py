@@ -54,7 +54,7 @@ def test_a_checkpoint_is_what_is_measured(monkeypatch, tmp_path, capsys):
     assert set(record['blocks'][0]) == {
         'index', 'name', 'kind', 'shape', 'avg_sq_mean', 'avg_var', 'res_avg_var', 'expected_var',
     }  # fmt: skip
-    rows = list(csv.DictReader((out / 'spp.csv').open()))
+    rows = list(csv.DictReader((out / 'spp.csv').read_text().splitlines()))
     assert [float(r['avg_var']) for r in rows] == [b['avg_var'] for b in record['blocks']]
     with Image.open(out / 'spp.png') as image:
         assert image.width > 1000

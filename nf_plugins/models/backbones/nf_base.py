@@ -1,17 +1,18 @@
-"""The block and the backbone of all normalizer-free families."""
+"""The architectures, the block and the backbone of all normalizer-free families."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
 
-from nf_plugins.layers import DropPath, ScaledWSConv2d, SqueezeExcite, build_activation
+from nf_plugins.layers import ECA, DropPath, ScaledWSConv2d, SqueezeExcite, build_activation
 from nf_plugins.registry import MODELS
 
 from .base import ResidualBlock, StagedBackbone, check_choice, check_stages
@@ -23,30 +24,142 @@ class NFArch:
 
     Args:
         depths: Blocks of each stage.
-        widths: Output channels of each stage.
+        widths: Output channels of each stage, before ``width_mult``.
         stem: A key of :data:`STEMS`.
-        stem_channels: Output channels of the stem.
+        stem_channels: Output channels of the stem, before ``width_mult``; None takes
+            those of the first stage.
         strides: Stride of each stage.
-        bottleneck_ratio: Width of the 3x3 convolutions per output channel.
+        width_mult: Factor of all widths.
+        bottleneck_ratio: Width of the 3x3 convolutions per output channel of the
+            block, or per input channel with ``regnet``.
         group_width: Channels per group of the 3x3 convolutions; None for one group.
-        se_ratio: Hidden channels of squeeze-excite per channel, where it is used.
+        num_3x3: 3x3 convolutions per block, 1 or 2.
+        regnet: EfficientNet-like blocks: the bottleneck expands the input, the first
+            block does not expand, and the attention stands in the bottleneck.
+        attention: 'se', 'eca' or None.
+        se_ratio: Hidden channels of squeeze-excite per channel.
+        downsample: 'avg' for average pooling in front of a strided shortcut
+            convolution, 'conv' for a strided convolution.
+        final_ratio: Channels of a final 1x1 convolution as a fraction
+            ``(numerator, denominator)`` of the last width; None for no such
+            convolution.
+        channel_divisor: Round channels to multiples of it (timm: 8).
+        gamma_at: 'act': the gain belongs to the activations, and is folded into the
+            convolutions behind them (official). 'conv': it belongs to all
+            convolutions, also those behind no activation (timm).
     """
 
     depths: tuple[int, ...]
     widths: tuple[int, ...]
     stem: str = 'imagenet'
-    stem_channels: int = 64
+    stem_channels: int | None = None
     strides: tuple[int, ...] = (1, 2, 2, 2)
+    width_mult: float = 1.0
     bottleneck_ratio: float = 0.25
     group_width: int | None = None
-    se_ratio: float = 0.25
+    num_3x3: int = 1
+    regnet: bool = False
+    attention: str | None = None
+    se_ratio: float = 0.5
+    downsample: str = 'conv'
+    final_ratio: tuple[int, int] | None = None
+    channel_divisor: int = 1
+    gamma_at: str = 'act'
+
+    def __post_init__(self) -> None:
+        for name in ('depths', 'widths', 'strides'):
+            object.__setattr__(self, name, check_stages(name, getattr(self, name)))
+        check_choice('stem', self.stem, STEMS)
+        check_choice('num_3x3', self.num_3x3, (1, 2))
+        check_choice('attention', self.attention, (None, 'se', 'eca'))
+        check_choice('downsample', self.downsample, ('conv', 'avg'))
+        check_choice('gamma_at', self.gamma_at, ('act', 'conv'))
+        for name in ('width_mult', 'bottleneck_ratio', 'se_ratio', 'channel_divisor'):
+            if not getattr(self, name) > 0:
+                raise ValueError(f'{name} must be positive, got {getattr(self, name)!r}')
+
+    def round(self, channels: float) -> int:
+        """Channels as a multiple of ``channel_divisor``, at least 0.9 of ``channels``."""
+        divisor = self.channel_divisor
+        if divisor == 1:
+            return int(channels)
+        rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+        return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+    @property
+    def stage_channels(self) -> list[int]:
+        return [self.round(width * self.width_mult) for width in self.widths]
+
+    @property
+    def first_channels(self) -> int:
+        """Channels of the stem."""
+        return self.round((self.stem_channels or self.widths[0]) * self.width_mult)
+
+    @property
+    def final_channels(self) -> int:
+        """Channels of the final convolution, 0 without one."""
+        if self.final_ratio is None:
+            return 0
+        numerator, denominator = self.final_ratio
+        if self.channel_divisor == 1:
+            return int(numerator * self.stage_channels[-1] // denominator)
+        return self.round(self.width_mult * (numerator * self.widths[-1] // denominator))
+
+    def bottleneck(self, in_channels: int, out_channels: int, first: bool) -> tuple[int, int]:
+        """Channels and groups of a block's 3x3 convolutions."""
+        ratio = 1.0 if self.regnet and first else self.bottleneck_ratio
+        mid = self.round((in_channels if self.regnet else out_channels) * ratio)
+        if self.group_width is None:
+            return mid, 1
+        groups = mid // self.group_width
+        return groups * self.group_width, groups
+
+    def hidden_channels(self, channels: int) -> int:
+        """Hidden channels of squeeze-excite."""
+        divisor, hidden = self.channel_divisor, channels * self.se_ratio
+        if divisor == 1:
+            return max(1, int(hidden))
+        return max(divisor, int(hidden + divisor / 2) // divisor * divisor)
 
 
-STEMS: dict[str, tuple[tuple[tuple[int, int], ...], bool]] = {
-    'imagenet': (((7, 2),), True),
-    'cifar': (((3, 1),), False),
+STEMS: dict[str, tuple[tuple[tuple[int, int, int | None], ...], bool]] = {
+    'imagenet': (((7, 2, None),), True),
+    'cifar': (((3, 1, None),), False),
+    'regnet': (((3, 2, None),), False),
+    'nfnet': (((3, 2, 16), (3, 1, 32), (3, 1, 64), (3, 2, None)), False),
 }
-"""Stem name -> the (kernel, stride) of its convolutions, and whether max-pooling follows."""
+"""Stem name -> its convolutions (kernel, stride, channels; None for the stem's), and whether
+max-pooling follows."""
+
+
+def resolve_arch(archs: Mapping[str, NFArch], arch: str | Mapping) -> NFArch:
+    """The architecture of a name, or of a dict that overrides fields of a named one.
+
+    Args:
+        archs: Table of architectures.
+        arch: A key, in any case, or ``dict(base=KEY, field=value, ...)``.
+
+    Raises:
+        ValueError: Unknown name or field.
+    """
+    overrides = {}
+    if isinstance(arch, Mapping):
+        overrides = dict(arch)
+        arch = overrides.pop('base', None)
+        if not isinstance(arch, str):
+            raise ValueError(f'an arch dict needs base, one of {", ".join(archs)}, got {arch!r}')
+    if not isinstance(arch, str):
+        raise TypeError(f'arch must be a name or a dict, got {arch!r}')
+    named = archs[check_choice('arch', arch.lower(), archs)]
+    return override_arch(named, **overrides)
+
+
+def override_arch(arch: NFArch, **overrides: object) -> NFArch:
+    """Replace fields of an architecture, with a clear error for unknown ones."""
+    known = [field.name for field in fields(NFArch)]
+    for name in overrides:
+        check_choice('a field of arch', name, known)
+    return replace(arch, **overrides)
 
 
 class ConvBuilder:
@@ -56,11 +169,19 @@ class ConvBuilder:
         conv_cfg: mm config of the convolution.
         padding: 'same' (TF style) or 'symmetric' (``dilation * (kernel - 1) / 2``).
         deploy: Plain convolutions, whose weights hold the constant factors.
+        bias: Whether the convolutions have one.
     """
 
-    def __init__(self, conv_cfg: dict | None, padding: str, deploy: bool) -> None:
+    def __init__(
+        self,
+        conv_cfg: dict | None,
+        padding: str = 'same',
+        deploy: bool = False,
+        bias: bool = True,
+    ) -> None:
         self.cfg = dict(type='Conv2d') if deploy or conv_cfg is None else dict(conv_cfg)
         self.padding = check_choice('padding', padding, ('same', 'symmetric'))
+        self.bias = bias
         with MODELS.parent.switch_scope_and_registry(None) as registry:
             layer = registry.get(self.cfg['type'])
         if layer is None:
@@ -79,6 +200,7 @@ class ConvBuilder:
         dilation: int = 1,
         groups: int = 1,
         gamma: float = 1.0,
+        bias: bool | None = None,
     ) -> nn.Module:
         cfg = dict(self.cfg)
         if self.scaled:
@@ -88,29 +210,74 @@ class ConvBuilder:
             padding = 'same' if kernel_size > 1 else 0
             if padding and stride > 1 and self.plain:
                 cfg['type'], padding = 'Conv2dAdaptivePadding', 0
-        return build_conv_layer(
-            cfg, in_channels, out_channels, kernel_size, stride, padding, dilation, groups
-        )
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        return build_conv_layer(cfg, *sizes, bias=self.bias if bias is None else bias)
 
 
 class NFStem(nn.Module):
-    """The convolutions (and max-pooling) in front of the first stage."""
+    """The convolutions (and max-pooling) in front of the first stage.
 
-    def __init__(self, kind: str, in_channels: int, channels: int, conv: ConvBuilder) -> None:
+    Args:
+        kind: A key of :data:`STEMS`.
+        in_channels: Channels of the image.
+        channels: Output channels.
+        conv: Builder of the convolutions.
+        act: Activation between the convolutions.
+        gamma: Gain of the activation.
+        first_gamma: Gain of the first convolution, which no activation feeds.
+        bias: Whether the convolutions have a bias; None for the builder's choice.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        in_channels: int,
+        channels: int,
+        conv: ConvBuilder,
+        act: nn.Module | None = None,
+        gamma: float = 1.0,
+        first_gamma: float = 1.0,
+        bias: bool | None = None,
+    ) -> None:
         super().__init__()
-        layers, self.has_pool = STEMS[kind]
+        layers, self.has_pool = STEMS[check_choice('stem', kind, STEMS)]
         self.same = conv.padding == 'same'
-        ((kernel, stride),) = layers
-        self.conv1 = conv(in_channels, channels, kernel, stride)
+        self.act = act if len(layers) > 1 else None
+        self.gamma = 1.0 if conv.folds_gamma else gamma
+        self.num_convs = len(layers)
+        for number, (kernel, stride, width) in enumerate(layers, start=1):
+            factor = first_gamma if number == 1 else gamma
+            sizes = (in_channels, width or channels, kernel, stride)
+            layer = conv(*sizes, gamma=factor, bias=bias)
+            self.add_module(f'conv{number}', layer)
+            in_channels = width or channels
 
-    def forward(self, x: Tensor) -> Tensor:
+    @property
+    def later_convs(self) -> list[nn.Module]:
+        return [getattr(self, f'conv{number}') for number in range(2, self.num_convs + 1)]
+
+    def convolve(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
+        for conv in self.later_convs:
+            x = conv(scaled_activation(self.act, x, self.gamma))
+        return x
+
+    def pool(self, x: Tensor) -> Tensor:
         if not self.has_pool:
             return x
         if self.same:  # SAME for a 3x3 window and stride 2: nothing in front of an even size
             height, width = x.shape[-2:]
             return F.max_pool2d(x, 3, 2, (height % 2, width % 2), ceil_mode=True)
         return F.max_pool2d(x, 3, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.convolve(x))
+
+
+def scaled_activation(act: nn.Module, x: Tensor, gain: float) -> Tensor:
+    """``gain * act(x)``, without a multiplication where the gain is 1."""
+    x = act(x)
+    return x if gain == 1 else x * gain
 
 
 class NFBlock(ResidualBlock):
@@ -124,19 +291,20 @@ class NFBlock(ResidualBlock):
     activation is multiplied by them.
 
     Args:
+        arch: The architecture.
         conv: Builder of the convolutions.
         act_cfg: Config of the activation.
         in_channels: Channels of the input.
         out_channels: Channels of the output.
-        mid_channels: Channels of the 3x3 convolution.
-        stride: Stride of the 3x3 convolution.
-        dilation: Its dilation.
-        groups: Its groups.
+        first: Whether it is the first block of the network.
+        stride: Stride of the first 3x3 convolution.
+        dilation: Dilation of the 3x3 convolutions.
         alpha: Scale of the branch.
         beta: Expected standard deviation of the input.
         skipinit: Start of the SkipInit gain; None leaves the gain out.
-        se_ratio: Ratio of the squeeze-excite at the end of the branch; 0 for none.
-        drop_path_rate: Rate of stochastic depth, not rescaled.
+        zero_init: Start the gain of the last convolution at 0.
+        drop_path_rate: Rate of stochastic depth.
+        scale_by_keep: Rescale what stochastic depth keeps.
         deploy: Build the folded block.
         with_cp: Recompute in the backward pass.
 
@@ -147,19 +315,20 @@ class NFBlock(ResidualBlock):
 
     def __init__(
         self,
+        arch: NFArch,
         conv: ConvBuilder,
         act_cfg: dict,
         in_channels: int,
         out_channels: int,
-        mid_channels: int,
+        first: bool = False,
         stride: int = 1,
         dilation: int = 1,
-        groups: int = 1,
         alpha: float = 0.2,
         beta: float = 1.0,
         skipinit: float | None = 0.0,
-        se_ratio: float = 0.0,
+        zero_init: bool = False,
         drop_path_rate: float = 0.0,
+        scale_by_keep: bool = False,
         deploy: bool = False,
         with_cp: bool = False,
     ) -> None:
@@ -168,47 +337,78 @@ class NFBlock(ResidualBlock):
         self.gamma = 1.0 if conv.folds_gamma else gamma
         self.beta = 1.0 if conv.folds_gamma else beta
         self.alpha = alpha
-        self.conv1 = conv(in_channels, mid_channels, 1, gamma=gamma / beta)
-        self.conv2 = conv(mid_channels, mid_channels, 3, stride, dilation, groups, gamma=gamma)
-        self.conv3 = conv(mid_channels, out_channels, 1, gamma=gamma)
-        self.se = SqueezeExcite(out_channels, se_ratio) if se_ratio else None
-        self.drop_path = DropPath(drop_path_rate)
+        mid, groups = arch.bottleneck(in_channels, out_channels, first)
+        if mid < 1:
+            raise ValueError(
+                f'group_width={arch.group_width} leaves no channels to a bottleneck of a block '
+                f'of {out_channels} channels'
+            )
+        self.conv1 = conv(in_channels, mid, 1, gamma=gamma / beta)
+        self.conv2 = conv(mid, mid, 3, stride, dilation, groups, gamma=gamma)
+        self.conv2b = None
+        if arch.num_3x3 == 2:
+            self.conv2b = conv(mid, mid, 3, 1, dilation, groups, gamma=gamma)
+        self.conv3 = conv(mid, out_channels, 1, gamma=gamma)
+        if zero_init and isinstance(self.conv3, ScaledWSConv2d):
+            self.conv3.gain_init = 0.0
+            nn.init.zeros_(self.conv3.gain)
+        self.attention_inside = arch.regnet
+        self.attention = make_attention(arch, mid if arch.regnet else out_channels)
+        self.drop_path = DropPath(drop_path_rate, scale_by_keep)
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
-            self.downsample = conv(in_channels, out_channels, 1, stride, gamma=gamma / beta)
+            pool = arch.downsample == 'avg' and stride > 1
+            layers = OrderedDict()
+            if pool:  # SAME padding: the border averages what is there
+                layers['pool'] = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
+            shortcut_stride = 1 if pool else stride
+            layers['conv'] = conv(in_channels, out_channels, 1, shortcut_stride, gamma=gamma / beta)
+            self.downsample = nn.Sequential(layers)
         self.expected_var = (beta**2 if self.downsample is None else 1.0) + alpha**2
         self.skip_gain = None if skipinit is None else nn.Parameter(torch.tensor(float(skipinit)))
-        if deploy and self.se is None:
+        if deploy and self.branch_ends_in_conv3:
             self.alpha, self.skip_gain = 1.0, None
 
-    def _activate(self, x: Tensor, gain: float) -> Tensor:
-        x = self.act(x)
-        return x if gain == 1 else x * gain
-
     def inner_forward(self, x: Tensor) -> Tensor:
-        out = self._activate(x, self.gamma / self.beta)
+        out = scaled_activation(self.act, x, self.gamma / self.beta)
         shortcut = x if self.downsample is None else self.downsample(out)
         out = self.conv1(out)
-        out = self.conv2(self._activate(out, self.gamma))
-        out = self.conv3(self._activate(out, self.gamma))
-        if self.se is not None:
-            out = self.se(out)
+        out = self.conv2(scaled_activation(self.act, out, self.gamma))
+        if self.conv2b is not None:
+            out = self.conv2b(scaled_activation(self.act, out, self.gamma))
+        if self.attention is not None and self.attention_inside:
+            out = self.attention(out)
+        out = self.conv3(scaled_activation(self.act, out, self.gamma))
+        if self.attention is not None and not self.attention_inside:
+            out = self.attention(out)
         out = self.drop_path(out)
         if self.skip_gain is None:
             return torch.add(shortcut, out, alpha=self.alpha)
         return torch.addcmul(shortcut, out, self.skip_gain.to(out.dtype), value=self.alpha)
 
+    @property
+    def branch_ends_in_conv3(self) -> bool:
+        """Whether the scale of the branch can be folded into the last convolution."""
+        return self.attention is None or self.attention_inside
+
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
         """Fold the standardization and, where it is linear, the scale of the branch."""
-        for conv in (self.conv1, self.conv2, self.conv3, self.downsample):
-            if hasattr(conv, 'switch_to_deploy'):
-                conv.switch_to_deploy()
-        if self.se is None:  # else the branch is not linear in the last convolution
+        for module in list(self.modules()):
+            if isinstance(module, ScaledWSConv2d):
+                module.switch_to_deploy()
+        if self.branch_ends_in_conv3:
             scale = self.alpha * (1.0 if self.skip_gain is None else self.skip_gain)
             for param in self.conv3.parameters():
                 param.mul_(scale)
             self.alpha, self.skip_gain = 1.0, None
+
+
+def make_attention(arch: NFArch, channels: int) -> nn.Module | None:
+    """The channel attention of an architecture."""
+    if arch.attention == 'se':
+        return SqueezeExcite(channels, arch.hidden_channels(channels))
+    return ECA(channels) if arch.attention == 'eca' else None
 
 
 class NFBackbone(StagedBackbone):
@@ -220,6 +420,34 @@ class NFBackbone(StagedBackbone):
 
     The output is not activated: :class:`ReLUNeck` with the network's activation
     (``act_cfg=dict(type='GammaAct', act=...)``) follows.
+
+    Args:
+        arch: The architecture.
+        in_channels: Channels of the image.
+        alpha: Scale of the branches: each adds :math:`\alpha^2` to the variance.
+        act_cfg: Config of the activation; it needs a known gain (see
+            :data:`nf_plugins.functional.GAMMA`) or ``gamma``.
+        conv_cfg: Config of the convolutions. With another than ScaledWS the
+            activations are multiplied by their gain.
+        eps_mode: 'clamp' or 'add', see :class:`ScaledWSConv2d`; None for its default.
+        skipinit: A learnable gain of each branch. True starts it at 0 as in the
+            official code, a number at that number; False leaves it out.
+        zero_init_residual: Start the gain of the last convolution of each branch at 0
+            (timm, which has no SkipInit gain).
+        rescale_input: Divide the input of each block by :math:`\beta`.
+        stem_bias: Give the stem's convolutions a bias.
+        stem, attention, downsample, channel_divisor: Fields of :class:`NFArch` to
+            override; None keeps the architecture's. ``attention=False`` removes it.
+        drop_path_rate: Stochastic depth: block i of N drops with ``rate * i / N``.
+        scale_by_keep: Rescale what stochastic depth keeps; the official code does not.
+        padding: 'same' (TF style, as in the official code) or 'symmetric'.
+        dilations: Dilation of each stage.
+        out_indices: Stages whose outputs are returned; the final convolution, where
+            there is one, counts as stage 4. None for the last.
+        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
+        deploy: Build the network that :meth:`switch_to_deploy` makes.
+        with_cp: Recompute the blocks in the backward pass.
+        init_cfg: mm initialisation config. The layers initialise themselves.
     """
 
     def __init__(
@@ -231,61 +459,88 @@ class NFBackbone(StagedBackbone):
         conv_cfg: dict | None = dict(type='ScaledWS'),
         eps_mode: str | None = None,
         skipinit: bool | float = True,
-        attention: str | None = None,
+        zero_init_residual: bool = False,
+        rescale_input: bool = True,
+        stem_bias: bool = True,
+        stem: str | None = None,
+        attention: str | bool | None = None,
+        downsample: str | None = None,
+        channel_divisor: int | None = None,
         drop_path_rate: float = 0.0,
+        scale_by_keep: bool = False,
         padding: str = 'same',
         dilations: Sequence[int] = (1, 1, 1, 1),
-        out_indices: Sequence[int] = (3,),
+        out_indices: Sequence[int] | None = None,
         frozen_stages: int = -1,
         deploy: bool = False,
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
-        depths = check_stages('depth', arch.depths)
-        strides = check_stages('strides', arch.strides)
+        overrides = dict(
+            stem=stem, attention=attention, downsample=downsample, channel_divisor=channel_divisor
+        )
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        if attention is False:
+            overrides['attention'] = None
+        arch = override_arch(arch, **overrides)
         dilations = check_stages('dilations', dilations)
-        check_choice('stem', arch.stem, STEMS)
-        check_choice('attention', attention, (None, 'se'))
         if not isinstance(alpha, (int, float)) or not alpha > 0 or not math.isfinite(alpha):
             raise ValueError(f'alpha must be a positive number, got {alpha!r}')
         if not 0 <= drop_path_rate < 1:
             raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
-        super().__init__(4, out_indices, frozen_stages, init_cfg=init_cfg)
+        num_stages = 4 if arch.final_ratio is None else 5
+        if out_indices is None:
+            out_indices = (num_stages - 1,)
+        super().__init__(num_stages, out_indices, frozen_stages, init_cfg=init_cfg)
         if eps_mode is not None:
             conv_cfg = {**(conv_cfg or {}), 'eps_mode': eps_mode}
         conv = ConvBuilder(conv_cfg, padding, deploy)
         self.arch = arch
-        self.stem = NFStem(arch.stem, in_channels, arch.stem_channels, conv)
+        channels, widths = arch.first_channels, arch.stage_channels
+        act, gamma = build_activation(act_cfg)
+        free_gamma = gamma if arch.gamma_at == 'conv' else 1.0
+        self.stem = NFStem(
+            arch.stem, in_channels, channels, conv, act, gamma, free_gamma, bias=stem_bias
+        )
 
         gain_init = {True: 0.0, False: None}[skipinit] if isinstance(skipinit, bool) else skipinit
-        channels, expected_var = arch.stem_channels, 1.0
+        expected_var = 1.0
+        depths = arch.depths
 
         def make_block(stage: int, index: int) -> NFBlock:
             nonlocal channels, expected_var
-            mid = int(arch.widths[stage] * arch.bottleneck_ratio)
-            groups = 1 if arch.group_width is None else mid // arch.group_width
+            position = sum(depths[:stage]) + index
             block = NFBlock(
+                arch,
                 conv,
                 act_cfg,
                 channels,
-                arch.widths[stage],
-                mid if arch.group_width is None else groups * arch.group_width,
-                stride=strides[stage] if index == 0 else 1,
+                widths[stage],
+                first=position == 0,
+                stride=arch.strides[stage] if index == 0 else 1,
                 dilation=dilations[stage],
-                groups=groups,
                 alpha=alpha,
-                beta=math.sqrt(expected_var),
+                beta=math.sqrt(expected_var) if rescale_input else 1.0,
                 skipinit=gain_init,
-                se_ratio=arch.se_ratio if attention == 'se' else 0.0,
-                drop_path_rate=drop_path_rate * (sum(depths[:stage]) + index) / sum(depths),
+                zero_init=zero_init_residual,
+                drop_path_rate=drop_path_rate * position / sum(depths),
+                scale_by_keep=scale_by_keep,
                 deploy=deploy,
                 with_cp=with_cp,
             )
-            channels, expected_var = arch.widths[stage], block.expected_var
+            channels, expected_var = widths[stage], block.expected_var
             return block
 
         self.make_stages(depths, make_block)
+        if arch.final_ratio is not None:
+            self.final_conv = conv(channels, arch.final_channels, 1, gamma=free_gamma)
+            channels = arch.final_channels
         self.feat_dim = channels
+
+    @property
+    def stages(self) -> list[nn.Module]:
+        stages = [getattr(self, f'layer{i}') for i in range(1, 5)]
+        return stages if self.arch.final_ratio is None else [*stages, self.final_conv]
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.stem]

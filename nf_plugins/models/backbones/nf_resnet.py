@@ -1,4 +1,4 @@
-"""Normalizer-free ResNet."""
+"""Normalizer-free ResNet, and its predecessor with SkipInit alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,23 @@ from nf_plugins.registry import MODELS
 
 from .base import check_choice, check_stages
 from .nf_base import NFArch, NFBackbone
+
+DEPTHS = {
+    26: (2, 2, 2, 2),
+    50: (3, 4, 6, 3),
+    101: (3, 4, 23, 3),
+    152: (3, 8, 36, 3),
+    200: (3, 24, 36, 3),
+    288: (24, 24, 24, 24),
+    600: (50, 50, 50, 50),
+}
+
+
+def resnet_depths(depth: int | Sequence[int]) -> tuple[int, ...]:
+    """Blocks per stage of a bottleneck ResNet: of a named depth, or as given."""
+    if isinstance(depth, int):
+        return DEPTHS[check_choice('depth', depth, DEPTHS)]
+    return check_stages('depth', depth)
 
 
 @MODELS.register_module()
@@ -21,27 +38,19 @@ class NFResNet(NFBackbone):
     Args:
         depth: 26, 50, 101, 152, 200, 288, 600, or the blocks of the four stages.
         base_channels: Bottleneck width of the first stage; the official ``width=4``.
-        in_channels: Channels of the image.
-        stem: 'imagenet' (7x7, stride 2, max-pooling) or 'cifar' (3x3, stride 1).
         strides: Stride of each stage.
-        alpha: Scale of the branches: each adds :math:`\alpha^2` to the variance.
-        act_cfg: Config of the activation; it needs a known gain (see
-            :data:`nf_plugins.functional.GAMMA`) or ``gamma``.
-        conv_cfg: Config of the convolutions. With another than ScaledWS the
-            activations are multiplied by their gain.
-        eps_mode: 'clamp' or 'add', see :class:`ScaledWSConv2d`; None for its default.
-        skipinit: A learnable gain of each branch. True starts it at 0 as in the
-            official code, a number at that number; False leaves it out.
-        attention: 'se' for squeeze-excite at the end of the branches, or None.
-        drop_path_rate: Stochastic depth: block i of N drops with ``rate * i / N``,
-            and what is kept is not rescaled.
-        padding: 'same' (TF style, as in the official code) or 'symmetric'.
-        dilations: Dilation of each stage.
-        out_indices: Stages whose outputs are returned.
-        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
-        deploy: Build the network that :meth:`switch_to_deploy` makes.
-        with_cp: Recompute the blocks in the backward pass.
-        init_cfg: mm initialisation config. The layers initialise themselves.
+        stem: 'imagenet' (7x7, stride 2, max-pooling), 'cifar' (3x3, stride 1) or
+            another key of :data:`STEMS`.
+        attention: 'se' or 'eca' for channel attention at the end of the branches, or
+            None.
+        se_ratio: Hidden channels of squeeze-excite per channel.
+        downsample: 'conv' for strided shortcut convolutions (official) or 'avg' for
+            average pooling in front of them (timm).
+        channel_divisor: Round channels to multiples of it.
+        **kwargs: ``in_channels``, ``alpha``, ``act_cfg``, ``conv_cfg``, ``eps_mode``,
+            ``skipinit``, ``drop_path_rate``, ``padding``, ``dilations``,
+            ``out_indices``, ``frozen_stages``, ``deploy``, ``with_cp``, ...: see
+            :class:`~nf_plugins.models.backbones.nf_base.NFBackbone`.
 
     Shape:
         - Input: ``(N, in_channels, H, W)``.
@@ -61,36 +70,65 @@ class NFResNet(NFBackbone):
         torch.Size([1, 256, 2, 2])
     """
 
-    DEPTHS = {
-        26: (2, 2, 2, 2),
-        50: (3, 4, 6, 3),
-        101: (3, 4, 23, 3),
-        152: (3, 8, 36, 3),
-        200: (3, 24, 36, 3),
-        288: (24, 24, 24, 24),
-        600: (50, 50, 50, 50),
-    }
-
     def __init__(
         self,
         depth: int | Sequence[int] = 50,
         base_channels: int = 64,
-        in_channels: int = 3,
-        stem: str = 'imagenet',
         strides: Sequence[int] = (1, 2, 2, 2),
+        stem: str = 'imagenet',
+        attention: str | None = None,
+        se_ratio: float = 0.25,
+        downsample: str = 'conv',
+        channel_divisor: int = 1,
+        gamma_at: str = 'act',
         **kwargs: Any,
     ) -> None:
-        if isinstance(depth, int):
-            depths = self.DEPTHS[check_choice('depth', depth, self.DEPTHS)]
-        else:
-            depths = check_stages('depth', depth)
         if not isinstance(base_channels, int) or base_channels < 1:
             raise ValueError(f'base_channels must be a positive integer, got {base_channels!r}')
         arch = NFArch(
-            depths=depths,
+            depths=resnet_depths(depth),
             widths=tuple(4 * base_channels * 2**i for i in range(4)),
             stem=stem,
             stem_channels=base_channels,
-            strides=check_stages('strides', strides),
+            strides=strides,
+            attention=attention,
+            se_ratio=se_ratio,
+            downsample=downsample,
+            channel_divisor=channel_divisor,
+            gamma_at=gamma_at,
         )
-        super().__init__(arch, in_channels=in_channels, **kwargs)
+        super().__init__(arch, **kwargs)
+
+
+@MODELS.register_module()
+class SkipInitResNet(NFResNet):
+    r"""ResNet without norms by SkipInit alone, a baseline of the NF papers.
+
+    .. math:: x_{l+1} = x_l + s\, f_l(x_l), \qquad s = 0 \text{ at initialisation}
+
+    A :class:`NFResNet` with plain convolutions, no gains of the activations, and
+    neither alpha nor beta. Its neck needs the plain activation.
+
+    Args:
+        depth: As :class:`NFResNet`.
+        act_cfg: Config of the activation.
+        **kwargs: As :class:`NFResNet`.
+
+    Source: De and Smith 2020, "Batch normalization biases residual blocks towards the
+    identity function in deep networks"; DeepMind's ``nfnets/skipinit_resnet.py``.
+
+    Example:
+        >>> import torch
+        >>> net = SkipInitResNet(26, base_channels=8)
+        >>> net(torch.randn(1, 3, 64, 64))[0].shape
+        torch.Size([1, 256, 2, 2])
+    """
+
+    def __init__(
+        self,
+        depth: int | Sequence[int] = 50,
+        act_cfg: dict = dict(type='ReLU'),
+        **kwargs: Any,
+    ) -> None:
+        defaults = dict(conv_cfg=None, alpha=1.0, rescale_input=False, stem_bias=False)
+        super().__init__(depth, act_cfg={**act_cfg, 'gamma': 1.0}, **{**defaults, **kwargs})

@@ -1,0 +1,128 @@
+"""Read the weights that DeepMind published, without executing anything from them."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+
+def _reconstruct(subtype: type, shape: tuple, dtype: Any) -> np.ndarray:
+    if subtype is not np.ndarray:
+        raise pickle.UnpicklingError(f'an array of type {subtype!r} is refused')
+    return np.ndarray.__new__(np.ndarray, shape, dtype)
+
+
+def _create_array(function: Any, args: tuple, state: tuple, attributes: Any = None) -> np.ndarray:
+    """dill's way to pickle an array: the object, then its state."""
+    array = function(*args)
+    array.__setstate__(state)
+    return array
+
+
+def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
+    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
+
+
+def _scalar(dtype: np.dtype, data: bytes) -> Any:
+    return np.frombuffer(data, dtype=dtype, count=1)[0]
+
+
+def _encode(text: str, encoding: str = 'latin1') -> bytes:
+    return codecs.encode(text, encoding)
+
+
+_ALLOWED: dict[tuple[str, str], Any] = {
+    ('numpy', 'ndarray'): np.ndarray,
+    ('numpy', 'dtype'): np.dtype,
+    ('collections', 'OrderedDict'): OrderedDict,
+    ('builtins', 'dict'): dict,
+    ('_codecs', 'encode'): _encode,
+    ('dill._dill', '_create_array'): _create_array,
+    # Immutable dicts of several haiku versions.
+    ('haiku._src.data_structures', 'FlatMapping'): dict,
+    ('haiku._src.data_structures', 'FlatMap'): dict,
+    ('haiku._src.data_structures', 'frozendict'): dict,
+}
+for _core in ('numpy.core', 'numpy._core'):
+    _ALLOWED[f'{_core}.multiarray', '_reconstruct'] = _reconstruct
+    _ALLOWED[f'{_core}.multiarray', 'scalar'] = _scalar
+    _ALLOWED[f'{_core}.numeric', '_frombuffer'] = _from_buffer
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Unpickles numpy arrays and plain containers, and refuses every other global."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f'it names {module}.{name}, which weights do not need')
+        return _ALLOWED[module, name]
+
+    def persistent_load(self, pid: Any) -> Any:
+        raise pickle.UnpicklingError('it refers to objects outside the file')
+
+
+def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+    if not isinstance(tree, Mapping):
+        return {prefix: tree}
+    flat = {}
+    for key, value in tree.items():
+        if not isinstance(key, str):
+            raise ValueError(f'the tree has the key {key!r}, which is not a string')
+        flat.update(_flatten(value, f'{prefix}/{key}' if prefix else key))
+    return flat
+
+
+def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """Read haiku parameters as a flat dict.
+
+    Two formats are understood: DeepMind's published ``*_haiku.npz``, which are
+    pickles of nested dicts whatever their name says, and real npz archives of flat
+    arrays. Pickles are read by an unpickler that makes arrays and dicts alone.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Parameter name -> array. The parts of a name are joined by dots, without
+        haiku's ``~``: ``NFNet.nf_block_1.conv0.w``. Of an archive with arrays under
+        ``params/`` those are taken.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is damaged, is something else, or wants something executed.
+    """
+    path = os.fspath(path)
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no weights at {path}')
+    try:
+        if zipfile.is_zipfile(path):
+            with np.load(path, allow_pickle=False) as archive:
+                tree = {name: archive[name] for name in archive.files}
+            if any(name.startswith('params/') for name in tree):
+                tree = {k[len('params/') :]: v for k, v in tree.items() if k.startswith('params/')}
+        else:
+            with open(path, 'rb') as file:
+                tree = _ArrayUnpickler(io.BytesIO(file.read())).load()
+    except pickle.UnpicklingError as error:
+        raise ValueError(f'{path} is refused: {error}') from None
+    except Exception as error:  # garbage can raise almost anything in an unpickler
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f'{path} is not a readable file of weights: {reason}') from None
+    if not isinstance(tree, Mapping) or not tree:
+        raise ValueError(f'{path} holds no parameters')
+    flat = {}
+    for name, value in _flatten(tree).items():
+        value = np.asarray(value)
+        if value.dtype.kind not in 'fiu' and value.dtype.name != 'bfloat16':
+            raise ValueError(f'{path}: {name} is no array of numbers but of {value.dtype}')
+        parts = [part for part in name.replace('/', '.').split('.') if part != '~']
+        flat['.'.join(parts)] = value
+    return flat

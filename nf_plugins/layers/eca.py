@@ -1,0 +1,36 @@
+"""Efficient channel attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+
+class ECA(nn.Module):
+    r"""Gate each channel by a convolution over the channel means of its neighbours.
+
+    .. math:: y = 2\, \sigma(w * \bar x)\, x, \qquad
+              k = |\tfrac{1}{2} (\log_2 C + 1)|_\mathrm{odd}
+
+    Args:
+        channels: Channels :math:`C` of the input and output.
+        factor: The factor in front of the gate, see :class:`SqueezeExcite`.
+
+    Source: Wang et al. 2020, "ECA-Net"; the factor: timm's ``nfnet.py``.
+
+    Example:
+        >>> ECA(256)(torch.randn(2, 256, 4, 4)).shape
+        torch.Size([2, 256, 4, 4])
+    """
+
+    def __init__(self, channels: int, factor: float = 2.0) -> None:
+        super().__init__()
+        self.factor = factor
+        kernel_size = max(int((math.log2(channels) + 1) / 2) | 1, 3)
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate = torch.sigmoid(self.conv(x.mean(dim=(2, 3))[:, None]))[:, 0]
+        return x * (self.factor * gate)[:, :, None, None]

@@ -1,0 +1,158 @@
+"""Fixup ResNet: an earlier way to do without norms."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from nf_plugins.layers import DropPath
+from nf_plugins.registry import MODELS
+
+from .base import ResidualBlock, StagedBackbone, check_stages
+from .nf_base import ConvBuilder, NFStem
+from .nf_resnet import resnet_depths
+
+
+class FixupBlock(ResidualBlock):
+    """A post-activation bottleneck block with scalar biases and a scale.
+
+    Args:
+        conv: Builder of the convolutions.
+        in_channels: Channels of the input.
+        out_channels: Channels of the output.
+        num_blocks: Blocks of the network, for the initialisation.
+        stride: Stride of the 3x3 convolution.
+        dilation: Its dilation.
+        drop_path_rate: Rate of stochastic depth, not rescaled.
+        with_cp: Recompute in the backward pass.
+    """
+
+    def __init__(
+        self,
+        conv: ConvBuilder,
+        in_channels: int,
+        out_channels: int,
+        num_blocks: int,
+        stride: int = 1,
+        dilation: int = 1,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__(with_cp)
+        mid = out_channels // 4
+        self.conv1 = conv(in_channels, mid, 1)
+        self.conv2 = conv(mid, mid, 3, stride, dilation)
+        self.conv3 = conv(mid, out_channels, 1)
+        self.downsample = None
+        if stride > 1 or in_channels != out_channels:
+            self.downsample = conv(in_channels, out_channels, 1, stride)
+            nn.init.normal_(self.downsample.weight, std=math.sqrt(2 / out_channels))
+        for layer in (self.conv1, self.conv2):
+            fan_out = mid * math.prod(layer.kernel_size)
+            nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out) * num_blocks**-0.25)
+        nn.init.zeros_(self.conv3.weight)
+        for name in ('bias1a', 'bias1b', 'bias2a', 'bias2b', 'bias3a', 'bias3b'):
+            self.register_parameter(name, nn.Parameter(torch.zeros(())))
+        self.scale = nn.Parameter(torch.ones(()))
+        self.relu = nn.ReLU()
+        self.drop_path = DropPath(drop_path_rate)
+
+    def inner_forward(self, x: Tensor) -> Tensor:
+        shortcut = x + self.bias1a
+        out = self.relu(self.conv1(shortcut) + self.bias1b)
+        out = self.relu(self.conv2(out + self.bias2a) + self.bias2b)
+        out = self.conv3(out + self.bias3a) * self.scale + self.bias3b
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        return self.relu(self.drop_path(out) + shortcut)
+
+
+@MODELS.register_module()
+class FixupResNet(StagedBackbone):
+    """ResNet without norms by the Fixup initialisation, a baseline of the NF papers.
+
+    The last convolution of each branch starts at 0, the others are scaled down with
+    the depth, and scalar biases stand around the convolutions. Its output is
+    activated and needs average pooling alone.
+
+    Args:
+        depth: 26, 50, 101, 152, 200, 288, 600, or the blocks of the four stages.
+        base_channels: Bottleneck width of the first stage.
+        in_channels: Channels of the image.
+        stem: 'imagenet' (7x7, stride 2, max-pooling) or 'cifar' (3x3, stride 1).
+        strides: Stride of each stage.
+        dilations: Dilation of each stage.
+        drop_path_rate: Stochastic depth: block i of N drops with ``rate * i / N``.
+        padding: 'same' (TF style, as in the official code) or 'symmetric'.
+        out_indices: Stages whose outputs are returned.
+        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
+        with_cp: Recompute the blocks in the backward pass.
+        init_cfg: mm initialisation config. The network initialises itself.
+
+    Source: Zhang et al. 2019, "Fixup initialization"; DeepMind's
+    ``nfnets/fixup_resnet.py``, whose last bias (in front of the classifier) is added
+    here to the last feature map, which its mean cannot tell apart.
+
+    Example:
+        >>> FixupResNet(26, base_channels=8)(torch.randn(1, 3, 64, 64))[0].shape
+        torch.Size([1, 256, 2, 2])
+    """
+
+    def __init__(
+        self,
+        depth: int | Sequence[int] = 50,
+        base_channels: int = 64,
+        in_channels: int = 3,
+        stem: str = 'imagenet',
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        drop_path_rate: float = 0.0,
+        padding: str = 'same',
+        out_indices: Sequence[int] = (3,),
+        frozen_stages: int = -1,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        depths = resnet_depths(depth)
+        strides, dilations = check_stages('strides', strides), check_stages('dilations', dilations)
+        super().__init__(4, out_indices, frozen_stages, init_cfg=init_cfg)
+        conv = ConvBuilder(None, padding, bias=False)
+        self.stem = NFStem(stem, in_channels, base_channels, conv)
+        self.bias1 = nn.Parameter(torch.zeros(()))
+        self.relu = nn.ReLU()
+        channels = base_channels
+
+        def make_block(stage: int, index: int) -> FixupBlock:
+            nonlocal channels
+            width = 4 * base_channels * 2**stage
+            block = FixupBlock(
+                conv,
+                channels,
+                width,
+                num_blocks=sum(depths),
+                stride=strides[stage] if index == 0 else 1,
+                dilation=dilations[stage],
+                drop_path_rate=drop_path_rate * (sum(depths[:stage]) + index) / sum(depths),
+                with_cp=with_cp,
+            )
+            channels = width
+            return block
+
+        self.make_stages(depths, make_block)
+        self.bias2 = nn.Parameter(torch.zeros(()))
+        self.feat_dim = channels
+
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.stem]
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        return self.stem.pool(self.relu(self.stem.convolve(x) + self.bias1))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        outs = super().forward(x)
+        if self.num_stages - 1 in self.out_indices:
+            outs = (*outs[:-1], outs[-1] + self.bias2)
+        return outs

@@ -1,0 +1,183 @@
+"""Pre-activation ResNet-V2 with batch norm: the normalised reference."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from mmcv.cnn import build_norm_layer
+from torch import Tensor, nn
+
+from nf_plugins.layers import DropPath, SqueezeExcite, build_activation
+from nf_plugins.registry import MODELS
+
+from .base import ResidualBlock, StagedBackbone, check_choice, check_stages
+from .nf_base import ConvBuilder, NFStem
+from .nf_resnet import resnet_depths
+
+INITS = {'he': 2.0, 'lecun': 1.0}
+"""Name -> variance of a weight times its fan-in."""
+
+
+class ResNetV2Block(ResidualBlock):
+    """Norm and activation (in either order) in front of each of three convolutions."""
+
+    def __init__(
+        self,
+        conv: ConvBuilder,
+        act_cfg: dict,
+        norm_cfg: dict,
+        order: str,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        dilation: int = 1,
+        projection: bool = False,
+        se_ratio: float = 0.0,
+        drop_path_rate: float = 0.0,
+        with_cp: bool = False,
+    ) -> None:
+        super().__init__(with_cp)
+        mid = out_channels // 4
+        self.order = order
+        self.act, _ = build_activation({'gamma': 1.0, **act_cfg})
+        self.norm1 = build_norm_layer(norm_cfg, in_channels)[1]
+        self.conv1 = conv(in_channels, mid, 1)
+        self.norm2 = build_norm_layer(norm_cfg, mid)[1]
+        self.conv2 = conv(mid, mid, 3, stride, dilation)
+        self.norm3 = build_norm_layer(norm_cfg, mid)[1]
+        self.conv3 = conv(mid, out_channels, 1)
+        self.se = None
+        if se_ratio:
+            self.se = SqueezeExcite(out_channels, max(1, int(se_ratio * out_channels)), factor=1.0)
+        self.drop_path = DropPath(drop_path_rate, scale_by_keep=True)
+        self.downsample = conv(in_channels, out_channels, 1, stride) if projection else None
+
+    def _preactivate(self, norm: nn.Module, x: Tensor) -> Tensor:
+        return self.act(norm(x)) if self.order == 'bn_relu' else norm(self.act(x))
+
+    def inner_forward(self, x: Tensor) -> Tensor:
+        out = self._preactivate(self.norm1, x)
+        shortcut = x if self.downsample is None else self.downsample(out)
+        out = self.conv1(out)
+        out = self.conv2(self._preactivate(self.norm2, out))
+        out = self.conv3(self._preactivate(self.norm3, out))
+        if self.se is not None:
+            out = self.se(out)
+        return shortcut + self.drop_path(out)
+
+
+@MODELS.register_module()
+class ResNetV2(StagedBackbone):
+    r"""Pre-activation ResNet with batch norm, as in the papers' comparisons.
+
+    At initialisation the branches have a variance that the order and the
+    initialisation decide: :math:`1 - 1/\pi \approx 0.68` for BN-ReLU with He
+    initialisation, 1 for ReLU-BN with variance ``1 / fan_in``; the variance of the
+    signal grows by as much per block and is reset at each stage.
+
+    The output is neither normalised nor activated: ``ReLUNeck`` with ``norm_cfg``
+    follows.
+
+    Args:
+        depth: 26, 50, 101, 152, 200, 288, 600, or the blocks of the four stages.
+        base_channels: Bottleneck width of the first stage.
+        in_channels: Channels of the image.
+        order: 'bn_relu' or 'relu_bn'.
+        init: 'he' (weight variance ``2 / fan_in``) or 'lecun' (``1 / fan_in``); None
+            takes 'he' for 'bn_relu' and 'lecun' for 'relu_bn', with which the
+            variance of the branches is as above.
+        stem: 'imagenet' (7x7, stride 2, max-pooling) or 'cifar' (3x3, stride 1).
+        strides: Stride of each stage.
+        dilations: Dilation of each stage.
+        act_cfg: Config of the activation.
+        norm_cfg: Config of the norm.
+        conv_cfg: Config of the convolutions.
+        attention: 'se' for squeeze-excite at the end of the branches, or None.
+        drop_path_rate: Stochastic depth: block i of N drops with ``rate * i / N``.
+        padding: 'same' (TF style, as in the official code) or 'symmetric'.
+        out_indices: Stages whose outputs are returned.
+        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
+        norm_eval: Keep batch norm layers in evaluation mode.
+        with_cp: Recompute the blocks in the backward pass.
+        init_cfg: mm initialisation config.
+
+    Shape:
+        - Input: ``(N, in_channels, H, W)``.
+        - Output: a tuple of ``(N, C_i, H_i, W_i)``.
+
+    Raises:
+        ValueError: An unknown depth, order, init, stem, attention or padding.
+
+    Source: He et al. 2016, "Identity mappings in deep residual networks"; DeepMind's
+    ``nfnets/resnet.py``. The order and the initialisation: Brock et al. 2021a,
+    section 3.
+
+    Example:
+        >>> net = ResNetV2(26, base_channels=8, order='relu_bn')
+        >>> net(torch.randn(1, 3, 64, 64))[0].shape
+        torch.Size([1, 256, 2, 2])
+    """
+
+    def __init__(
+        self,
+        depth: int | Sequence[int] = 50,
+        base_channels: int = 64,
+        in_channels: int = 3,
+        order: str = 'bn_relu',
+        init: str | None = None,
+        stem: str = 'imagenet',
+        strides: Sequence[int] = (1, 2, 2, 2),
+        dilations: Sequence[int] = (1, 1, 1, 1),
+        act_cfg: dict = dict(type='ReLU'),
+        norm_cfg: dict = dict(type='BN'),
+        conv_cfg: dict | None = None,
+        attention: str | None = None,
+        drop_path_rate: float = 0.0,
+        padding: str = 'same',
+        out_indices: Sequence[int] = (3,),
+        frozen_stages: int = -1,
+        norm_eval: bool = False,
+        with_cp: bool = False,
+        init_cfg: dict | None = None,
+    ) -> None:
+        depths = resnet_depths(depth)
+        strides, dilations = check_stages('strides', strides), check_stages('dilations', dilations)
+        check_choice('order', order, ('bn_relu', 'relu_bn'))
+        check_choice('init', init, (None, *INITS))
+        check_choice('attention', attention, (None, 'se'))
+        super().__init__(4, out_indices, frozen_stages, norm_eval, init_cfg)
+        conv = ConvBuilder(conv_cfg, padding, bias=False)
+        self.stem = NFStem(stem, in_channels, base_channels, conv)
+        widths = [4 * base_channels * 2**i for i in range(4)]
+
+        def make_block(stage: int, index: int) -> ResNetV2Block:
+            first = index == 0
+            inputs = (base_channels if stage == 0 else widths[stage - 1]) if first else None
+            return ResNetV2Block(
+                conv,
+                act_cfg,
+                norm_cfg,
+                order,
+                inputs or widths[stage],
+                widths[stage],
+                stride=strides[stage] if first else 1,
+                dilation=dilations[stage],
+                projection=first,
+                se_ratio=0.25 if attention == 'se' else 0.0,
+                drop_path_rate=drop_path_rate * (sum(depths[:stage]) + index) / sum(depths),
+                with_cp=with_cp,
+            )
+
+        self.make_stages(depths, make_block)
+        self.feat_dim = widths[-1]
+        gain = INITS[init or ('he' if order == 'bn_relu' else 'lecun')]
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, std=math.sqrt(gain / module.weight[0].numel()))
+
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.stem]
+
+    def forward_stem(self, x: Tensor) -> Tensor:
+        return self.stem(x)

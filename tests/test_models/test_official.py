@@ -1,0 +1,209 @@
+"""Same weights, same input, same output as DeepMind's networks (through the converter)."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from nf_plugins.checkpoint.convert import convert, haiku_rename
+from nf_plugins.checkpoint.haiku import read_haiku
+from nf_plugins.layers import StandardizedConv2d
+from nf_plugins.models import FixupResNet, NFNet, NFRegNet, NFResNet, ResNetV2, SkipInitResNet
+from nf_plugins.spp import analyze
+
+from ..conftest import DATA, relative_error
+from .official import CASES, arrays, build
+
+
+def load(case, model):
+    source = {k: torch.from_numpy(v) for k, v in read_haiku(DATA / f'{case}.npz').items()}
+    model.load_state_dict(convert(source, model, haiku_rename(model)))
+
+
+def set_like_initial(model, skip_gain):
+    """As the reference's `out_initlike`: gains 1, biases 0, the SkipInit gain of the case."""
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            leaf = name.split('.')[-1]
+            if leaf in ('gain', 'skip_gain', 'bias'):
+                p.fill_({'gain': 1.0, 'skip_gain': skip_gain, 'bias': 0.0}[leaf])
+
+
+@pytest.mark.parametrize('kind', ['out', 'out_initlike'])
+@pytest.mark.parametrize('size', ['64x64', '65x71'])
+@pytest.mark.parametrize('case', CASES)
+def test_equals_deepmind(case, size, kind):
+    data, model = arrays(case), build(case)
+    load(case, model)
+    if kind == 'out_initlike':
+        set_like_initial(model, CASES[case][2])
+    theirs = {k.split('/')[-1]: v for k, v in data.items() if k.startswith(f'{kind}/{size}/')}
+    x = torch.from_numpy(data[f'input/{size}']).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        ours = model(x)
+    for name in ('pool', 'logits'):
+        assert relative_error(ours[name], theirs[name]) < 1e-4, name
+
+    profile = analyze(model, x, mode='eval')
+    assert sum(name.startswith('avg_var_') for name in theirs) == len(profile.blocks)
+    for block in profile.blocks:
+        for name in ('avg_sq_mean', 'avg_var'):
+            expected = theirs[f'{name}_{block.index}']
+            assert getattr(block, name) == pytest.approx(expected, rel=1e-4), (name, block)
+        if block.index:
+            expected = theirs[f'res_avg_var_{block.index - 1}']
+            assert block.res_avg_var == pytest.approx(expected, rel=1e-4), block
+
+
+@pytest.mark.parametrize('case', CASES)
+def test_deploys(case):
+    model, deployed = build(case), build(case, deploy=True)
+    load(case, model)
+    x = torch.from_numpy(arrays(case)['input/65x71']).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        before = model(x)['logits']
+        model.backbone.switch_to_deploy()
+        after = model(x)['logits']
+        deployed.load_state_dict(model.state_dict())
+        rebuilt = deployed(x)['logits']
+    assert not any(isinstance(m, StandardizedConv2d) for m in model.modules())
+    assert relative_error(after, before) < 1e-5
+    assert relative_error(rebuilt, before) < 1e-5
+
+
+TABLE = json.loads((DATA / 'params_flops.json').read_text())
+FAMILIES = {'NF_ResNet': NFResNet, 'NF_RegNet': NFRegNet, 'NFNet': NFNet}
+
+
+def official(name, **kwargs):
+    """The network of a name in the table of parameter counts."""
+    if name.startswith('NF_ResNet'):
+        depth = int(name.removeprefix('NF_ResNet').removesuffix('_SE'))
+        return NFResNet(depth, attention='se' if name.endswith('_SE') else None, **kwargs)
+    family, variant = name.split('-')
+    return FAMILIES[family](variant, **kwargs)
+
+
+@pytest.mark.parametrize('name', TABLE)
+def test_parameters_and_multiply_adds(name):
+    with torch.device('meta'):
+        net = official(name).eval()
+    count = sum(p.numel() for p in net.parameters()) + (net.feat_dim + 1) * 1000
+    assert count == TABLE[name]['params']
+    small = sum(
+        p.numel()
+        for key, p in net.named_parameters()
+        if key.endswith('gain') or (key.endswith('.bias') and 'attention' not in key)
+    )
+    assert small == TABLE[name]['gain_bias_skip_params']
+
+    macs = [k for k in TABLE[name] if k.startswith('true_macs_conv_')]
+    assert macs
+    for key in macs:
+        size, total = int(key.rsplit('_', 1)[1]), 0
+
+        def count_conv(conv, args, out):
+            nonlocal total
+            total += out[0].numel() * conv.weight[0].numel()
+
+        handles = [
+            m.register_forward_hook(count_conv) for m in net.modules() if isinstance(m, nn.Conv2d)
+        ]
+        with torch.no_grad():
+            net(torch.empty(1, 3, size, size, device='meta'))
+        for handle in handles:
+            handle.remove()
+        assert total == TABLE[name][key], key
+
+
+SPP = json.loads((DATA / 'spp_jax.json').read_text())
+
+
+@pytest.mark.parametrize(
+    ('order', 'case', 'branch'),
+    [
+        ('bn_relu', 'BN_ResNet50_he_bnrelu_b8_224', 1 - 1 / np.pi),
+        ('relu_bn', 'BN_ResNet50_lecun_relubn_b8_224', 1.0),
+    ],
+)
+def test_resnet_v2_has_the_official_signal_at_initialisation(order, case, branch):
+    profile = analyze(ResNetV2(50, order=order), torch.randn(8, 3, 224, 224), mode='train')
+    theirs = SPP[case]
+    for block in profile.blocks[1:]:
+        i = block.index
+        assert block.res_avg_var == pytest.approx(theirs[f'res_avg_var_{i - 1}'], rel=0.05)
+        assert block.res_avg_var == pytest.approx(branch, rel=0.05)
+        assert block.avg_var == pytest.approx(theirs[f'avg_var_{i}'], rel=0.05)
+
+
+@pytest.mark.slow
+def test_nf_resnet_600_at_initialisation():
+    """Late stages have few positions, so that the channels correlate and the variance sags."""
+    net = NFResNet(600, skipinit=1.0)
+    profile = analyze(net, torch.randn(8, 3, 224, 224), mode='eval')
+    theirs = SPP['DM_NF_ResNet600_w4_relu_skip1_b8_224']
+    for end in (50, 100, 150, 200):
+        expected = theirs[f'avg_var_{end}']
+        assert profile.blocks[end].avg_var == pytest.approx(expected, rel=0.1), end
+        assert profile.blocks[end].expected_var == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize('family', [SkipInitResNet, FixupResNet])
+def test_earlier_unnormalised_networks_start_as_identities(family):
+    """Their branches are 0 at initialisation, and they train from there."""
+    net = family(26, base_channels=4).train()
+    x = torch.randn(2, 3, 64, 64)
+    block, features = net.layer2[1], torch.randn(2, 32, 8, 8).relu()
+    torch.testing.assert_close(block(features), features)
+    net(x)[0].square().mean().backward()
+    gains = [p for name, p in net.named_parameters() if name.endswith(('skip_gain', 'scale'))]
+    assert len(gains) == 8
+    weights = [m.weight for m in net.modules() if isinstance(m, nn.Conv2d)]
+    assert all(w.isfinite().all() for w in weights)
+    if family is SkipInitResNet:
+        assert not any(isinstance(m, StandardizedConv2d) for m in net.modules())
+        assert any(p.grad.abs() > 0 for p in gains)
+        assert net.stem.conv1.bias is None
+        assert block.conv1.bias is not None
+    else:
+        assert net.layer1[0].conv3.weight.grad.abs().sum() > 0
+
+
+def test_fixup_block_by_hand():
+    net = FixupResNet(26, base_channels=4)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.uniform_(-0.5, 0.5)
+    block = net.layer2[0]
+    x = torch.randn(2, 16, 8, 8)
+    p = dict(block.named_parameters())
+    y = x + p['bias1a']
+    out = torch.relu(block.conv1(y) + p['bias1b'])
+    out = torch.relu(block.conv2(out + p['bias2a']) + p['bias2b'])
+    out = block.conv3(out + p['bias3a']) * p['scale'] + p['bias3b']
+    torch.testing.assert_close(block(x), torch.relu(out + block.downsample(y)))
+
+
+@pytest.mark.parametrize(
+    ('make', 'message'),
+    [
+        (lambda: NFNet('f9'), 'arch must be one of f0, f0\\+, f1, .*, got .f9'),
+        (lambda: NFRegNet('b9'), 'arch must be one of b0, .*b8'),
+        (lambda: NFNet(dict(width=3)), 'an arch dict needs base'),
+        (lambda: NFNet(dict(base='f0', width=3)), 'a field of arch must be one of depths, widths'),
+        (lambda: NFNet(dict(base='f0', widths=(3, 4))), 'widths must be 4 positive integers'),
+        (lambda: NFNet(dict(base='f0', widths=(8, 8, 8, 8))), 'group_width=128 leaves no channels'),
+        (lambda: NFNet('f0', out_indices=(5,)), r'out_indices must be in 0..4'),
+        (lambda: NFRegNet('b0', attention='cbam'), 'attention must be one of'),
+        (lambda: NFRegNet('b0', downsample='max'), 'downsample must be one of conv, avg'),
+        (lambda: NFRegNet('b0', channel_divisor=0), 'channel_divisor must be positive'),
+        (lambda: ResNetV2(50, order='relu'), 'order must be one of bn_relu, relu_bn'),
+        (lambda: ResNetV2(50, init='xavier'), 'init must be one of None, he, lecun'),
+        (lambda: FixupResNet(51), 'depth must be one of'),
+    ],
+)
+def test_bad_arguments_are_refused(make, message):
+    with torch.device('meta'), pytest.raises(ValueError, match=message):
+        make()

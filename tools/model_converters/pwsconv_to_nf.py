@@ -1,0 +1,13 @@
+"""Checkpoints of the PWSConv repository as checkpoints for PWSResNet.
+
+python tools/model_converters/pwsconv_to_nf.py epoch_100.pth pws.pth --config configs/...
+"""
+
+from nf_plugins.checkpoint.convert import pwsconv_rename
+from nf_plugins.checkpoint.tensors import read_weights
+from nf_plugins.utils.converter import converter
+
+main = converter('Convert checkpoints of the PWSConv repository.', read_weights, pwsconv_rename)
+
+if __name__ == '__main__':
+    main()
