@@ -97,6 +97,7 @@ class FixupResNet(StagedBackbone):
     here to the last feature map, which its mean cannot tell apart.
 
     Example:
+        >>> import torch
         >>> FixupResNet(26, base_channels=8)(torch.randn(1, 3, 64, 64))[0].shape
         torch.Size([1, 256, 2, 2])
     """

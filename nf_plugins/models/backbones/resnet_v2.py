@@ -114,6 +114,7 @@ class ResNetV2(StagedBackbone):
     section 3.
 
     Example:
+        >>> import torch
         >>> net = ResNetV2(26, base_channels=8, order='relu_bn')
         >>> net(torch.randn(1, 3, 64, 64))[0].shape
         torch.Size([1, 256, 2, 2])

@@ -1,0 +1,85 @@
+"""timm's models: the same weights give the same logits, through the converter tool."""
+
+import runpy
+import sys
+
+import pytest
+import timm
+import torch
+from mmengine.registry import MODELS, init_default_scope
+
+from nf_plugins.checkpoint import safe_load
+from nf_plugins.models.timm_models import TIMM_BACKBONES, timm_model
+
+from ..conftest import ROOT, relative_error
+
+NAMES = timm.list_models(module='nfnet')
+HEAVY = {'nf_resnet101', 'nf_seresnet101', 'nf_ecaresnet101', 'eca_nfnet_l1', 'eca_nfnet_l2'}
+
+
+def parameter_count(model):
+    return sum(p.numel() for p in model.parameters())
+
+
+def build(name, num_classes=1000):
+    init_default_scope('mmpretrain')
+    return MODELS.build(timm_model(name, num_classes))
+
+
+def test_every_model_is_known():
+    assert set(TIMM_BACKBONES) == set(NAMES)
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_parameter_counts(name):
+    with torch.device('meta'):
+        assert parameter_count(build(name)) == parameter_count(timm.create_model(name))
+
+
+def is_small(name):
+    with torch.device('meta'):
+        return parameter_count(timm.create_model(name)) < 60e6
+
+
+SMALL = [name for name in NAMES if is_small(name)]
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=[pytest.mark.slow] * (n in HEAVY)) for n in SMALL]
+)
+def test_same_weights_same_logits(name, tmp_path, monkeypatch, capsys):
+    theirs = timm.create_model(name, num_classes=10).eval()
+    with torch.no_grad():
+        for key, p in theirs.named_parameters():
+            if 'gain' in key:
+                p.uniform_(0.5, 1.5)
+            elif key.endswith('bias'):
+                p.normal_(std=0.1)
+            elif key == 'head.fc.weight':
+                p.normal_(std=0.1)
+    source, target = tmp_path / 'timm.pth', tmp_path / 'nf.pth'
+    torch.save(theirs.state_dict(), source)
+    config = tmp_path / 'config.py'
+    config.write_text(f"model = {timm_model(name, 10)!r}\ndefault_scope = 'mmpretrain'\n")
+    tool = ROOT / 'tools/model_converters/timm_to_nf.py'
+    arguments = [str(tool), str(source), str(target), '--config', str(config)]
+    monkeypatch.setattr(sys, 'argv', arguments)
+    with pytest.raises(SystemExit) as status:
+        runpy.run_path(str(tool), run_name='__main__')
+    assert status.value.code == 0, capsys.readouterr().err
+
+    ours = build(name, 10).eval()
+    ours.load_state_dict(safe_load(target)['state_dict'])
+    x = torch.randn(1, 3, 97, 65)
+    with torch.no_grad():
+        expected = theirs(x)
+        assert relative_error(logits(ours, x), expected) < 1e-4
+
+
+def logits(model, x):
+    return model.head.fc(model.extract_feat(x)[-1])
+
+
+def test_unknown_name():
+    with pytest.raises(ValueError, match='name must be one of nf_resnet26, .*, got .resnet50.'):
+        timm_model('resnet50')
