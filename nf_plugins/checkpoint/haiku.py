@@ -14,9 +14,13 @@ from typing import Any
 import numpy as np
 
 
+class _Refused(Exception):
+    """The file wants something that weights do not need."""
+
+
 def _reconstruct(subtype: type, shape: tuple, dtype: Any) -> np.ndarray:
     if subtype is not np.ndarray:
-        raise pickle.UnpicklingError(f'an array of type {subtype!r} is refused')
+        raise _Refused(f'an array of type {subtype!r} is refused')
     return np.ndarray.__new__(np.ndarray, shape, dtype)
 
 
@@ -62,11 +66,11 @@ class _ArrayUnpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f'it names {module}.{name}, which weights do not need')
+            raise _Refused(f'it names {module}.{name}, which weights do not need')
         return _ALLOWED[module, name]
 
     def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError('it refers to objects outside the file')
+        raise _Refused('it refers to objects outside the file')
 
 
 def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
@@ -104,14 +108,14 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise FileNotFoundError(f'no weights at {path}')
     try:
         if zipfile.is_zipfile(path):
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
                 tree = {name: archive[name] for name in archive.files}
             if any(name.startswith('params/') for name in tree):
                 tree = {k[len('params/') :]: v for k, v in tree.items() if k.startswith('params/')}
         else:
             with open(path, 'rb') as file:
                 tree = _ArrayUnpickler(io.BytesIO(file.read())).load()
-    except pickle.UnpicklingError as error:
+    except _Refused as error:
         raise ValueError(f'{path} is refused: {error}') from None
     except Exception as error:  # garbage can raise almost anything in an unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

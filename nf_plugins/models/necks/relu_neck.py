@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from mmcv.cnn import build_activation_layer, build_norm_layer
 from mmengine.model import BaseModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from nf_plugins.registry import MODELS
 
@@ -24,6 +24,7 @@ class ReLUNeck(BaseModule):
         norm_cfg: Config of the norm layer, or None.
         act_cfg: Config of the activation.
         avgpool: Average over the positions.
+        drop_rate: Rate of the dropout at the end.
         init_cfg: mm initialisation config.
 
     Shape:
@@ -44,16 +45,18 @@ class ReLUNeck(BaseModule):
         norm_cfg: dict | None = None,
         act_cfg: dict = dict(type='ReLU'),
         avgpool: bool = True,
+        drop_rate: float = 0.0,
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
         self.norm = build_norm_layer(norm_cfg, in_channels)[1] if norm_cfg else None
         self.act = build_activation_layer(act_cfg)
         self.avgpool = avgpool
+        self.dropout = nn.Dropout(drop_rate)
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
         if not isinstance(inputs, Tensor):
             return tuple(self(x) for x in inputs)
         x = inputs if self.norm is None else self.norm(inputs)
         x = self.act(x)
-        return x.mean(dim=(2, 3)) if self.avgpool else x
+        return self.dropout(x.mean(dim=(2, 3)) if self.avgpool else x)

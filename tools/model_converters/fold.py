@@ -1,0 +1,108 @@
+"""Fold a trained network into plain convolutions.
+
+python tools/model_converters/fold.py CONFIG CHECKPOINT folded.pth
+
+writes ``folded.pth`` and, beside it, ``folded.py``, the config that loads it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+from pathlib import Path
+
+import torch
+from mmengine.logging import MMLogger
+
+from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint.convert import save_converted
+from nf_plugins.models import PWSResNet
+from nf_plugins.models.backbones.nf_base import NFBackbone
+from nf_plugins.utils import UsageError, atomic_write, check_writable_dir, command_line, complaint
+from nf_plugins.utils.runner import build_model, load_config
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description='Fold a network into plain convolutions.')
+    parser.add_argument('config', help='config of the trained model')
+    parser.add_argument('checkpoint', help='its checkpoint')
+    parser.add_argument('dst', help='checkpoint to write; the config gets the same name, .py')
+    parser.add_argument('--onnx', help='also export the folded network (without preprocessing)')
+    parser.add_argument('--input-size', type=int, default=224, help='side for --onnx')
+    return parser.parse_args()
+
+
+def deployed_backbone(cfg, backbone: torch.nn.Module) -> dict:
+    """The config of the folded backbone."""
+    if isinstance(backbone, NFBackbone):
+        return dict(deploy=True)
+    if isinstance(backbone, PWSResNet):
+        return dict(conv_cfg=dict(type='Conv2d'))
+    return dict(conv_cfg=None)
+
+
+@command_line
+def main() -> None:
+    args = parse_args()
+    MMLogger.get_instance('mmengine').setLevel('ERROR')
+    dst = Path(args.dst)
+    if dst.suffix == '.py':
+        raise UsageError(f'{dst} would be overwritten by the config: name it {dst.stem}.pth')
+    cfg = load_config(args.config)
+    for path in filter(None, (dst, args.onnx)):
+        with complaint(f'cannot write {path}'):
+            check_writable_dir(os.path.dirname(os.path.abspath(path)))
+    model = build_model(cfg, args.config)
+    with complaint(f'cannot load the checkpoint {args.checkpoint}'):
+        state = state_dict_of(safe_load(args.checkpoint), args.checkpoint)
+        check_match(state, model, args.checkpoint)
+        model.load_state_dict(state, strict=False)
+    for module in list(model.modules()):
+        if hasattr(module, 'switch_to_deploy'):
+            module.switch_to_deploy()
+    model.eval()
+
+    cfg.model.backbone.update(deployed_backbone(cfg, model.backbone))
+    files = {dst.with_suffix('.py'): cfg.pretty_text}
+    with complaint(f'cannot build the folded model of {args.config}'):
+        check_match(model.state_dict(), build_model(cfg, args.config), dst)
+    if args.onnx:
+        with complaint('cannot export to ONNX'):
+            files[Path(args.onnx)] = export(model, cfg, args.input_size)
+    with complaint(f'cannot write {dst}'):
+        save_converted(model.state_dict(), dst, args.checkpoint)
+        for path, content in files.items():
+            atomic_write(path, content)
+    print('written:', dst, *files)
+
+
+def export(model: torch.nn.Module, cfg, size: int) -> bytes:
+    """The network from normalised images to scores, with a free batch size."""
+    from nf_plugins.spp.inputs import image_channels
+
+    class Scores(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.model.head.fc(self.model.extract_feat(x)[-1])
+
+    buffer = io.BytesIO()
+    x = torch.randn(2, image_channels(model.backbone), size, size)
+    program = torch.onnx.export(
+        Scores().eval(),
+        (x,),
+        input_names=['images'],
+        output_names=['scores'],
+        dynamic_shapes=({0: torch.export.Dim('batch')},),
+        dynamo=True,
+        verbose=False,
+    )
+    program.save(buffer)
+    return buffer.getvalue()
+
+
+if __name__ == '__main__':
+    main()
