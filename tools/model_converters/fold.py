@@ -19,6 +19,7 @@ from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
 from nf_plugins.checkpoint.convert import save_converted
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
+from nf_plugins.spp.inputs import image_channels
 from nf_plugins.utils import UsageError, atomic_write, check_writable_dir, command_line, complaint
 from nf_plugins.utils.runner import build_model, load_config
 
@@ -33,7 +34,7 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def deployed_backbone(cfg, backbone: torch.nn.Module) -> dict:
+def deployed_backbone(backbone: torch.nn.Module) -> dict:
     """The config of the folded backbone."""
     if isinstance(backbone, NFBackbone):
         return dict(deploy=True)
@@ -63,13 +64,14 @@ def main() -> None:
             module.switch_to_deploy()
     model.eval()
 
-    cfg.model.backbone.update(deployed_backbone(cfg, model.backbone))
+    for name, value in deployed_backbone(model.backbone).items():
+        cfg.model.backbone[name] = value  # update() would merge the old values in
     files = {dst.with_suffix('.py'): cfg.pretty_text}
     with complaint(f'cannot build the folded model of {args.config}'):
         check_match(model.state_dict(), build_model(cfg, args.config), dst)
     if args.onnx:
         with complaint('cannot export to ONNX'):
-            files[Path(args.onnx)] = export(model, cfg, args.input_size)
+            files[Path(args.onnx)] = export(model, args.input_size)
     with complaint(f'cannot write {dst}'):
         save_converted(model.state_dict(), dst, args.checkpoint)
         for path, content in files.items():
@@ -77,9 +79,8 @@ def main() -> None:
     print('written:', dst, *files)
 
 
-def export(model: torch.nn.Module, cfg, size: int) -> bytes:
+def export(model: torch.nn.Module, size: int) -> bytes:
     """The network from normalised images to scores, with a free batch size."""
-    from nf_plugins.spp.inputs import image_channels
 
     class Scores(torch.nn.Module):
         def __init__(self) -> None:
