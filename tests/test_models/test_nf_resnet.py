@@ -219,7 +219,12 @@ def test_mm_options():
             frozen_stages=2,
             with_cp=True,
         )
-    ).train()
+    )
+    frozen = {name.split('.')[0] for name, p in net.named_parameters() if not p.requires_grad}
+    assert frozen == {'stem', 'layer1', 'layer2'}  # already, as DDP and optimizers look now
+    net.train()
+    assert not net.layer2.training
+    assert net.layer3.training
     outs = net(torch.randn(2, 1, 16, 16))
     assert [tuple(out.shape) for out in outs] == [(2, 32, 8, 8), (2, 128, 8, 8)]
     frozen = {name.split('.')[0] for name, p in net.named_parameters() if not p.requires_grad}

@@ -120,9 +120,10 @@ def test_every_depth_deploys(depth, stem, style, avg_down):
 def test_mm_options():
     net = PWSResNet(
         18, base_channels=4, stem_channels=4, frozen_stages=1, with_cp=True, drop_path_rate=0.2
-    ).train()
+    )
     frozen = {name.split('.')[0] for name, p in net.named_parameters() if not p.requires_grad}
     assert frozen == {'conv1', 'norm1', 'layer1'}
+    net.train()
     assert not net.layer1.training
     assert net.layer2.training
     twin = PWSResNet(18, base_channels=4, stem_channels=4).eval()

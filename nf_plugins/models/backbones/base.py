@@ -117,12 +117,16 @@ class StagedBackbone(BaseModule):
                 outs.append(x)
         return tuple(outs)
 
-    def train(self, mode: bool = True) -> StagedBackbone:
-        super().train(mode)
+    def freeze_stages(self) -> None:
+        """Freeze what ``frozen_stages`` says; a constructor calls it last."""
         frozen = [] if self.frozen_stages < 0 else self.stem_modules()
         for module in [*frozen, *self.stages[: max(self.frozen_stages, 0)]]:
             module.eval()
             module.requires_grad_(False)
+
+    def train(self, mode: bool = True) -> StagedBackbone:
+        super().train(mode)
+        self.freeze_stages()
         if mode and self.norm_eval:
             for module in self.modules():
                 if isinstance(module, _BatchNorm):

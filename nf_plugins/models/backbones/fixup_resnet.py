@@ -145,6 +145,7 @@ class FixupResNet(StagedBackbone):
         self.make_stages(depths, make_block)
         self.bias2 = nn.Parameter(torch.zeros(()))
         self.feat_dim = channels
+        self.freeze_stages()
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.stem]

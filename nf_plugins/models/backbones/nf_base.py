@@ -536,6 +536,7 @@ class NFBackbone(StagedBackbone):
             self.final_conv = conv(channels, arch.final_channels, 1, gamma=free_gamma)
             channels = arch.final_channels
         self.feat_dim = channels
+        self.freeze_stages()
 
     @property
     def stages(self) -> list[nn.Module]:

@@ -205,6 +205,7 @@ class PWSResNet(StagedBackbone):
 
         self.make_stages(depths, make_block)
         self.feat_dim = widths[-1]
+        self.freeze_stages()
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.conv1, self.norm1]

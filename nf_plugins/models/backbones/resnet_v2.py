@@ -176,6 +176,7 @@ class ResNetV2(StagedBackbone):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.normal_(module.weight, std=math.sqrt(gain / module.weight[0].numel()))
+        self.freeze_stages()
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.stem]
