@@ -34,3 +34,4 @@ def _child(name: str, location: str) -> Registry:
 MODELS = _child('MODELS', 'models')
 DATASETS = _child('DATASETS', 'datasets')
 HOOKS = _child('HOOKS', 'engine')
+OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'engine')

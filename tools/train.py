@@ -60,8 +60,9 @@ def main() -> None:
     if args.amp:
         if not torch.cuda.is_available():
             raise UsageError('--amp needs an accelerator, and there is none')
-        if cfg.optim_wrapper.get('type', 'OptimWrapper') == 'OptimWrapper':
-            cfg.optim_wrapper.type = 'AmpOptimWrapper'
+        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
+        if 'Amp' not in kind:  # OptimWrapper, AGCOptimWrapper
+            cfg.optim_wrapper.type = kind.replace('OptimWrapper', 'AmpOptimWrapper')
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
         if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):

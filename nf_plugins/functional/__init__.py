@@ -1,5 +1,6 @@
 """Pure functions on tensors: they import torch alone."""
 
+from .agc import adaptive_clip_grad_, unitwise_norm
 from .channel_statistics import ChannelStatistics, channel_statistics
 from .gamma import GAMMA, activation_gamma, activation_name
 from .padding import same_padding
@@ -10,8 +11,10 @@ __all__ = [
     'ChannelStatistics',
     'activation_gamma',
     'activation_name',
+    'adaptive_clip_grad_',
     'channel_statistics',
     'parametric_standardize_weight',
     'same_padding',
     'scaled_standardize_weight',
+    'unitwise_norm',
 ]

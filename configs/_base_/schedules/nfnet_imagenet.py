@@ -1,9 +1,11 @@
 # Published (DeepMind's nfnets/experiment_nfnets.py): batch 4096, SGD with Nesterov momentum,
 # lr 0.1 * batch / 256 after 5 epochs of warmup, cosine to 0, 360 epochs, decay 2e-5 (none of
-# gains and biases), label smoothing 0.1, RandAugment, mixup and cutmix, EMA 0.99999.
-# Published but not here: adaptive gradient clipping (0.01), without which the published lr is
-# known to be too high for such batches. Ours: a batch is mixed up or cut, not half and half.
+# gains and biases), adaptive gradient clipping with 0.01 (not of the classifier's weight), label
+# smoothing 0.1, RandAugment, mixup and cutmix, EMA 0.99999.
+# Ours: a batch is mixed up or cut, not half and half.
 optim_wrapper = dict(
+    type='AGCOptimWrapper',
+    clip_grad=dict(type='agc', clip_factor=0.01, eps=1e-3, skip=['head.fc.weight']),
     optimizer=dict(type='SGD', lr=1.6, momentum=0.9, nesterov=True, weight_decay=2e-5),
     paramwise_cfg=dict(
         bias_decay_mult=0.0, norm_decay_mult=0.0, custom_keys={'gain': dict(decay_mult=0.0)}

@@ -150,6 +150,10 @@ class FixupResNet(StagedBackbone):
     def stem_modules(self) -> list[nn.Module]:
         return [self.stem]
 
+    def freeze_stages(self) -> None:
+        super().freeze_stages()
+        self.bias1.requires_grad_(self.frozen_stages < 0)
+
     def forward_stem(self, x: Tensor) -> Tensor:
         return self.stem.pool(self.relu(self.stem.convolve(x) + self.bias1))
 

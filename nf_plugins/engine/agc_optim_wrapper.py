@@ -1,0 +1,133 @@
+"""Adaptive gradient clipping as mm optimizer wrappers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from mmengine.model import is_model_wrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
+from torch import nn
+from torch.optim import Optimizer
+
+from nf_plugins.functional import adaptive_clip_grad_
+from nf_plugins.registry import OPTIM_WRAPPERS
+
+
+class _AGCMixin:
+    """Adds ``clip_grad=dict(type='agc', ...)`` to an optimizer wrapper of mmengine."""
+
+    def __init__(self, optimizer: Optimizer, clip_grad: dict | None = None, **kwargs: Any) -> None:
+        clip_grad = dict(clip_grad or {})
+        if clip_grad.pop('type', None) != 'agc':
+            raise ValueError(
+                f"{type(self).__name__} needs clip_grad=dict(type='agc', clip_factor=0.01, ...); "
+                "for other kinds of clipping take mmengine's wrappers"
+            )
+        self.skip: tuple[str, ...] = tuple(clip_grad.pop('skip', ()))
+        agc = dict(clip_factor=clip_grad.pop('clip_factor', 0.01), eps=clip_grad.pop('eps', 1e-3))
+        if clip_grad:
+            raise ValueError(
+                f'clip_grad of type agc takes clip_factor, eps and skip, got {", ".join(clip_grad)}'
+            )
+        adaptive_clip_grad_([], **agc)  # complains about bad numbers now
+        # mmengine knows no such type; non-empty arguments make it unscale before it clips.
+        super().__init__(optimizer=optimizer, clip_grad=dict(max_norm=1.0), **kwargs)
+        self.clip_grad_kwargs = agc
+        self._skipped: set[int] | None = None if self.skip else set()
+
+    def _find_skipped(self, model: nn.Module) -> None:
+        """Look up the parameters that ``skip`` names."""
+        if self._skipped is not None:
+            return
+        if is_model_wrapper(model):
+            model = model.module
+        named = dict(model.named_parameters())
+        self._skipped = skipped_parameters(named, self.skip)
+
+    def initialize_count_status(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
+        self._find_skipped(model)
+        super().initialize_count_status(model, *args, **kwargs)
+
+    @contextmanager
+    def optim_context(self, model: nn.Module) -> Iterator[None]:
+        self._find_skipped(model)
+        with super().optim_context(model):
+            yield
+
+    def _clip_grad(self) -> None:
+        if self._skipped is None:
+            raise RuntimeError('the wrapper has not seen the model: enter optim_context(model)')
+        params = [
+            p
+            for group in self.optimizer.param_groups
+            for p in group['params']
+            if p.grad is not None and id(p) not in self._skipped
+        ]
+        if params:
+            fraction = adaptive_clip_grad_(params, **self.clip_grad_kwargs)
+            self.message_hub.update_scalar('train/agc_clipped', float(fraction))
+
+
+def skipped_parameters(named: dict[str, nn.Parameter], patterns: Sequence[str]) -> set[int]:
+    """The ids of the parameters whose names contain one of the patterns.
+
+    Raises:
+        ValueError: A pattern is in no name; close names are listed.
+    """
+    skipped = set()
+    for pattern in patterns:
+        found = [id(p) for name, p in named.items() if pattern in name]
+        if not found:
+            close = difflib.get_close_matches(pattern, named, n=3, cutoff=0.3)
+            raise ValueError(
+                f'skip={pattern!r} is in no parameter name; close are {", ".join(close) or "none"}'
+            )
+        skipped.update(found)
+    return skipped
+
+
+@OPTIM_WRAPPERS.register_module()
+class AGCOptimWrapper(_AGCMixin, OptimWrapper):
+    """Optimizer wrapper with adaptive gradient clipping.
+
+    ``optim_wrapper=dict(type='AGCOptimWrapper', clip_grad=dict(type='agc',
+    clip_factor=0.01, eps=1e-3, skip=['head.fc.weight']), optimizer=...)``
+
+    Each unit's gradient is clipped to ``clip_factor`` times the norm of its weights,
+    before the optimizer adds weight decay. The fraction of clipped units is logged
+    as ``agc_clipped``.
+
+    Args:
+        optimizer: The optimizer.
+        clip_grad: ``type='agc'``, ``clip_factor``, ``eps``, and ``skip``: patterns
+            (substrings) of parameter names that are not clipped; the papers do not
+            clip the classifier's weight.
+        **kwargs: As mmengine's ``OptimWrapper``: ``accumulative_counts``.
+
+    Raises:
+        ValueError: Unknown or bad arguments; a ``skip`` pattern that matches nothing.
+
+    Source: Brock et al. 2021b, section 3.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 2)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> clip_grad = dict(type='agc', clip_factor=0.01, skip=['bias'])
+        >>> wrapper = AGCOptimWrapper(sgd, clip_grad=clip_grad)
+        >>> with wrapper.optim_context(model):
+        ...     loss = model(torch.ones(1, 2)).square().sum()
+        >>> wrapper.update_params(loss)
+    """
+
+
+@OPTIM_WRAPPERS.register_module()
+class AGCAmpOptimWrapper(_AGCMixin, AmpOptimWrapper):
+    """:class:`AGCOptimWrapper` with automatic mixed precision.
+
+    Gradients are unscaled before they are clipped; a step with gradients that are not
+    finite is skipped by the loss scaler.
+    """

@@ -1,0 +1,131 @@
+import copy
+
+import pytest
+import torch
+from mmengine.optim import build_optim_wrapper
+from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
+
+from nf_plugins.engine import AGCOptimWrapper
+from nf_plugins.functional import adaptive_clip_grad_
+
+
+def make(model, **clip_grad):
+    clip_grad = dict(type='agc', clip_factor=0.01, **clip_grad)
+    optimizer = dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1)
+    cfg = dict(type='AGCOptimWrapper', clip_grad=clip_grad, optimizer=optimizer)
+    return build_optim_wrapper(model, cfg)
+
+
+def network():
+    return nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+
+
+def step(wrapper, model, x):
+    with wrapper.optim_context(model):
+        loss = model(x).square().sum()
+    wrapper.update_params(loss)
+
+
+def test_clips_before_weight_decay_and_momentum():
+    """Three steps written out, with torch's SGD and the clipping in front of it."""
+    model = network()
+    twin = copy.deepcopy(model)
+    wrapper = make(model, skip=['2.weight'])
+    sgd = torch.optim.SGD(twin.parameters(), lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1)
+    for _ in range(3):
+        x = torch.randn(5, 4)
+        step(wrapper, model, x)
+        sgd.zero_grad()
+        twin(x).square().sum().backward()
+        clipped = [p for name, p in twin.named_parameters() if name != '2.weight']
+        adaptive_clip_grad_(clipped, 0.01)
+        sgd.step()
+    for p, q in zip(model.parameters(), twin.parameters()):
+        assert torch.equal(p, q)
+    assert 0 < wrapper.message_hub.get_scalar('train/agc_clipped').current() <= 1
+
+
+def test_accumulated_gradients_are_clipped_once():
+    model = network()
+    twin = copy.deepcopy(model)
+    cfg = dict(
+        type='AGCOptimWrapper',
+        accumulative_counts=2,
+        clip_grad=dict(type='agc'),
+        optimizer=dict(type='SGD', lr=0.1),
+    )
+    wrapper = build_optim_wrapper(model, cfg)
+    wrapper.initialize_count_status(model, 0, 2)
+    batches = torch.randn(2, 5, 4)
+    for x in batches:
+        step(wrapper, model, x)
+    sum(twin(x).square().sum() / 2 for x in batches).backward()
+    adaptive_clip_grad_(twin.parameters(), 0.01)
+    for p, q in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(p, q - 0.1 * q.grad)
+
+
+def test_names_under_a_model_wrapper():
+    class Wrapper(nn.Module):
+        def __init__(self, module):
+            super().__init__()
+            self.module = module
+
+    from mmengine.registry import MODEL_WRAPPERS
+
+    MODEL_WRAPPERS.register_module('TestWrapper', module=Wrapper, force=True)
+    model = network()
+    wrapper = make(model, skip=['0.weight'])
+    wrapper.initialize_count_status(Wrapper(model), 0, 10)
+    assert wrapper._skipped == {id(model[0].weight)}
+
+
+@pytest.mark.parametrize(
+    ('clip_grad', 'message'),
+    [
+        (None, "needs clip_grad=dict\\(type='agc'"),
+        (dict(type='norm', max_norm=1.0), "needs clip_grad=dict\\(type='agc'"),
+        (dict(type='agc', max_norm=1.0), 'takes clip_factor, eps and skip, got max_norm'),
+        (dict(type='agc', clip_factor=-1), 'must be positive, got clip_factor=-1'),
+    ],
+)
+def test_bad_arguments(clip_grad, message):
+    sgd = torch.optim.SGD(network().parameters(), lr=0.1)
+    with pytest.raises(ValueError, match=message):
+        AGCOptimWrapper(sgd, clip_grad=clip_grad)
+
+
+def test_a_pattern_that_matches_nothing_lists_close_names():
+    model = network()
+    wrapper = make(model, skip=['2.wieght'])
+    with pytest.raises(ValueError, match="skip='2.wieght' is in no parameter name; close are 2.w"):
+        wrapper.initialize_count_status(model, 0, 10)
+
+
+@pytest.mark.parametrize('name', ['AGCOptimWrapper', 'AGCAmpOptimWrapper'])
+def test_both_names(name):
+    assert OPTIM_WRAPPERS.get(f'nf_plugins.{name}') is OPTIM_WRAPPERS.get(name)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+def test_amp_unscales_before_clipping():
+    model = network().cuda()
+    twin = copy.deepcopy(model)
+    cfg = dict(
+        type='AGCAmpOptimWrapper',
+        dtype='float16',
+        loss_scale=1024.0,
+        clip_grad=dict(type='agc'),
+        optimizer=dict(type='SGD', lr=0.1),
+    )
+    x = torch.randn(5, 4, device='cuda')
+    step(build_optim_wrapper(model, cfg), model, x)
+    with torch.autocast('cuda', dtype=torch.float16):
+        loss = twin(x).square().sum()
+    (loss * 1024).backward()
+    for p in twin.parameters():
+        p.grad /= 1024
+    adaptive_clip_grad_(twin.parameters(), 0.01)
+    for p, q in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(p, q - 0.1 * q.grad)
