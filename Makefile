@@ -7,8 +7,10 @@ CONFIG := nf-resnet_digits.py
 
 SOURCES := $(shell find nf_plugins configs tools requirements -type f -not -name '*.pyc') \
 	setup.py MANIFEST.in model-index.yml README.md
-# Without an accelerator there is nothing to pin; the tools of other packages try all the same.
-export PYTHONWARNINGS := ignore:.*pin_memory.*:UserWarning,ignore:Fail to import:UserWarning
+# Idle threads sleep: on a busy machine waiting ones would cost most of the time.
+export OMP_WAIT_POLICY := PASSIVE
+# Of mmcv-lite, at each import.
+export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help setup demo test check lint format spp-figure clean
@@ -36,7 +38,8 @@ demo: setup  ## train, test and inspect an NF-ResNet on the embedded digits
 	mim test nfplugins $(CONFIG) --gpus 0 --work-dir $(DEMO)/test \
 		--checkpoint $$(cat $(DEMO)/train/last_checkpoint) \
 		--out $(DEMO)/metrics.json --out-item metrics
-	mim run nfplugins spp_analysis $(CONFIG) --out-dir $(DEMO)/spp_init
+	mim run nfplugins spp_analysis $(CONFIG) --out-dir $(DEMO)/spp_init \
+		--cfg-options model.backbone.skipinit=1.0
 	mim run nfplugins spp_analysis $(CONFIG) $$(cat $(DEMO)/train/last_checkpoint) \
 		--out-dir $(DEMO)/spp_trained
 	@echo

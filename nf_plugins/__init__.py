@@ -5,6 +5,7 @@ dict(imports=['nf_plugins'])`` is all that a config needs for the bare names;
 the prefixed names (``type='nf_plugins.NFResNet'``) need nothing.
 """
 
+import warnings
 from importlib import import_module
 from importlib.util import find_spec
 
@@ -28,7 +29,10 @@ def _check_stack() -> None:
 
 _check_stack()
 
-from . import checkpoint, datasets, engine, functional, layers, models, spp  # noqa: E402
+with warnings.catch_warnings():
+    # Of mmcv-lite, about an op that nothing here needs.
+    warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
+    from . import checkpoint, datasets, engine, functional, layers, models, spp
 
 __all__ = [
     '__version__',

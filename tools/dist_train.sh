@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
 # bash dist_train.sh CONFIG PROCESSES [arguments of train.py]
 # Without a GPU the processes talk over gloo on the CPU.
+if [ $# -lt 2 ]; then
+    echo "usage: bash dist_train.sh CONFIG PROCESSES [arguments of train.py]" >&2
+    exit 2
+fi
 CONFIG=$1
 GPUS=$2
 NNODES=${NNODES:-1}

@@ -1,5 +1,9 @@
 #!/usr/bin/env bash
 # bash slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of train.py]
+if [ $# -lt 4 ]; then
+    echo "usage: bash slurm_train.sh PARTITION JOB_NAME CONFIG WORK_DIR [arguments of train.py]" >&2
+    exit 2
+fi
 PARTITION=$1
 JOB_NAME=$2
 CONFIG=$3

@@ -29,7 +29,14 @@ from nf_plugins.spp.inputs import (
     image_channels,
 )
 from nf_plugins.spp.plot import plot_profiles
-from nf_plugins.utils import UsageError, atomic_write, check_writable_dir, command_line, complaint
+from nf_plugins.utils import (
+    ArgumentParser,
+    UsageError,
+    atomic_write,
+    check_writable_dir,
+    command_line,
+    complaint,
+)
 from nf_plugins.utils.runner import load_config
 
 FORMATS = ('png', 'svg', 'json', 'csv')
@@ -42,7 +49,7 @@ def positive(text: str) -> int:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         description='Measure and plot how the signal propagates through a configured backbone.'
     )
     parser.add_argument('config', help='config file')
@@ -117,13 +124,16 @@ def build_backbone(cfg: Config, path: str, checkpoint: str | None, seed: int) ->
     return backbone
 
 
-def measure(args: argparse.Namespace, config: str, checkpoint: str | None) -> SignalProfile:
-    cfg = load_config(config, args.cfg_options if config == args.config else None)
+def measure(
+    args: argparse.Namespace, config: str, checkpoint: str | None, options: dict | None = None
+) -> SignalProfile:
+    cfg = load_config(config, options)
     backbone = build_backbone(cfg, config, checkpoint, args.seed)
     if args.input == 'gaussian':
         size = args.input_size or config_input_size(cfg)
         shape = (args.batch_size, image_channels(backbone), size[0], size[-1])
-        inputs = gaussian_batch(shape, args.seed)
+        with complaint(f'cannot make noise of shape {shape}'):
+            inputs = gaussian_batch(shape, args.seed)
     else:
         with complaint(f'cannot read the {args.input} data of {config}'):
             inputs = dataset_batch(cfg, args.input, args.batch_size, args.seed)
@@ -152,13 +162,14 @@ def render(profiles: list[SignalProfile], form: str) -> bytes | str:
     if form == 'csv':
         return profiles_to_csv(profiles)
     buffer = io.BytesIO()
-    plot_profiles(profiles).savefig(buffer, format=form, dpi=150)
+    plot_profiles(profiles).savefig(buffer, format=form)
     return buffer.getvalue()
 
 
 @command_line
 def main() -> None:
-    args = parse_args()
+    with complaint('bad arguments'):
+        args = parse_args()
     MMLogger.get_instance('mmengine').setLevel('ERROR')  # no line per initialised parameter
     out_dir = Path(args.out_dir or osp.join('work_dirs', 'spp', Path(args.config).stem))
     with complaint(f'cannot write into {out_dir}'):
@@ -166,7 +177,7 @@ def main() -> None:
     with complaint(f'cannot use the device {args.device}'):
         torch.empty(0, device=args.device)
 
-    profiles = [measure(args, args.config, args.checkpoint)]
+    profiles = [measure(args, args.config, args.checkpoint, args.cfg_options)]
     for source in args.compare:
         config, _, checkpoint = source.partition('=')
         profiles.append(measure(args, config, checkpoint or None))

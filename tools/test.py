@@ -10,7 +10,7 @@ import argparse
 from mmengine import dump
 from mmengine.evaluator import DumpResults
 
-from nf_plugins.utils import UsageError, command_line, complaint
+from nf_plugins.utils import ArgumentParser, UsageError, command_line, complaint
 from nf_plugins.utils.runner import (
     add_common_arguments,
     build_model,
@@ -22,7 +22,7 @@ from nf_plugins.utils.runner import (
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Test a checkpoint.')
+    parser = ArgumentParser(description='Test a checkpoint.')
     parser.add_argument('config', help='config file')
     parser.add_argument('checkpoint', help='checkpoint file')
     parser.add_argument('--out', help='file for the results: .pkl, or .json for metrics')
@@ -40,7 +40,8 @@ def parse_args() -> argparse.Namespace:
 
 @command_line
 def main() -> None:
-    args = parse_args()
+    with complaint('bad arguments'):
+        args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     if cfg.get('test_dataloader') is None:
         raise UsageError(f'{args.config} has no test_dataloader')
@@ -54,6 +55,9 @@ def main() -> None:
     if args.out and args.out_item != 'metrics':
         with complaint(f'cannot write {args.out}'):
             runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+    with complaint(f'cannot prepare the test of {args.config}'):
+        _ = runner.test_loop  # builds the data set
+        runner.load_or_resume()
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         with complaint(f'cannot write {args.out}'):

@@ -9,7 +9,7 @@ import argparse
 
 import torch
 
-from nf_plugins.utils import UsageError, command_line
+from nf_plugins.utils import ArgumentParser, UsageError, command_line, complaint
 from nf_plugins.utils.runner import (
     add_common_arguments,
     build_model,
@@ -22,7 +22,7 @@ from nf_plugins.utils.runner import (
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Train a model.')
+    parser = ArgumentParser(description='Train a model.')
     parser.add_argument('config', help='config file')
     parser.add_argument(
         '--resume',
@@ -46,8 +46,11 @@ def parse_args() -> argparse.Namespace:
 
 @command_line
 def main() -> None:
-    args = parse_args()
+    with complaint('bad arguments'):
+        args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
+    if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
+        raise UsageError(f'{args.config} has no train_dataloader and train_cfg')
     model = build_model(cfg, args.config)
     prepare(cfg, args, ['train_dataloader', 'val_dataloader', 'test_dataloader'])
 
@@ -65,19 +68,23 @@ def main() -> None:
             cfg.optim_wrapper.type = kind.replace('OptimWrapper', 'AmpOptimWrapper')
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
     if args.auto_scale_lr:
-        if 'base_batch_size' not in cfg.get('auto_scale_lr', {}):
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UsageError(f'{args.config} has no auto_scale_lr.base_batch_size to scale by')
         cfg.auto_scale_lr.enable = True
 
-    if args.resume is not None:
-        cfg.resume = True
-        cfg.load_from = latest_checkpoint(cfg.work_dir) if args.resume == 'auto' else args.resume
+    if args.resume not in (None, 'auto'):
+        cfg.resume, cfg.load_from = True, args.resume
+    elif args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
+        cfg.load_from = latest_checkpoint(cfg.work_dir)
         cfg.resume = cfg.load_from is not None
     if cfg.get('load_from'):
         # A resumed model needs every key; fine-tuning leaves out a head.
         check_checkpoint(cfg.load_from, model, minimum=1.0 if cfg.resume else 0.0)
     del model
-    build_runner(cfg, args.config).train()
+    runner = build_runner(cfg, args.config)
+    with complaint(f'cannot prepare the training of {args.config}'):  # the data sets, mostly
+        _ = runner.train_loop, runner.val_loop
+    runner.train()
 
 
 if __name__ == '__main__':

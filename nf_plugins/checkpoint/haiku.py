@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import codecs
 import io
 import os
 import pickle
@@ -13,52 +12,23 @@ from typing import Any
 
 import numpy as np
 
+from .numpy_pickle import DILL_GLOBALS, GLOBALS
+
 
 class _Refused(Exception):
     """The file wants something that weights do not need."""
 
 
-def _reconstruct(subtype: type, shape: tuple, dtype: Any) -> np.ndarray:
-    if subtype is not np.ndarray:
-        raise _Refused(f'an array of type {subtype!r} is refused')
-    return np.ndarray.__new__(np.ndarray, shape, dtype)
-
-
-def _create_array(function: Any, args: tuple, state: tuple, attributes: Any = None) -> np.ndarray:
-    """dill's way to pickle an array: the object, then its state."""
-    array = function(*args)
-    array.__setstate__(state)
-    return array
-
-
-def _from_buffer(buffer: Any, dtype: np.dtype, shape: tuple, order: str) -> np.ndarray:
-    return np.frombuffer(buffer, dtype=dtype).reshape(shape, order=order)
-
-
-def _scalar(dtype: np.dtype, data: bytes) -> Any:
-    return np.frombuffer(data, dtype=dtype, count=1)[0]
-
-
-def _encode(text: str, encoding: str = 'latin1') -> bytes:
-    return codecs.encode(text, encoding)
-
-
 _ALLOWED: dict[tuple[str, str], Any] = {
-    ('numpy', 'ndarray'): np.ndarray,
-    ('numpy', 'dtype'): np.dtype,
+    **GLOBALS,
+    **DILL_GLOBALS,
     ('collections', 'OrderedDict'): OrderedDict,
     ('builtins', 'dict'): dict,
-    ('_codecs', 'encode'): _encode,
-    ('dill._dill', '_create_array'): _create_array,
     # Immutable dicts of several haiku versions.
     ('haiku._src.data_structures', 'FlatMapping'): dict,
     ('haiku._src.data_structures', 'FlatMap'): dict,
     ('haiku._src.data_structures', 'frozendict'): dict,
 }
-for _core in ('numpy.core', 'numpy._core'):
-    _ALLOWED[f'{_core}.multiarray', '_reconstruct'] = _reconstruct
-    _ALLOWED[f'{_core}.multiarray', 'scalar'] = _scalar
-    _ALLOWED[f'{_core}.numeric', '_frombuffer'] = _from_buffer
 
 
 class _ArrayUnpickler(pickle.Unpickler):
@@ -73,14 +43,18 @@ class _ArrayUnpickler(pickle.Unpickler):
         raise _Refused('it refers to objects outside the file')
 
 
-def _flatten(tree: Any, prefix: str = '') -> dict[str, Any]:
+def _flatten(tree: Any, prefix: str = '', seen: set[int] | None = None) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         return {prefix: tree}
+    seen = set() if seen is None else seen
+    if id(tree) in seen:  # a small file could otherwise expand without end
+        raise _Refused('it holds one dict in two places')
+    seen.add(id(tree))
     flat = {}
     for key, value in tree.items():
         if not isinstance(key, str):
             raise ValueError(f'the tree has the key {key!r}, which is not a string')
-        flat.update(_flatten(value, f'{prefix}/{key}' if prefix else key))
+        flat.update(_flatten(value, f'{prefix}/{key}' if prefix else key, seen))
     return flat
 
 
@@ -115,15 +89,16 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
         else:
             with open(path, 'rb') as file:
                 tree = _ArrayUnpickler(io.BytesIO(file.read())).load()
+        if not isinstance(tree, Mapping) or not tree:
+            raise ValueError('it holds no parameters')
+        tree = _flatten(tree)
     except _Refused as error:
         raise ValueError(f'{path} is refused: {error}') from None
     except Exception as error:  # garbage can raise almost anything in an unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{path} is not a readable file of weights: {reason}') from None
-    if not isinstance(tree, Mapping) or not tree:
-        raise ValueError(f'{path} holds no parameters')
     flat = {}
-    for name, value in _flatten(tree).items():
+    for name, value in tree.items():
         value = np.asarray(value)
         if value.dtype.kind not in 'fiu' and value.dtype.name != 'bfloat16':
             raise ValueError(f'{path}: {name} is no array of numbers but of {value.dtype}')

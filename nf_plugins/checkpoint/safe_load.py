@@ -9,12 +9,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.logging import HistoryBuffer
 from torch import Tensor, nn
 
-_multiarray = (np._core if hasattr(np, '_core') else np.core).multiarray  # numpy 2, numpy 1
+from .numpy_pickle import GLOBALS
 
 
 def _history_statistic(owner: type, name: str) -> Any:
@@ -27,18 +26,10 @@ def _history_statistic(owner: type, name: str) -> Any:
 SAFE_GLOBALS: list = [
     HistoryBuffer,
     (_history_statistic, 'builtins.getattr'),  # HistoryBuffer pickles its methods with it
-    np.ndarray,
-    np.dtype,
-    *{type(np.dtype(code)) for code in '?bhilqBHILQefdg'},
+    *((value, '.'.join(name)) for name, value in GLOBALS.items()),
 ]
 """What a checkpoint may name beyond tensors and containers: mmengine's log history
-and the numpy arrays and scalars in it."""
-
-for _module in ('numpy.core.multiarray', 'numpy._core.multiarray'):  # numpy 1 and 2
-    SAFE_GLOBALS += [
-        (_multiarray._reconstruct, f'{_module}._reconstruct'),
-        (_multiarray.scalar, f'{_module}.scalar'),
-    ]
+and numpy's arrays and scalars of numbers."""
 
 
 def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
@@ -70,7 +61,7 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
                 'save the state dict alone with torch.save'
             ) from None
         raise ValueError(f'{path} is not a readable checkpoint') from None
-    except (RuntimeError, EOFError, KeyError, OSError, ValueError) as error:
+    except Exception as error:  # a damaged file can raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f'{path} is not a readable checkpoint: {reason}') from None
 
@@ -101,22 +92,24 @@ def check_match(
         state: State dict.
         module: The module that it is for.
         path: Where it comes from, for the message.
-        minimum: Share of the module's keys that must match. Above 0, one must match
-            in any case.
+        minimum: Share of the module's keys that must match, at least one in any case. At
+            1 there may be no other keys either.
     """
     wanted = module.state_dict()
     # Flags that layers add themselves when the weights come from elsewhere.
     optional = {key for key in wanted if key.endswith('.alpha_initialized')}
-    bad = [
-        f'{key} (missing)'
-        if key not in state
-        else f'{key} (shape {tuple(state[key].shape)} instead of {tuple(value.shape)})'
-        for key, value in wanted.items()
-        if (key not in state and key not in optional)
-        or (key in state and state[key].shape != value.shape)
-    ]
+    bad = []
+    for key, value in wanted.items():
+        found = state.get(key)
+        if found is None and key not in optional:
+            bad.append(f'{key} (missing)')
+        elif found is not None and getattr(found, 'shape', None) != value.shape:
+            shape = tuple(getattr(found, 'shape', ()))
+            bad.append(f'{key} (shape {shape} instead of {tuple(value.shape)})')
+    surplus = [key for key in state if key not in wanted and 'data_preprocessor' not in key]
     matched = len(wanted) - len(bad)
-    if matched == 0 or matched < minimum * len(wanted):
+    if matched == 0 or matched < minimum * len(wanted) or (minimum == 1 and surplus):
+        bad += [f'{key} (not in the model)' for key in surplus]
         raise ValueError(
             f'{path} is for another model: {matched} of {len(wanted)} keys match; '
             f'the first that do not: {", ".join(bad[:3])}'

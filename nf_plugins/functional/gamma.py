@@ -28,6 +28,11 @@ the integral to about 1 %.
 _ALIASES = {name.replace('_', ''): name for name in GAMMA} | {'swish': 'silu'}
 
 
+def knows_activation(name: str) -> bool:
+    """Whether there is a gain for an activation, in any spelling of its name."""
+    return isinstance(name, str) and name.replace('_', '').lower() in _ALIASES
+
+
 def activation_name(name: str) -> str:
     """The canonical name of an activation, whatever the spelling.
 
@@ -48,10 +53,9 @@ def activation_name(name: str) -> str:
     """
     if not isinstance(name, str):
         raise TypeError(f'an activation is named by a string, got {name!r}')
-    key = _ALIASES.get(name.replace('_', '').lower())
-    if key is None:
+    if not knows_activation(name):
         raise ValueError(f'unknown activation {name!r}: there are gains for {", ".join(GAMMA)}')
-    return key
+    return _ALIASES[name.replace('_', '').lower()]
 
 
 def activation_gamma(name: str) -> float:

@@ -7,7 +7,7 @@ from typing import Any
 from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
-from nf_plugins.functional import GAMMA, activation_name
+from nf_plugins.functional import GAMMA, activation_name, knows_activation
 from nf_plugins.registry import MODELS
 
 _LAYERS = dict(
@@ -55,9 +55,11 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
         raise TypeError(f"act_cfg must be a dict with the key 'type', got {act_cfg!r}")
     act_cfg = dict(act_cfg)
     gamma = act_cfg.pop('gamma', None)
-    if gamma is None:
-        name = activation_name(act_cfg['type'])
-        act_cfg['type'], gamma = _LAYERS[name], GAMMA[name]
+    name = getattr(act_cfg['type'], '__name__', act_cfg['type'])  # a class, in lazy configs
+    if gamma is None or knows_activation(name):
+        name = activation_name(name)
+        act_cfg['type'] = _LAYERS[name]
+        gamma = GAMMA[name] if gamma is None else gamma
     act = build_activation_layer(act_cfg)
     if hasattr(act, 'inplace'):
         act.inplace = inplace

@@ -45,10 +45,9 @@ class StandardizedConv2d(nn.Conv2d):
 
     In training, and wherever a gradient may be wanted, the weight is standardized
     in each forward pass. In evaluation it is standardized once, and again after
-    any change of the parameters that autograd can see: loading, an optimizer
-    step, ``copy_``, a move to another device. Writes through ``.data`` are
-    invisible to autograd; ``train()`` and ``eval()`` drop the cache, which covers
-    mmengine's EMA hook.
+    any change of the parameters: loading, an optimizer step, ``copy_``, a move to
+    another device. Only writes through ``.data`` go unseen until the next call of
+    ``train()`` or ``eval()``; mmengine's EMA hook is followed by one.
 
     Args:
         in_channels: Channels of the input.
@@ -126,6 +125,9 @@ class StandardizedConv2d(nn.Conv2d):
         sources = self.weight_sources()
         wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in sources)
         if self.training or wants_grad or torch.compiler.is_compiling():
+            # Fused optimizers do not count versions, but a gradient comes before a step.
+            if not torch.compiler.is_compiling():
+                self._cached = None
             return self.standardize()
         try:
             key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in sources)
@@ -173,12 +175,16 @@ class StandardizedConv2d(nn.Conv2d):
             delattr(self, name)
         self.__class__ = plain
 
-    def train(self, mode: bool = True) -> StandardizedConv2d:
+    def clear_cache(self) -> None:
+        """Forget the standardized weight of evaluation."""
         self._cached = None
+
+    def train(self, mode: bool = True) -> StandardizedConv2d:
+        self.clear_cache()
         return super().train(mode)
 
     def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> StandardizedConv2d:
-        self._cached = None
+        self.clear_cache()
         return super()._apply(fn, *args, **kwargs)
 
     def __getstate__(self) -> dict:

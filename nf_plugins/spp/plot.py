@@ -57,7 +57,8 @@ def plot_metric(ax: Axes, profiles: Sequence[SignalProfile], metric: str) -> Non
         drawn += values
         if metric == 'avg_var':
             index, expected = profile.curve('expected_var')
-            if index:
+            if index:  # the stem's pooling is not in the theory
+                index, expected = index[1:], expected[1:]
                 ax.plot(index, expected, color=colour, linestyle='--', linewidth=1, alpha=0.7)
     positive = [v for v in drawn if 0 < v < math.inf]
     if positive and max(positive) > 30 * min(positive):
@@ -67,8 +68,8 @@ def plot_metric(ax: Axes, profiles: Sequence[SignalProfile], metric: str) -> Non
             ax.set_yscale('symlog', linthresh=threshold)
         else:
             ax.set_yscale('log')
-    else:
-        ax.set_ylim(bottom=0)
+    elif positive:
+        ax.set_ylim(bottom=-0.03 * max(positive))  # points at 0 stay whole
     boundaries = {
         tuple(b.index - 0.5 for b in profile.blocks if b.kind == 'transition')
         for profile in profiles
@@ -76,8 +77,8 @@ def plot_metric(ax: Axes, profiles: Sequence[SignalProfile], metric: str) -> Non
     if len(boundaries) == 1:
         for x in boundaries.pop():
             ax.axvline(x, color='0.8', linewidth=0.8, zorder=0)
-    ax.set_xlabel('Block index')
-    ax.set_ylabel(METRICS[metric])
+    ax.set_xlabel('Block index', fontsize=9)
+    ax.set_ylabel(METRICS[metric], fontsize=9)
     ax.grid(axis='y', color='0.9', linewidth=0.6)
     ax.set_axisbelow(True)
     ax.xaxis.get_major_locator().set_params(integer=True)
@@ -97,13 +98,13 @@ def plot_profiles(profiles: Sequence[SignalProfile], title: str | None = None) -
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(12, 3.8), layout='constrained')
+    figure = Figure(figsize=(10, 3.5), dpi=200, layout='constrained')
     FigureCanvasAgg(figure)
-    for ax, metric in zip(figure.subplots(1, 3), METRICS):
+    for ax, metric in zip(figure.subplots(1, 3, sharex=True), METRICS):
         plot_metric(ax, profiles, metric)
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if any(profile.curve('expected_var')[0] for profile in profiles):
-        handles.append(Line2D([], [], color='0.3', linestyle='--', linewidth=1))
+        handles.append(Line2D([], [], color='0.3', linestyle='--', linewidth=1, alpha=0.7))
         labels.append('expected by the method')
     if any(labels):
         figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False)

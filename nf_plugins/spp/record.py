@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from nf_plugins.functional import ChannelStatistics, channel_statistics
+from nf_plugins.layers import StandardizedConv2d
 
 from .profile import BlockSignal, SignalProfile
 from .trace import find_blocks
@@ -48,8 +49,10 @@ def preserved(model: nn.Module, mode: str) -> Iterator[None]:
     devices = list({p.device.index for p in model.parameters() if p.is_cuda})
     with torch.random.fork_rng(devices):
         try:
-            # Not `model.train()`: it would unfreeze nothing here, but others override it.
+            # Not `model.train()`, which others override; so drop the layers' caches, too.
             for module in flags:
+                if isinstance(module, StandardizedConv2d):
+                    module.clear_cache()
                 module.training = mode == 'train' and 'DropPath' not in type(module).__name__
             yield
         finally:
@@ -60,6 +63,8 @@ def preserved(model: nn.Module, mode: str) -> Iterator[None]:
                 module.load_state_dict(state)
             for module, flag in flags.items():
                 module.training = flag
+                if isinstance(module, StandardizedConv2d):
+                    module.clear_cache()
 
 
 class _ResidualAdditions(TorchFunctionMode):
@@ -83,7 +88,11 @@ class _ResidualAdditions(TorchFunctionMode):
     ) -> Any:
         if func in _ADDITIONS and self.shortcut is not None:
             for shortcut, branch in (args[:2], args[1::-1]):
-                if shortcut is self.shortcut and isinstance(branch, Tensor):
+                if (
+                    shortcut is self.shortcut
+                    and isinstance(branch, Tensor)
+                    and branch.shape == shortcut.shape
+                ):
                     self.branches[self.block] = channel_statistics(branch)
                     self.shortcut = None
                     break
@@ -169,7 +178,7 @@ def analyze(
     ).tolist()
     count = len(measured)
     branch_vars = dict(zip(branches, numbers[2 * count :]))
-    has_theory = hasattr(next(iter(blocks.values())), 'expected_var')
+    has_theory = getattr(next(iter(blocks.values())), 'expected_var', None) is not None
     return SignalProfile(
         [
             BlockSignal(

@@ -1,6 +1,13 @@
 """Small helpers of the tools."""
 
-from .cli import UsageError, command_line, complaint
+from .cli import ArgumentParser, UsageError, command_line, complaint
 from .files import atomic_write, check_writable_dir
 
-__all__ = ['UsageError', 'atomic_write', 'check_writable_dir', 'command_line', 'complaint']
+__all__ = [
+    'ArgumentParser',
+    'UsageError',
+    'atomic_write',
+    'check_writable_dir',
+    'command_line',
+    'complaint',
+]

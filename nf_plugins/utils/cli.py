@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that complains in one line, without its usage."""
+
+    def error(self, message: str) -> None:
+        raise UsageError(f'{message} (see {self.prog} --help)')
 
 
 class UsageError(Exception):
@@ -35,10 +44,15 @@ def complaint(about: str) -> Iterator[None]:
 
 
 def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Decorate a tool's ``main``: its exit status, or 2 with one line for a UsageError."""
+    """Decorate a tool's ``main``: its exit status, or 2 with one line for a UsageError.
+
+    Checkpoints are loaded weights-only while it runs, whoever loads them.
+    """
 
     @functools.wraps(main)
     def run() -> None:
+        # Whoever calls torch.load in this process, mmengine included: no unpickling of code.
+        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
         try:
             status = main()
         except UsageError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 from collections.abc import Callable, Mapping
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 
 from nf_plugins.checkpoint.convert import Rename, convert, save_converted
 
-from .cli import command_line, complaint
+from .cli import ArgumentParser, command_line, complaint
 from .files import check_writable_dir
 from .runner import build_model, load_config
 
@@ -32,7 +31,7 @@ def converter(
 
     @command_line
     def main() -> None:
-        parser = argparse.ArgumentParser(description=description)
+        parser = ArgumentParser(description=description)
         parser.add_argument('src', help='file of the foreign weights')
         parser.add_argument('dst', help='checkpoint to write')
         parser.add_argument('--config', required=True, help='config of the model to fill')

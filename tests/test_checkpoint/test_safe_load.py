@@ -8,6 +8,7 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 
 from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint.haiku import read_haiku
 
 
 class Harmful:
@@ -51,6 +52,64 @@ def test_harmful_checkpoints_are_refused(make, named, tmp_path):
     with pytest.raises(ValueError, match=named):
         safe_load(path)
     assert not trace.exists()
+
+
+class ForgedPointer:
+    """An object array from bytes: reading it would follow a forged pointer."""
+
+    def __reduce__(self):
+        return np.ndarray, ((1,), 'O', b'AAAAAAAA')
+
+
+class ForgedDtype:
+    def __reduce__(self):
+        return np.dtype, ('V8', False, True), (3, '|', None, ('a',), {'a': ('O', 0)}, 8, 1, 0)
+
+
+@pytest.mark.parametrize('forged', [ForgedPointer, ForgedDtype])
+def test_forged_arrays_are_refused(forged, tmp_path):
+    path = tmp_path / 'forged.pth'
+    torch.save(dict(a=forged()), path)
+    with pytest.raises(ValueError, match='is not a readable checkpoint|is refused'):
+        safe_load(path)
+    path.write_bytes(pickle.dumps({'NFNet': {'w': forged()}}))
+    with pytest.raises(ValueError, match='is not a readable file of weights|is refused'):
+        read_haiku(path)
+
+
+def test_loaded_arrays_are_saved_as_arrays(tmp_path):
+    path = tmp_path / 'a.pth'
+    torch.save(dict(a=np.arange(3.0), b=HistoryBuffer([1.0], [1])), path)
+    torch.save(safe_load(path), path)
+    assert b'nf_plugins' not in path.read_bytes()
+    np.testing.assert_array_equal(safe_load(path)['a'], np.arange(3.0))
+
+
+def test_a_dict_in_two_places_is_refused(tmp_path):
+    tree = {'w': np.ones(1)}
+    for _ in range(40):
+        tree = {'a': tree, 'b': tree}
+    loop = {}
+    loop['a'] = loop
+    for bad in (tree, loop):
+        (tmp_path / 'bomb').write_bytes(pickle.dumps(bad))
+        with pytest.raises(ValueError, match='one dict in two places'):
+            read_haiku(tmp_path / 'bomb')
+
+
+def test_damaged_checkpoints_raise_value_errors(tmp_path):
+    path = tmp_path / 'damaged.pth'
+    torch.save(dict(a=torch.arange(4), b=HistoryBuffer([1.0], [1]), c=np.arange(3)), path)
+    whole, rng = path.read_bytes(), np.random.RandomState(0)
+    for _ in range(300):
+        damaged = bytearray(whole)
+        for position in rng.randint(0, len(whole), rng.randint(1, 5)):
+            damaged[position] ^= 1 << rng.randint(8)
+        path.write_bytes(damaged[: rng.randint(1, len(whole) + 1)] if rng.rand() < 0.3 else damaged)
+        try:
+            safe_load(path)
+        except ValueError as error:
+            assert '\n' not in str(error)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +158,12 @@ def test_state_dicts():
 def test_match():
     model = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4))
     state = model.state_dict()
-    check_match({**state, 'more': torch.ones(1)}, model, 'ckpt')
+    check_match(state, model, 'ckpt')
+    with pytest.raises(ValueError, match=r'4 of 4 keys match; .* more \(not in the model\)'):
+        check_match({**state, 'more': torch.ones(1)}, model, 'ckpt')
+    check_match({**state, 'more': torch.ones(1)}, model, 'ckpt', minimum=0)
+    with pytest.raises(ValueError, match=r'0\.bias \(shape \(\) instead of'):
+        check_match({**state, '0.bias': 3}, model, 'ckpt')
     renamed = {key.replace('0.', 'zero.'): value for key, value in state.items()}
     message = r'ckpt is for another model: 2 of 4 keys match; .* 0\.weight \(missing\), 0\.bias'
     with pytest.raises(ValueError, match=message):

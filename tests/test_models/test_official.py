@@ -14,7 +14,7 @@ from nf_plugins.models import FixupResNet, NFNet, NFRegNet, NFResNet, ResNetV2, 
 from nf_plugins.spp import analyze
 
 from ..conftest import DATA, relative_error
-from .official import CASES, arrays, build
+from .official import CASES, F0W8, arrays, build
 
 
 def load(case, model):
@@ -86,7 +86,12 @@ def official(name, **kwargs):
     return FAMILIES[family](variant, **kwargs)
 
 
-@pytest.mark.parametrize('name', TABLE)
+def mark(name):
+    large = any(part in name for part in ('288', '600', 'F4', 'F5', 'F6', 'F7', 'B6', 'B7', 'B8'))
+    return pytest.param(name, marks=[pytest.mark.slow] * large)
+
+
+@pytest.mark.parametrize('name', [mark(name) for name in TABLE])
 def test_parameters_and_multiply_adds(name):
     with torch.device('meta'):
         net = official(name).eval()
@@ -207,3 +212,69 @@ def test_fixup_block_by_hand():
 def test_bad_arguments_are_refused(make, message):
     with torch.device('meta'), pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize('conv_cfg', [None, dict(type='PWS', gamma=1e-3)])
+@pytest.mark.parametrize('family', ['NF_ResNet50', 'NF_RegNet-B0', 'NFNet-F0'])
+def test_other_convolutions_deploy(family, conv_cfg):
+    """Their gains stand at the activations, and fold as well."""
+    small = {
+        'NF_ResNet50': dict(depth=26, base_channels=4),
+        'NF_RegNet-B0': dict(arch=dict(base='b0', width_mult=0.25)),
+        'NFNet-F0': dict(arch=F0W8),
+    }[family]
+    options = dict(**small, conv_cfg=conv_cfg, skipinit=-0.5)
+    make = FAMILIES[family.split('-')[0].removesuffix('50')]
+    net = make(**options).eval()
+    x = torch.randn(1, 3, 65, 71)
+    with torch.no_grad():
+        before = net(x)[0]
+        net.switch_to_deploy()
+        after = net(x)[0]
+        deployed = make(**options, deploy=True).eval()
+        deployed.load_state_dict(net.state_dict())
+        rebuilt = deployed(x)[0]
+    assert relative_error(after, before) < 1e-5
+    assert relative_error(rebuilt, before) < 1e-5
+
+
+def test_what_cannot_be_folded_is_refused():
+    net = NFResNet(26, base_channels=4, conv_cfg=dict(type='ConvWS'), padding='symmetric')
+    with pytest.raises(ValueError, match='cannot fold a ConvWS2d into a plain convolution'):
+        net.switch_to_deploy()
+
+
+def test_theory_only_where_it_applies():
+    x = torch.randn(1, 3, 64, 64)
+    for net in (
+        SkipInitResNet(26, base_channels=4),
+        NFResNet(26, base_channels=4, conv_cfg=None),
+        NFResNet(26, base_channels=4, rescale_input=False),
+    ):
+        assert {b.expected_var for b in analyze(net, x).blocks} == {None}
+
+
+def test_fixup_is_measured():
+    profile = analyze(FixupResNet(26, base_channels=4), torch.randn(1, 3, 64, 64))
+    assert [b.res_avg_var for b in profile.blocks[1:]] == [0.0] * 8
+
+
+def test_lazy_configs_and_other_spellings():
+    from nf_plugins.layers import ScaledWSConv2d
+
+    net = NFResNet(
+        26, base_channels=4, conv_cfg=dict(type=ScaledWSConv2d), act_cfg=dict(type=nn.SiLU)
+    )
+    assert isinstance(net.layer1[0].conv1, ScaledWSConv2d)
+    assert isinstance(net.layer1[0].act, nn.SiLU)
+    assert isinstance(ResNetV2(26, 4, act_cfg=dict(type='silu')).layer1[0].act, nn.SiLU)
+    assert NFResNet(26, base_channels=4, attention=False).arch.attention is None
+    with pytest.raises(ValueError, match="eps_mode='add' needs conv_cfg"):
+        NFResNet(26, conv_cfg=None, eps_mode='add')
+
+
+def test_fixup_freezes_and_stays_frozen():
+    net = FixupResNet(26, base_channels=4, frozen_stages=4).train()
+    assert not any(p.requires_grad for p in net.parameters())
+    net = FixupResNet(26, base_channels=4).requires_grad_(False).train()
+    assert not net.bias1.requires_grad

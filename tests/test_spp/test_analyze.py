@@ -139,6 +139,15 @@ def test_initalpha_still_fires_after_an_analysis():
     assert not torch.equal(net.conv1.alpha, torch.ones_like(net.conv1.alpha))
 
 
+def test_an_analysis_never_sees_a_cached_weight():
+    net, x = NFResNet(26, base_channels=4).eval(), torch.randn(1, 3, 64, 64)
+    before = analyze(net, x, mode='eval')
+    for module in net.modules():
+        if getattr(module, 'gain', None) is not None:
+            module.gain.data.mul_(2)  # invisible to autograd
+    assert analyze(net, x, mode='eval').blocks != before.blocks
+
+
 def test_hooks_are_removed_after_an_exception():
     net = NFResNet(26, base_channels=4)
     with pytest.raises(RuntimeError, match='channels'):

@@ -161,7 +161,7 @@ def bad_haiku(kind):
         ('missing', r'1 model keys are left empty: head\.fc\.bias'),
         ('reshaped', r'1 shapes differ: NFNet\.linear\.w -> head\.fc\.weight: \(3, 384\)'),
         ('another', r'1 source keys have no place in the model: NFNet\.nf_block_12\.conv0\.w'),
-        ('objects', 'is no array of numbers'),
+        ('objects', r"an array of 'O8' is refused"),
         ('list', 'holds no parameters'),
         ('empty', 'is not a readable file of weights'),
     ],

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -17,20 +18,28 @@ from mmengine.logging import MMLogger
 
 from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
 from nf_plugins.checkpoint.convert import save_converted
+from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
-from nf_plugins.spp.inputs import image_channels
-from nf_plugins.utils import UsageError, atomic_write, check_writable_dir, command_line, complaint
+from nf_plugins.spp.inputs import config_input_size, image_channels
+from nf_plugins.utils import (
+    ArgumentParser,
+    UsageError,
+    atomic_write,
+    check_writable_dir,
+    command_line,
+    complaint,
+)
 from nf_plugins.utils.runner import build_model, load_config
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description='Fold a network into plain convolutions.')
+    parser = ArgumentParser(description='Fold a network into plain convolutions.')
     parser.add_argument('config', help='config of the trained model')
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('dst', help='checkpoint to write; the config gets the same name, .py')
     parser.add_argument('--onnx', help='also export the folded network (without preprocessing)')
-    parser.add_argument('--input-size', type=int, default=224, help='side for --onnx')
+    parser.add_argument('--input-size', type=int, help='side for --onnx (default: as trained)')
     return parser.parse_args()
 
 
@@ -59,9 +68,12 @@ def main() -> None:
         state = state_dict_of(safe_load(args.checkpoint), args.checkpoint)
         check_match(state, model, args.checkpoint)
         model.load_state_dict(state, strict=False)
-    for module in list(model.modules()):
-        if hasattr(module, 'switch_to_deploy'):
-            module.switch_to_deploy()
+    with complaint(f'cannot fold the model of {args.config}'):
+        if hasattr(model.backbone, 'switch_to_deploy'):
+            model.backbone.switch_to_deploy()
+        for module in list(model.modules()):
+            if isinstance(module, StandardizedConv2d):
+                module.switch_to_deploy()
     model.eval()
 
     for name, value in deployed_backbone(model.backbone).items():
@@ -71,7 +83,9 @@ def main() -> None:
         check_match(model.state_dict(), build_model(cfg, args.config), dst)
     if args.onnx:
         with complaint('cannot export to ONNX'):
-            files[Path(args.onnx)] = export(model, args.input_size)
+            size = args.input_size or config_input_size(cfg)[0]
+            files[Path(args.onnx)] = export(model, size)
+            print(f'ONNX: images of {size}x{size}, any batch size')
     with complaint(f'cannot write {dst}'):
         save_converted(model.state_dict(), dst, args.checkpoint)
         for path, content in files.items():
@@ -92,15 +106,17 @@ def export(model: torch.nn.Module, size: int) -> bytes:
 
     buffer = io.BytesIO()
     x = torch.randn(2, image_channels(model.backbone), size, size)
-    program = torch.onnx.export(
-        Scores().eval(),
-        (x,),
-        input_names=['images'],
-        output_names=['scores'],
-        dynamic_shapes=({0: torch.export.Dim('batch')},),
-        dynamo=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')  # the exporter's own
+        program = torch.onnx.export(
+            Scores().eval(),
+            (x,),
+            input_names=['images'],
+            output_names=['scores'],
+            dynamic_shapes=({0: torch.export.Dim('batch')},),
+            dynamo=True,
+            verbose=False,
+        )
     program.save(buffer)
     return buffer.getvalue()
 

@@ -61,13 +61,13 @@ class FixupBlock(ResidualBlock):
         self.drop_path = DropPath(drop_path_rate)
 
     def inner_forward(self, x: Tensor) -> Tensor:
-        shortcut = x + self.bias1a
-        out = self.relu(self.conv1(shortcut) + self.bias1b)
+        shifted = x + self.bias1a
+        out = self.relu(self.conv1(shifted) + self.bias1b)
         out = self.relu(self.conv2(out + self.bias2a) + self.bias2b)
-        out = self.conv3(out + self.bias3a) * self.scale + self.bias3b
-        if self.downsample is not None:
-            shortcut = self.downsample(shortcut)
-        return self.relu(self.drop_path(out) + shortcut)
+        out = self.drop_path(self.conv3(out + self.bias3a) * self.scale + self.bias3b)
+        if self.downsample is None:  # the bias joins the branch, the shortcut stays the identity
+            return self.relu(x + (out + self.bias1a))
+        return self.relu(self.downsample(shifted) + out)
 
 
 @MODELS.register_module()
@@ -152,7 +152,10 @@ class FixupResNet(StagedBackbone):
 
     def freeze_stages(self) -> None:
         super().freeze_stages()
-        self.bias1.requires_grad_(self.frozen_stages < 0)
+        if self.frozen_stages >= 0:
+            self.bias1.requires_grad_(False)
+        if self.frozen_stages == self.num_stages:
+            self.bias2.requires_grad_(False)
 
     def forward_stem(self, x: Tensor) -> Tensor:
         return self.stem.pool(self.relu(self.stem.convolve(x) + self.bias1))

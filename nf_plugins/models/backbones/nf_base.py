@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -10,9 +11,17 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import Tensor, nn
 
-from nf_plugins.layers import ECA, DropPath, ScaledWSConv2d, SqueezeExcite, build_activation
+from nf_plugins.layers import (
+    ECA,
+    DropPath,
+    ScaledWSConv2d,
+    SqueezeExcite,
+    StandardizedConv2d,
+    build_activation,
+)
 from nf_plugins.registry import MODELS
 
 from .base import ResidualBlock, StagedBackbone, check_choice, check_stages
@@ -182,10 +191,12 @@ class ConvBuilder:
         self.cfg = dict(type='Conv2d') if deploy or conv_cfg is None else dict(conv_cfg)
         self.padding = check_choice('padding', padding, ('same', 'symmetric'))
         self.bias = bias
-        with MODELS.parent.switch_scope_and_registry(None) as registry:
-            layer = registry.get(self.cfg['type'])
-        if layer is None:
-            raise ValueError(f'unknown convolution conv_cfg.type={self.cfg["type"]!r}')
+        layer = self.cfg.get('type')
+        if isinstance(layer, str):
+            with MODELS.parent.switch_scope_and_registry(None) as registry:
+                layer = registry.get(layer)
+        if not inspect.isclass(layer):
+            raise ValueError(f'unknown convolution conv_cfg.type={self.cfg.get("type")!r}')
         self.scaled = issubclass(layer, ScaledWSConv2d)
         self.plain = layer is nn.Conv2d
         self.folds_gamma = self.scaled or deploy
@@ -301,6 +312,7 @@ class NFBlock(ResidualBlock):
         dilation: Dilation of the 3x3 convolutions.
         alpha: Scale of the branch.
         beta: Expected standard deviation of the input.
+        has_theory: Whether the expectation holds: it needs ScaledWS and beta.
         skipinit: Start of the SkipInit gain; None leaves the gain out.
         zero_init: Start the gain of the last convolution at 0.
         drop_path_rate: Rate of stochastic depth.
@@ -310,7 +322,8 @@ class NFBlock(ResidualBlock):
 
     Attributes:
         expected_var: Variance of the output that the method expects,
-            :math:`\beta^2 + \alpha^2`, or :math:`1 + \alpha^2` after a transition.
+            :math:`\beta^2 + \alpha^2`, or :math:`1 + \alpha^2` after a transition; None
+            without ``has_theory``.
     """
 
     def __init__(
@@ -325,6 +338,7 @@ class NFBlock(ResidualBlock):
         dilation: int = 1,
         alpha: float = 0.2,
         beta: float = 1.0,
+        has_theory: bool = True,
         skipinit: float | None = 0.0,
         zero_init: bool = False,
         drop_path_rate: float = 0.0,
@@ -350,6 +364,8 @@ class NFBlock(ResidualBlock):
             self.conv2b = conv(mid, mid, 3, 1, dilation, groups, gamma=gamma)
         self.conv3 = conv(mid, out_channels, 1, gamma=gamma)
         if zero_init and isinstance(self.conv3, ScaledWSConv2d):
+            if self.conv3.gain is None:
+                raise ValueError('zero_init_residual needs a gain: gain_init must not be None')
             self.conv3.gain_init = 0.0
             nn.init.zeros_(self.conv3.gain)
         self.attention_inside = arch.regnet
@@ -364,7 +380,8 @@ class NFBlock(ResidualBlock):
             shortcut_stride = 1 if pool else stride
             layers['conv'] = conv(in_channels, out_channels, 1, shortcut_stride, gamma=gamma / beta)
             self.downsample = nn.Sequential(layers)
-        self.expected_var = (beta**2 if self.downsample is None else 1.0) + alpha**2
+        self.output_var = (beta**2 if self.downsample is None else 1.0) + alpha**2
+        self.expected_var = self.output_var if has_theory else None
         self.skip_gain = None if skipinit is None else nn.Parameter(torch.tensor(float(skipinit)))
         if deploy and self.branch_ends_in_conv3:
             self.alpha, self.skip_gain = 1.0, None
@@ -394,14 +411,26 @@ class NFBlock(ResidualBlock):
     @torch.no_grad()
     def switch_to_deploy(self) -> None:
         """Fold the standardization and, where it is linear, the scale of the branch."""
-        for module in list(self.modules()):
-            if isinstance(module, ScaledWSConv2d):
-                module.switch_to_deploy()
+        first = [self.conv1] if self.downsample is None else [self.conv1, self.downsample.conv]
+        fold_input(first, self.gamma / self.beta)
+        later = [self.conv2, self.conv2b, self.conv3]
+        fold_input([conv for conv in later if conv is not None], self.gamma)
+        self.gamma = self.beta = 1.0
         if self.branch_ends_in_conv3:
             scale = self.alpha * (1.0 if self.skip_gain is None else self.skip_gain)
             for param in self.conv3.parameters():
                 param.mul_(scale)
             self.alpha, self.skip_gain = 1.0, None
+
+
+def fold_input(convs: Sequence[nn.Module], factor: float) -> None:
+    """Turn convolutions into plain ones with a factor of their input in the weight."""
+    for conv in convs:
+        if isinstance(conv, StandardizedConv2d):
+            conv.switch_to_deploy()
+        if type(conv) not in (nn.Conv2d, Conv2dAdaptivePadding):
+            raise ValueError(f'cannot fold a {type(conv).__name__} into a plain convolution')
+        conv.weight.mul_(factor)
 
 
 def make_attention(arch: NFArch, channels: int) -> nn.Module | None:
@@ -493,7 +522,9 @@ class NFBackbone(StagedBackbone):
             out_indices = (num_stages - 1,)
         super().__init__(num_stages, out_indices, frozen_stages, init_cfg=init_cfg)
         if eps_mode is not None:
-            conv_cfg = {**(conv_cfg or {}), 'eps_mode': eps_mode}
+            if conv_cfg is None:
+                raise ValueError(f'eps_mode={eps_mode!r} needs conv_cfg=dict(type="ScaledWS")')
+            conv_cfg = {**conv_cfg, 'eps_mode': eps_mode}
         conv = ConvBuilder(conv_cfg, padding, deploy)
         self.arch = arch
         channels, widths = arch.first_channels, arch.stage_channels
@@ -521,6 +552,7 @@ class NFBackbone(StagedBackbone):
                 dilation=dilations[stage],
                 alpha=alpha,
                 beta=math.sqrt(expected_var) if rescale_input else 1.0,
+                has_theory=rescale_input and conv.folds_gamma,
                 skipinit=gain_init,
                 zero_init=zero_init_residual,
                 drop_path_rate=drop_path_rate * position / sum(depths),
@@ -528,7 +560,7 @@ class NFBackbone(StagedBackbone):
                 deploy=deploy,
                 with_cp=with_cp,
             )
-            channels, expected_var = widths[stage], block.expected_var
+            channels, expected_var = widths[stage], block.output_var
             return block
 
         self.make_stages(depths, make_block)
@@ -554,7 +586,11 @@ class NFBackbone(StagedBackbone):
 
         Its weights load into a network built with ``deploy=True``.
         """
-        for module in list(self.modules()):
-            if isinstance(module, NFBlock):
-                module.switch_to_deploy()
+        with torch.no_grad():
+            fold_input([self.stem.conv1], 1.0)
+            fold_input(self.stem.later_convs, self.stem.gamma)
+            self.stem.gamma = 1.0
+            for module in list(self.modules()):
+                if isinstance(module, NFBlock):
+                    module.switch_to_deploy()
         super().switch_to_deploy()

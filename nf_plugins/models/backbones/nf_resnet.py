@@ -91,7 +91,7 @@ class NFResNet(NFBackbone):
             stem=stem,
             stem_channels=base_channels,
             strides=strides,
-            attention=attention,
+            attention=attention or None,
             se_ratio=se_ratio,
             downsample=downsample,
             channel_divisor=channel_divisor,
