@@ -46,6 +46,26 @@ default_scope = 'mmpretrain'
 """
 
 
+NF_RESNET_CONFIG = """
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='NFResNet', depth=26, base_channels=8, attention='se'),
+    neck=dict(type='ReLUNeck', in_channels=256, act_cfg=dict(type='GammaAct', act='ReLU')),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=256),
+)
+default_scope = 'mmpretrain'
+"""
+NF_REGNET_CONFIG = """
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(type='NFRegNet', arch=dict(base='b0', width_mult=0.25)),
+    neck=dict(type='ReLUNeck', in_channels=320, act_cfg=dict(type='GammaAct', act='SiLU')),
+    head=dict(type='LinearClsHead', num_classes=10, in_channels=320),
+)
+default_scope = 'mmpretrain'
+"""
+
+
 def run(monkeypatch, tool, *args):
     path = ROOT / f'tools/model_converters/{tool}.py'
     monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
@@ -69,6 +89,8 @@ def logits(model, x):
 def folder(tmp_path, monkeypatch):
     (tmp_path / 'f0.py').write_text(F0W8_CONFIG)
     (tmp_path / 'pws.py').write_text(PWS_CONFIG)
+    (tmp_path / 'nf_resnet.py').write_text(NF_RESNET_CONFIG)
+    (tmp_path / 'nf_regnet.py').write_text(NF_REGNET_CONFIG)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -213,7 +235,7 @@ def test_bad_arguments(tool, args, message, folder, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')  # of the exporter
-@pytest.mark.parametrize('config', ['f0.py', 'pws.py'])
+@pytest.mark.parametrize('config', ['f0.py', 'pws.py', 'nf_resnet.py', 'nf_regnet.py'])
 def test_fold_and_onnx(config, folder, monkeypatch):
     import onnx
     import onnxruntime
