@@ -39,6 +39,17 @@ class PickledDtype:
         self.dtype = self.dtype.newbyteorder(state[1])
 
 
+def _numbers(dtype: Any) -> np.dtype:
+    """A dtype of plain numbers, made anew: the given one may be forged.
+
+    A real dtype comes where somebody else allowed ``numpy.dtype``, as mmengine's loader.
+    """
+    code = dtype.dtype.str if isinstance(dtype, PickledDtype) else getattr(dtype, 'str', None)
+    if not isinstance(code, str) or np.dtype(code).kind not in KINDS:
+        _refuse(f'an array of {dtype!r}')
+    return np.dtype(code)
+
+
 class PickledArray(np.ndarray):
     """Stands for ``numpy.ndarray``: made empty, then given its data; pickles as an array."""
 
@@ -47,9 +58,9 @@ class PickledArray(np.ndarray):
 
     def __setstate__(self, state: tuple) -> None:
         version, shape, dtype, is_fortran, data = state
-        if not isinstance(dtype, PickledDtype) or not isinstance(data, (bytes, bytearray)):
+        if not isinstance(data, (bytes, bytearray)):
             _refuse('an array without numbers')
-        super().__setstate__((version, shape, dtype.dtype, is_fortran, bytes(data)))
+        super().__setstate__((version, shape, _numbers(dtype), is_fortran, bytes(data)))
 
     def __reduce__(self) -> Any:
         return self.view(np.ndarray).__reduce__()
@@ -65,7 +76,7 @@ class _Reconstruct(_Function):
     __slots__ = ()
 
     def __call__(self, subtype: type, shape: tuple, code: Any) -> np.ndarray:
-        if subtype is not PickledArray:
+        if subtype not in (PickledArray, np.ndarray):
             _refuse(f'an array of type {subtype!r}')
         return np.ndarray.__new__(PickledArray, (0,), 'u1')
 
@@ -73,15 +84,15 @@ class _Reconstruct(_Function):
 class _Scalar(_Function):
     __slots__ = ()
 
-    def __call__(self, dtype: PickledDtype, data: bytes) -> Any:
-        return np.frombuffer(data, dtype=dtype.dtype, count=1)[0]
+    def __call__(self, dtype: Any, data: bytes) -> Any:
+        return np.frombuffer(data, dtype=_numbers(dtype), count=1)[0]
 
 
 class _FromBuffer(_Function):
     __slots__ = ()
 
-    def __call__(self, buffer: Any, dtype: PickledDtype, shape: Any, order: str) -> np.ndarray:
-        return np.frombuffer(buffer, dtype=dtype.dtype).reshape(shape, order=order)
+    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+        return np.frombuffer(buffer, dtype=_numbers(dtype)).reshape(shape, order=order)
 
 
 class _Encode(_Function):

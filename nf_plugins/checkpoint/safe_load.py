@@ -52,7 +52,9 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of an unusual pickle protocol: it is read or refused
-            return torch.load(path, map_location=map_location, weights_only=True)
+            # Again here: mmengine's loader clears the list that the import of this fills.
+            with torch.serialization.safe_globals(SAFE_GLOBALS):
+                return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is refused', str(error))
         if named:
