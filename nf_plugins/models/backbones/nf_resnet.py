@@ -47,6 +47,8 @@ class NFResNet(NFBackbone):
         downsample: 'conv' for strided shortcut convolutions (official) or 'avg' for
             average pooling in front of them (timm).
         channel_divisor: Round channels to multiples of it.
+        gamma_at: 'act' (official) or 'conv' (timm), see
+            :class:`~nf_plugins.models.backbones.nf_base.NFArch`.
         **kwargs: ``in_channels``, ``alpha``, ``act_cfg``, ``conv_cfg``, ``eps_mode``,
             ``skipinit``, ``drop_path_rate``, ``padding``, ``dilations``,
             ``out_indices``, ``frozen_stages``, ``deploy``, ``with_cp``, ...: see

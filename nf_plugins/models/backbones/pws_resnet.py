@@ -188,10 +188,10 @@ class PWSResNet(StagedBackbone):
 
         def make_block(stage: int, index: int) -> PWSBlock:
             first = index == 0
-            channels = (stem_channels if stage == 0 else widths[stage - 1]) if first else None
+            previous = widths[stage - 1] if stage else stem_channels
             position = sum(depths[:stage]) + index
             return PWSBlock(
-                channels or widths[stage],
+                previous if first else widths[stage],
                 widths[stage],
                 bottleneck,
                 stride=strides[stage] if first else 1,

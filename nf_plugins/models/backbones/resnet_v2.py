@@ -154,13 +154,13 @@ class ResNetV2(StagedBackbone):
 
         def make_block(stage: int, index: int) -> ResNetV2Block:
             first = index == 0
-            inputs = (base_channels if stage == 0 else widths[stage - 1]) if first else None
+            previous = widths[stage - 1] if stage else base_channels
             return ResNetV2Block(
                 conv,
                 act_cfg,
                 norm_cfg,
                 order,
-                inputs or widths[stage],
+                previous if first else widths[stage],
                 widths[stage],
                 stride=strides[stage] if first else 1,
                 dilation=dilations[stage],
