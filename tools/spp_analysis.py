@@ -3,7 +3,7 @@
     python tools/spp_analysis.py configs/nf_resnet/nf-resnet_digits.py --out-dir work_dirs/spp
 
 measures the backbone at initialisation; a checkpoint as second argument measures
-that one. Prints a table and writes ``spp.json`` and the other formats.
+that one. Prints a table and what is wrong, and writes ``spp.json`` and the other formats.
 """
 
 from __future__ import annotations
@@ -12,34 +12,34 @@ import argparse
 import io
 import json
 import os.path as osp
+import textwrap
 from pathlib import Path
 
 import torch
-from mmengine.config import Config, DictAction
+from mmengine.config import DictAction
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS
 
-from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
-from nf_plugins.spp import SignalProfile, analyze, profiles_to_csv
+from nf_plugins.spp import RULES, SignalProfile, analyze, profiles_to_csv
 from nf_plugins.spp.inputs import (
     INPUTS,
     config_input_size,
     dataset_batch,
     gaussian_batch,
+    image_batch,
     image_channels,
+    image_files,
 )
-from nf_plugins.spp.plot import plot_profiles
+from nf_plugins.spp.plot import plot_html, plot_profiles
 from nf_plugins.utils import (
     ArgumentParser,
-    UsageError,
     atomic_write,
     check_writable_dir,
     command_line,
     complaint,
 )
-from nf_plugins.utils.runner import load_config
+from nf_plugins.utils.runner import build_backbone, load_backbone, load_config
 
-FORMATS = ('png', 'svg', 'json', 'csv')
+FORMATS = ('png', 'svg', 'json', 'csv', 'html')
 
 
 def positive(text: str) -> int:
@@ -57,8 +57,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--input',
         default='gaussian',
-        choices=INPUTS,
-        help="unit Gaussian noise or the config's own data (default: gaussian)",
+        metavar='{gaussian,train,val,test,FILE_OR_FOLDER}',
+        help="unit Gaussian noise, the config's own data, or images (default: gaussian)",
     )
     parser.add_argument('--batch-size', type=positive, default=8, help='default: 8')
     parser.add_argument(
@@ -88,6 +88,24 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--label', nargs='+', help='names for the legend, one per network')
     parser.add_argument(
+        '--backward',
+        action='store_true',
+        help='measure the gradient, too, that flows back from noise at the output',
+    )
+    parser.add_argument(
+        '--unit-gain',
+        action='store_true',
+        help='measure with gains that are zero (SkipInit, zero_init_residual) at one',
+    )
+    parser.add_argument(
+        '--fail-on',
+        nargs='+',
+        default=[],
+        metavar='RULE',
+        choices=tuple(RULES),
+        help=f'exit with status 1 if one of these fires: {", ".join(RULES)}',
+    )
+    parser.add_argument(
         '--cfg-options',
         nargs='+',
         action=DictAction,
@@ -96,54 +114,45 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.input_size and len(args.input_size) > 2:
         parser.error('--input-size takes a side, or a height and a width')
+    if args.input not in INPUTS and not Path(args.input).exists():
+        parser.error(f'--input takes {", ".join(INPUTS)}, a file or a folder, got {args.input!r}')
     if args.label and len(args.label) != 1 + len(args.compare):
         parser.error(f'--label takes {1 + len(args.compare)} names, got {len(args.label)}')
     return args
-
-
-def build_backbone(cfg: Config, path: str, checkpoint: str | None, seed: int) -> torch.nn.Module:
-    if 'backbone' not in cfg.model:
-        raise UsageError(f'{path} has no backbone: a config needs model.backbone')
-    with complaint(f'cannot build the backbone of {path}'), torch.random.fork_rng([]):
-        torch.manual_seed(seed)
-        backbone = MODELS.build(cfg.model.backbone)
-        if hasattr(backbone, 'init_weights'):
-            backbone.init_weights()
-    if checkpoint is not None:
-        with complaint(f'cannot load the checkpoint {checkpoint}'):
-            state = state_dict_of(safe_load(checkpoint), checkpoint)
-            prefixed = any(key.startswith('backbone.') for key in state)
-            if prefixed:
-                state = {
-                    key.removeprefix('backbone.'): value
-                    for key, value in state.items()
-                    if key.startswith('backbone.')
-                }
-            check_match(state, backbone, checkpoint)
-            backbone.load_state_dict(state)
-    return backbone
 
 
 def measure(
     args: argparse.Namespace, config: str, checkpoint: str | None, options: dict | None = None
 ) -> SignalProfile:
     cfg = load_config(config, options)
-    backbone = build_backbone(cfg, config, checkpoint, args.seed)
+    backbone = build_backbone(cfg, config, args.seed)
+    if checkpoint is not None:
+        load_backbone(backbone, checkpoint)
+    size = args.input_size or config_input_size(cfg)
+    channels = image_channels(backbone)
+    info = dict(kind=args.input)
     if args.input == 'gaussian':
-        size = args.input_size or config_input_size(cfg)
-        shape = (args.batch_size, image_channels(backbone), size[0], size[-1])
+        shape = (args.batch_size, channels, size[0], size[-1])
         with complaint(f'cannot make noise of shape {shape}'):
             inputs = gaussian_batch(shape, args.seed)
-    else:
+    elif args.input in INPUTS:
         with complaint(f'cannot read the {args.input} data of {config}'):
             inputs = dataset_batch(cfg, args.input, args.batch_size, args.seed)
-    with complaint(f'cannot run the backbone of {config} on {args.device}'):
+    else:
+        info = dict(kind='images', path=args.input)
+        with complaint(f'cannot read the images of {args.input}'):
+            files = image_files(args.input)[: args.batch_size]
+            inputs = image_batch(cfg, files, (size[0], size[-1]), channels, args.seed)
+    what = f'{inputs.shape[0]} inputs of {"x".join(map(str, inputs.shape[1:]))}'
+    with complaint(f'cannot run the backbone of {config} on {what} on {args.device}'):
         profile = analyze(
             backbone.to(args.device),
             inputs.to(args.device),
             mode=args.mode,
             seed=args.seed,
-            input_info=dict(kind=args.input),
+            backward=args.backward,
+            unit_gain=args.unit_gain,
+            input_info=info,
         )
     profile.config, profile.checkpoint = config, checkpoint
     profile.label = Path(config).stem
@@ -161,13 +170,15 @@ def render(profiles: list[SignalProfile], form: str) -> bytes | str:
         return json.dumps(record, indent=1, allow_nan=False) + '\n'
     if form == 'csv':
         return profiles_to_csv(profiles)
+    if form == 'html':
+        return plot_html(profiles)
     buffer = io.BytesIO()
     plot_profiles(profiles).savefig(buffer, format=form)
     return buffer.getvalue()
 
 
 @command_line
-def main() -> None:
+def main() -> int:
     with complaint('bad arguments'):
         args = parse_args()
     MMLogger.get_instance('mmengine').setLevel('ERROR')  # no line per initialised parameter
@@ -181,13 +192,16 @@ def main() -> None:
     for source in args.compare:
         config, _, checkpoint = source.partition('=')
         profiles.append(measure(args, config, checkpoint or None))
+    fired = False
     for number, profile in enumerate(profiles):
         if args.label:
             profile.label = args.label[number]
         print(f'{profile.label}: {profile.mode} mode, {args.input} input {profile.input["shape"]}')
         print(profile.table())
         for verdict in profile.verdicts():
-            print(f'{verdict["severity"]}: {verdict["message"]}')
+            text = f'{verdict["severity"]}: {verdict["rule"]}: {verdict["message"]}'
+            print(textwrap.fill(text, 100, subsequent_indent='    '))
+            fired |= verdict['rule'] in args.fail_on
         print()
 
     files = {form: render(profiles, form) for form in dict.fromkeys([*args.format, 'json'])}
@@ -196,6 +210,7 @@ def main() -> None:
         for form, content in files.items():
             atomic_write(out_dir / f'spp.{form}', content)
     print('written:', *(str(out_dir / f'spp.{form}') for form in files))
+    return int(fired)
 
 
 if __name__ == '__main__':

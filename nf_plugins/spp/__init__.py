@@ -1,7 +1,20 @@
-"""Signal propagation plots: trace -> record -> plot."""
+"""Signal propagation plots: trace -> record -> theory, diagnose -> plot."""
 
+from .diagnose import RULES, diagnose
+from .execution import unwrap, zero_gains
 from .profile import BlockSignal, SignalProfile, profiles_to_csv
 from .record import analyze
-from .trace import find_blocks
+from .trace import Residual, find_residuals
 
-__all__ = ['BlockSignal', 'SignalProfile', 'analyze', 'find_blocks', 'profiles_to_csv']
+__all__ = [
+    'RULES',
+    'BlockSignal',
+    'Residual',
+    'SignalProfile',
+    'analyze',
+    'diagnose',
+    'find_residuals',
+    'profiles_to_csv',
+    'unwrap',
+    'zero_gains',
+]

@@ -5,16 +5,19 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from mmengine.config import Config
+from mmengine.dataset import Compose, pseudo_collate
 from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 INPUTS = ('gaussian', 'train', 'val', 'test')
+IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
 
 def image_channels(backbone: nn.Module) -> int:
@@ -28,19 +31,27 @@ def image_channels(backbone: nn.Module) -> int:
 def config_input_size(cfg: Config, default: int = 224) -> tuple[int, int]:
     """Height and width of the images that a config trains on.
 
-    They are the last size in the training pipeline, else in the test pipeline.
+    They are the ``img_size`` of the backbone (transformers are made for one size), else
+    the last size in the training pipeline, else in the test pipeline.
     """
+    size = cfg.get('model', {}).get('backbone', {}).get('img_size')
+    if size:
+        return (size, size) if isinstance(size, int) else (size[0], size[-1])
     for loader in ('train_dataloader', 'test_dataloader'):
-        dataset = (cfg.get(loader) or {}).get('dataset', {})
-        while 'pipeline' not in dataset and 'dataset' in dataset:  # dataset wrappers
-            dataset = dataset['dataset']
-        for transform in reversed(dataset.get('pipeline', [])):
+        for transform in reversed(_pipeline(cfg, loader)):
             size = transform.get('crop_size', transform.get('scale'))
             if isinstance(size, int):
                 return size, size
             if isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size):
                 return (size[1], size[0]) if 'scale' in transform else (size[0], size[1])
     return default, default
+
+
+def _pipeline(cfg: Config, loader: str) -> list[dict]:
+    dataset = (cfg.get(loader) or {}).get('dataset', {})
+    while 'pipeline' not in dataset and 'dataset' in dataset:  # dataset wrappers
+        dataset = dataset['dataset']
+    return list(dataset.get('pipeline', []))
 
 
 @contextmanager
@@ -79,12 +90,59 @@ def dataset_batch(cfg: Config, split: str, batch_size: int, seed: int) -> Tensor
     if not loader:
         raise ValueError(f'the config has no {split}_dataloader')
     loader = {**loader, 'batch_size': batch_size, 'num_workers': 0, 'persistent_workers': False}
+    with seeded(seed):
+        data = next(iter(Runner.build_dataloader(loader, seed=seed)), None)
+    if data is None:
+        raise ValueError(f'the {split} data set is empty')
+    return _preprocess(cfg, data, f'the {split} data')
+
+
+def _preprocess(cfg: Config, data: Any, what: str) -> Tensor:
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
     preprocessor = dict(preprocessor or {})
     preprocessor.setdefault('type', 'ClsDataPreprocessor')
-    with seeded(seed):
-        data = next(iter(Runner.build_dataloader(loader, seed=seed)))
-        batch = MODELS.build(preprocessor)(data, training=False)['inputs']
+    batch = MODELS.build(preprocessor)(data, training=False)['inputs']
     if not isinstance(batch, Tensor):
-        raise ValueError(f'the {split} data give no batch of images but {type(batch).__name__}')
+        raise ValueError(f'{what} give no batch of images but {type(batch).__name__}')
     return batch
+
+
+def image_files(path: str | Path) -> list[Path]:
+    """An image file, or the images in a folder and below it, by name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+        if not found:
+            raise ValueError(f'no images in {path} (looked for {", ".join(IMAGE_SUFFIXES)})')
+        return found
+    if not path.is_file():
+        raise ValueError(f'there is no file or folder {path}')
+    return [path]
+
+
+def image_batch(
+    cfg: Config, files: list[Path], size: tuple[int, int], channels: int, seed: int
+) -> Tensor:
+    """Image files as a batch, by a config's own test pipeline and preprocessor.
+
+    Args:
+        cfg: A config. Without a test pipeline the images are resized to ``size``.
+        files: The images.
+        size: Height and width.
+        channels: 1 reads them as grey images, where the pipeline does not read them.
+        seed: Seed of the pipeline.
+    """
+    transforms = [t for t in _pipeline(cfg, 'test_dataloader') if 'Annotations' not in t['type']]
+    if not transforms:
+        transforms = [dict(type='Resize', scale=(size[1], size[0])), dict(type='PackInputs')]
+    if not transforms[0]['type'].endswith('LoadImageFromFile'):
+        colour = 'grayscale' if channels == 1 else 'color'
+        transforms.insert(0, dict(type='LoadImageFromFile', color_type=colour))
+    with seeded(seed):
+        pipeline = Compose(transforms)
+        samples = [pipeline(dict(img_path=str(file), img_id=0, gt_label=0)) for file in files]
+    return _preprocess(cfg, pseudo_collate(samples), 'the images')

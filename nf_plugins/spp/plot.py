@@ -18,6 +18,13 @@ METRICS = {
     'res_avg_var': 'Residual average channel variance',
 }
 
+GRADIENT_METRICS = {
+    'grad_avg_sq_mean': 'Gradient: channel squared mean',
+    'grad_avg_var': 'Gradient: channel variance',
+    'grad_res_avg_var': 'Gradient: residual channel variance',
+}
+_THEORY = {'avg_var': 'expected_var', 'res_avg_var': 'expected_res_var'}
+
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 MARKERS = 'osD^vP*'
@@ -33,13 +40,14 @@ def plot_metric(ax: Axes, profiles: Sequence[SignalProfile], metric: str) -> Non
     Args:
         ax: Axes to draw into.
         profiles: The profiles.
-        metric: A key of :data:`METRICS`.
+        metric: A key of :data:`METRICS` or of :data:`GRADIENT_METRICS`.
 
     Raises:
         ValueError: Unknown metric.
     """
-    if metric not in METRICS:
-        raise ValueError(f'metric must be one of {", ".join(METRICS)}, got {metric!r}')
+    metrics = {**METRICS, **GRADIENT_METRICS}
+    if metric not in metrics:
+        raise ValueError(f'metric must be one of {", ".join(metrics)}, got {metric!r}')
     drawn = []
     for number, profile in enumerate(profiles):
         colour = COLOURS[number % len(COLOURS)]
@@ -55,21 +63,19 @@ def plot_metric(ax: Axes, profiles: Sequence[SignalProfile], metric: str) -> Non
             linewidth=1.4,
         )
         drawn += values
-        if metric == 'avg_var':
-            index, expected = profile.curve('expected_var')
-            if index:  # the stem's pooling is not in the theory
-                index, expected = index[1:], expected[1:]
-                ax.plot(index, expected, color=colour, linestyle='--', linewidth=1, alpha=0.7)
-    positive = [v for v in drawn if 0 < v < math.inf]
-    if positive and max(positive) > 30 * min(positive):
-        # `symlog` keeps exact zeros (a zero-initialised branch) in sight.
-        threshold = max(min(positive), max(positive) * 1e-12)
-        if min(drawn) <= 0:
-            ax.set_yscale('symlog', linthresh=threshold)
-        else:
-            ax.set_yscale('log')
-    elif positive:
-        ax.set_ylim(bottom=-0.03 * max(positive))  # points at 0 stay whole
+        if metric in _THEORY:
+            theory = dict(zip(*profile.curve(_THEORY[metric])))
+            # The stem's pooling is not in the theory.
+            known = [b.index for b in profile.blocks if b.kind != 'stem']
+            expected = [theory.get(i, math.nan) for i in known]
+            ax.plot(known, expected, color=colour, linestyle='--', linewidth=1, alpha=0.7)
+    scale, threshold = axis_scale(drawn)
+    if scale == 'symlog':
+        ax.set_yscale('symlog', linthresh=threshold)
+    elif scale == 'log':
+        ax.set_yscale('log')
+    elif threshold:
+        ax.set_ylim(bottom=-0.03 * threshold)  # points at 0 stay whole
     boundaries = {
         tuple(b.index - 0.5 for b in profile.blocks if b.kind == 'transition')
         for profile in profiles
@@ -78,14 +84,32 @@ def plot_metric(ax: Axes, profiles: Sequence[SignalProfile], metric: str) -> Non
         for x in boundaries.pop():
             ax.axvline(x, color='0.8', linewidth=0.8, zorder=0)
     ax.set_xlabel('Block index', fontsize=9)
-    ax.set_ylabel(METRICS[metric], fontsize=9)
+    ax.set_ylabel(metrics[metric], fontsize=9)
     ax.grid(axis='y', color='0.9', linewidth=0.6)
     ax.set_axisbelow(True)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 
+def axis_scale(values: Sequence[float]) -> tuple[str, float]:
+    """'linear' with the largest value, 'log', or 'symlog' with where it becomes linear.
+
+    ``symlog`` keeps exact zeros (a zero-initialised branch) in sight.
+    """
+    positive = [v for v in values if 0 < v < math.inf]
+    if not positive or max(positive) <= 30 * min(positive):
+        return 'linear', max(positive, default=0.0)
+    return 'log' if min(values) > 0 else 'symlog', max(min(positive), max(positive) * 1e-12)
+
+
+def _metrics_of(profiles: Sequence[SignalProfile]) -> list[str]:
+    gradients = any(profile.curve('grad_avg_var')[0] for profile in profiles)
+    return [*METRICS, *(GRADIENT_METRICS if gradients else ())]
+
+
 def plot_profiles(profiles: Sequence[SignalProfile], title: str | None = None) -> Figure:
     """Draw the three panels of a signal propagation plot (Brock et al. 2021a, figure 1).
+
+    A second row has the gradient's, where it was measured.
 
     Args:
         profiles: One or more profiles, drawn over each other.
@@ -98,16 +122,72 @@ def plot_profiles(profiles: Sequence[SignalProfile], title: str | None = None) -
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    figure = Figure(figsize=(10, 3.5), dpi=200, layout='constrained')
+    metrics = _metrics_of(profiles)
+    rows = len(metrics) // 3
+    figure = Figure(figsize=(10, 0.7 + 2.8 * rows), dpi=200, layout='constrained')
     FigureCanvasAgg(figure)
-    for ax, metric in zip(figure.subplots(1, 3, sharex=True), METRICS):
+    for ax, metric in zip(figure.subplots(rows, 3, sharex=True).flat, metrics):
         plot_metric(ax, profiles, metric)
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    if any(profile.curve('expected_var')[0] for profile in profiles):
+    if any(profile.curve(theory)[0] for profile in profiles for theory in _THEORY.values()):
         handles.append(Line2D([], [], color='0.3', linestyle='--', linewidth=1, alpha=0.7))
-        labels.append('expected by the method')
+        labels.append('expected by theory')
     if any(labels):
         figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False)
     if title:
         figure.suptitle(title)
     return figure
+
+
+def plot_html(profiles: Sequence[SignalProfile], title: str = 'Signal propagation') -> str:
+    """The panels as an interactive page that needs nothing else: hover names the block.
+
+    Args:
+        profiles: One or more profiles, drawn over each other.
+        title: Title of the page.
+
+    Returns:
+        The page. The package ``plotly`` is needed.
+    """
+    from plotly.subplots import make_subplots
+
+    metrics = _metrics_of(profiles)
+    names = {**METRICS, **GRADIENT_METRICS}
+    figure = make_subplots(len(metrics) // 3, 3, subplot_titles=[names[m] for m in metrics])
+    for panel, metric in enumerate(metrics):
+        place = dict(row=panel // 3 + 1, col=panel % 3 + 1)
+        drawn = []
+        for number, profile in enumerate(profiles):
+            blocks = [b for b in profile.blocks if getattr(b, metric) is not None]
+            drawn += [getattr(b, metric) for b in blocks]
+            look = dict(color=COLOURS[number % len(COLOURS)])
+            figure.add_scatter(
+                x=[b.index for b in blocks],
+                y=[getattr(b, metric) for b in blocks],
+                text=[f'{b.name} ({b.kind}) {"x".join(map(str, b.shape))}' for b in blocks],
+                hovertemplate='block %{x}: %{text}<br>%{y:.4g}',
+                name=profile.label or 'measured',
+                line=look,
+                legendgroup=str(number),
+                showlegend=panel == 0,
+                mode='lines+markers',
+                **place,
+            )
+            theory = [b for b in blocks if getattr(b, _THEORY.get(metric, ''), None) is not None]
+            theory = [b for b in theory if b.kind != 'stem']
+            if theory:
+                figure.add_scatter(
+                    x=[b.index for b in theory],
+                    y=[getattr(b, _THEORY[metric]) for b in theory],
+                    name=f'{profile.label} expected'.strip(),
+                    line=dict(dash='dash', **look),
+                    legendgroup=str(number),
+                    showlegend=panel == 1,
+                    mode='lines',
+                    **place,
+                )
+        if axis_scale(drawn)[0] == 'log':
+            figure.update_yaxes(type='log', exponentformat='power', **place)
+        figure.update_xaxes(title_text='Block index', **place)
+    figure.update_layout(title=title, template='plotly_white', legend=dict(orientation='h'))
+    return figure.to_html(full_html=True, include_plotlyjs=True)

@@ -14,6 +14,8 @@ import torch
 
 from nf_plugins.version import __version__
 
+from .diagnose import diagnose
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -35,7 +37,18 @@ class BlockSignal:
         avg_var: Mean over channels of the channel variance (biased).
         res_avg_var: ``avg_var`` at the end of the residual branch, before stochastic
             depth, SkipInit gain and alpha; None without a branch.
-        expected_var: ``avg_var`` as the method expects it; None where no theory applies.
+        expected_var: ``avg_var`` as theory expects it; None where none applies.
+        expected_res_var: The same for ``res_avg_var``.
+        grad_avg_sq_mean: ``avg_sq_mean`` of the gradient that reaches the output, if
+            it was measured.
+        grad_avg_var: ``avg_var`` of that gradient.
+        grad_res_avg_var: ``avg_var`` of the gradient at the end of the branch.
+        branch_gain: What multiplies the branch between its end and the addition (alpha,
+            SkipInit gain, LayerScale): root mean square.
+        constant_channels: Share of the channels that do not vary.
+        activated: Whether the block ends in an activation, behind the addition.
+        pooled: Whether the shortcut is average-pooled.
+        zero_parameter: Name of the parameter, all zero, that silences the branch.
     """
 
     index: int
@@ -46,6 +59,15 @@ class BlockSignal:
     avg_var: float
     res_avg_var: float | None = None
     expected_var: float | None = None
+    expected_res_var: float | None = None
+    grad_avg_sq_mean: float | None = None
+    grad_avg_var: float | None = None
+    grad_res_avg_var: float | None = None
+    branch_gain: float | None = None
+    constant_channels: float = 0.0
+    activated: bool = False
+    pooled: bool = False
+    zero_parameter: str | None = None
 
 
 @dataclass
@@ -60,6 +82,8 @@ class SignalProfile:
         label: Name for legends.
         config: Path of the config, if any.
         checkpoint: Path of the checkpoint, if any.
+        unit_gain: Whether gains at zero were measured at one.
+        non_finite_module: The module that first made a non-finite value.
     """
 
     blocks: list[BlockSignal]
@@ -69,6 +93,17 @@ class SignalProfile:
     label: str = ''
     config: str | None = None
     checkpoint: str | None = None
+    unit_gain: bool = False
+    non_finite_module: str | None = None
+
+    def is_finite(self) -> bool:
+        """Whether every measured value is finite."""
+        return all(
+            math.isfinite(value)
+            for block in self.blocks
+            for value in asdict(block).values()
+            if isinstance(value, float)
+        )
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
         """Block indices and values of a metric, where it is defined."""
@@ -77,18 +112,8 @@ class SignalProfile:
         return [i for i, _ in pairs], [value for _, value in pairs]
 
     def verdicts(self) -> list[dict]:
-        """What is wrong, as dicts of ``rule``, ``severity``, ``block`` and ``message``.
-
-        There is one rule: ``non_finite``, the first block whose signal is not finite.
-        """
-        for block in self.blocks:
-            values = [block.avg_sq_mean, block.avg_var, block.res_avg_var or 0.0]
-            if not all(map(math.isfinite, values)):
-                message = f'the signal is not finite from block {block.index} ({block.name}) on'
-                return [
-                    dict(rule='non_finite', severity='error', block=block.index, message=message)
-                ]
-        return []
+        """What is wrong, why, and what to do: see :func:`nf_plugins.spp.diagnose`."""
+        return diagnose(self)
 
     def to_dict(self) -> dict[str, Any]:
         """The profile in the schema of ``spp.json``; values that are not finite are None."""
@@ -98,6 +123,7 @@ class SignalProfile:
             checkpoint=self.checkpoint,
             mode=self.mode,
             seed=self.seed,
+            unit_gain=self.unit_gain,
             input=self.input,
             versions=dict(
                 nf_plugins=__version__, torch=torch.__version__, mmengine=mmengine.__version__
@@ -111,7 +137,22 @@ class SignalProfile:
 
     def table(self) -> str:
         """The blocks as a table for a terminal."""
-        head = ('block', 'name', 'kind', 'shape', 'avg_sq_mean', 'avg_var', 'res_avg_var', 'theory')
+        columns = {
+            'avg_sq_mean': 'avg_sq_mean',
+            'avg_var': 'avg_var',
+            'expected_var': 'theory',
+            'res_avg_var': 'res_avg_var',
+            'expected_res_var': 'theory',
+            'grad_avg_sq_mean': 'grad_avg_sq_mean',
+            'grad_avg_var': 'grad_avg_var',
+            'grad_res_avg_var': 'grad_res_avg_var',
+        }
+        columns = {
+            metric: title
+            for metric, title in columns.items()
+            if any(getattr(b, metric) is not None for b in self.blocks)
+        }
+        head = ('block', 'name', 'kind', 'shape', *columns.values())
         rows = [
             (
                 str(b.index),
@@ -120,13 +161,13 @@ class SignalProfile:
                 'x'.join(map(str, b.shape)),
                 *(
                     '-' if value is None else f'{value:.4g}'
-                    for value in (b.avg_sq_mean, b.avg_var, b.res_avg_var, b.expected_var)
+                    for value in (getattr(b, metric) for metric in columns)
                 ),
             )
             for b in self.blocks
         ]
         widths = [max(map(len, column)) for column in zip(head, *rows)]
-        left = (False, True, True, True, False, False, False, False)
+        left = (False, True, True, True, *[False] * len(columns))
         lines = [
             '  '.join(
                 cell.ljust(width) if flush else cell.rjust(width)
@@ -141,7 +182,8 @@ class SignalProfile:
 
         Args:
             ax: Axes to draw ``metric`` into; None makes a figure of three panels.
-            metric: 'avg_sq_mean', 'avg_var' or 'res_avg_var'.
+            metric: 'avg_sq_mean', 'avg_var', 'res_avg_var', or one of these with
+                ``grad_`` in front.
 
         Returns:
             The figure.

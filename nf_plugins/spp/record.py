@@ -1,102 +1,74 @@
-"""Measure the signal in one forward pass."""
+"""Measure the signal in one forward pass, and the gradient in one backward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import functools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
+from mmengine.dist import all_gather
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
 
 from nf_plugins.functional import ChannelStatistics, channel_statistics
-from nf_plugins.layers import StandardizedConv2d
 
+from .execution import plain_execution, preserved, run, unwrap
 from .profile import BlockSignal, SignalProfile
-from .trace import find_blocks
-
-_ADDITIONS = {
-    torch.add,
-    torch.addcmul,
-    Tensor.add,
-    Tensor.add_,
-    Tensor.__add__,
-    Tensor.__iadd__,
-    Tensor.__radd__,
-}
+from .theory import add_theory
+from .trace import HEAVY, NORMS, Node, Residual, Tracer, Unit, tracing
 
 
-@contextmanager
-def preserved(model: nn.Module, mode: str) -> Iterator[None]:
-    """Run a block with ``model`` in a mode, and give it back unchanged to the bit.
+@dataclass(eq=False)
+class Measurement:
+    """Statistics of an activation and of the gradient that reaches it."""
 
-    Buffers (batch norm's running statistics), what a first training batch
-    initialises, the training flags and the random state are restored, also after an
-    exception. Stochastic depth is off.
-
-    Args:
-        model: The model.
-        mode: 'train' or 'eval'.
-    """
-    flags = {module: module.training for module in model.modules()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    lazily_initialised = [
-        (module, {key: value.clone() for key, value in module.state_dict().items()})
-        for module in model.modules()
-        if getattr(module, 'initalpha', False)
-    ]
-    devices = list({p.device.index for p in model.parameters() if p.is_cuda})
-    with torch.random.fork_rng(devices):
-        try:
-            # Not `model.train()`, which others override; so drop the layers' caches, too.
-            for module in flags:
-                if isinstance(module, StandardizedConv2d):
-                    module.clear_cache()
-                module.training = mode == 'train' and 'DropPath' not in type(module).__name__
-            yield
-        finally:
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-            for module, state in lazily_initialised:
-                module.load_state_dict(state)
-            for module, flag in flags.items():
-                module.training = flag
-                if isinstance(module, StandardizedConv2d):
-                    module.clear_cache()
+    stats: ChannelStatistics
+    shape: tuple[int, ...]
+    grad: ChannelStatistics | None = None
 
 
-class _ResidualAdditions(TorchFunctionMode):
-    """Measures what is added to the shortcut of the current block, before it is added.
+def measure(tensor: Tensor, channel_dim: int, backward: bool = False) -> Measurement:
+    found = Measurement(channel_statistics(tensor, channel_dim), tuple(tensor.shape))
+    if backward and tensor.requires_grad:
 
-    The branch is the other operand of the first addition of the shortcut, so factors
-    that the addition itself applies (alpha, SkipInit gain) are not in it.
-    """
+        def keep(gradient: Tensor) -> None:
+            found.grad = channel_statistics(gradient, channel_dim)
 
-    def __init__(self, branches: dict[str, ChannelStatistics]) -> None:
+        with torch.enable_grad():
+            tensor.register_hook(keep)
+    return found
+
+
+class _FirstNonFinite(TorchDispatchMode):
+    """Finds the operation that first makes a non-finite value out of finite ones."""
+
+    def __init__(self, tracer: Tracer) -> None:
         super().__init__()
-        self.branches = branches
-        self.block: str | None = None
-        self.shortcut: Tensor | None = None
+        self.tracer = tracer
+        self.found: str | None = None
 
-    def enter(self, block: str, shortcut: Tensor) -> None:
-        self.block, self.shortcut = block, shortcut
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if self.found is None:
+            for out in tree_iter(result):
+                if isinstance(out, Tensor) and out.is_floating_point() and out.numel():
+                    if not bool(torch.isfinite(out).all()):
+                        op = func.__name__.partition('.')[0]
+                        self.found = f'{self.tracer.stack[-1] or "the backbone itself"} ({op})'
+        return result
 
-    def __torch_function__(
-        self, func: Callable, types: Any, args: tuple = (), kwargs: dict | None = None
-    ) -> Any:
-        if func in _ADDITIONS and self.shortcut is not None:
-            for shortcut, branch in (args[:2], args[1::-1]):
-                if (
-                    shortcut is self.shortcut
-                    and isinstance(branch, Tensor)
-                    and branch.shape == shortcut.shape
-                ):
-                    self.branches[self.block] = channel_statistics(branch)
-                    self.shortcut = None
-                    break
-        return func(*args, **(kwargs or {}))
+
+def first_non_finite(model: nn.Module, inputs: Tensor) -> str | None:
+    """The module that first makes a non-finite value, with the operation, or None."""
+    if not bool(torch.isfinite(inputs).all()):
+        return 'the input'
+    with torch.no_grad(), tracing(model, inputs) as tracer:
+        watch = _FirstNonFinite(tracer)
+        with watch:
+            run(model, inputs)
+    return watch.found
 
 
 def analyze(
@@ -104,18 +76,29 @@ def analyze(
     inputs: Tensor,
     mode: str = 'train',
     seed: int | None = 0,
+    backward: bool = False,
+    unit_gain: bool = False,
+    sync: bool = False,
     input_info: dict[str, Any] | None = None,
     label: str = '',
 ) -> SignalProfile:
-    """Measure how a signal propagates through the residual blocks of a backbone.
+    """Measure how a signal propagates through the residual blocks of any network.
 
-    One forward pass without gradients; the model is unchanged afterwards.
+    One forward pass; the model is unchanged afterwards. The residual additions are found
+    by following the tensors (:mod:`nf_plugins.spp.trace`), so that nothing need be known
+    of the model. A network without any is measured at its repeated modules.
 
     Args:
-        model: A backbone, or a model with one as ``backbone``.
-        inputs: A batch, ``(N, C, H, W)``, on the device of the model.
+        model: A backbone, a model with one as ``backbone``, or a wrapper of such
+            (compiled, DDP, EMA).
+        inputs: A batch, usually ``(N, C, H, W)``, on the device of the model.
         mode: 'train' (batch norm uses the batch, as in the papers' plots) or 'eval'.
         seed: Seed for what is random in the network.
+        backward: Measure, too, the gradient that flows back from unit Gaussian noise at
+            the last output.
+        unit_gain: Measure with the gains that are zero (SkipInit, zero-initialised last
+            norms) at one.
+        sync: Merge the statistics of all ranks, each of which has its own inputs.
         input_info: What the batch is, for the record.
         label: Name for legends.
 
@@ -123,7 +106,8 @@ def analyze(
         The profile: the stem, then every block in order of execution.
 
     Raises:
-        ValueError: Unknown ``mode``, or no block that can be measured.
+        TypeError: The model is no module.
+        ValueError: Unknown ``mode``, or nothing in the model can be measured.
 
     Source: Brock et al. 2021a, section 3: signal propagation plots.
 
@@ -135,66 +119,220 @@ def analyze(
     """
     if mode not in ('train', 'eval'):
         raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
-    model = getattr(model, 'backbone', model)
-    blocks = find_blocks(model)
-    measured: list[tuple[str, str, tuple[int, ...], ChannelStatistics]] = []
-    branches: dict[str, ChannelStatistics] = {}
-    additions = _ResidualAdditions(branches)
-
-    def watch(name: str, block: nn.Module) -> list:
-        def enter(module: nn.Module, args: tuple) -> None:
-            if not measured:
-                stats = channel_statistics(args[0])
-                measured.append(('stem', 'stem', tuple(args[0].shape), stats))
-            additions.enter(name, args[0])
-
-        def project(module: nn.Module, args: tuple, out: Tensor) -> None:
-            additions.enter(name, out)
-
-        def leave(module: nn.Module, args: tuple, out: Tensor) -> None:
-            kind = 'residual' if block.downsample is None else 'transition'
-            measured.append((name, kind, tuple(out.shape), channel_statistics(out)))
-
-        handles = [block.register_forward_pre_hook(enter), block.register_forward_hook(leave)]
-        if block.downsample is not None:
-            handles.append(block.downsample.register_forward_hook(project))
-        return handles
-
-    with ExitStack() as stack:
-        for name, block in blocks.items():
-            for handle in watch(name, block):
-                stack.callback(handle.remove)
-        stack.enter_context(preserved(model, mode))
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f'model must be an nn.Module, got {model!r} (train() and eval() of most backbones in '
+            'mmpretrain return None)'
+        )
+    model = unwrap(model)
+    inputs = inputs.detach()
+    with (
+        preserved(model, mode, unit_gain),
+        plain_execution(model, len(inputs), inputs.device),
+        torch.set_grad_enabled(backward),
+    ):
         if seed is not None:
             torch.manual_seed(seed)
-        with torch.no_grad(), additions:
-            model(inputs)
+        x = leaf = inputs
+        if backward:
+            leaf = inputs.clone().requires_grad_()
+            x = leaf * 1  # networks may write into their input
+        with tracing(model, x, functools.partial(measure, backward=backward)) as tracer:
+            output = run(model, x)
+            tracer.finish(output)
+        if backward:
+            send_noise_back(output, leaf)
+        del output, x, leaf
+        blocks = collect(tracer, model, sync)
+        add_theory(blocks, tracer, mode)
+        profile = SignalProfile(
+            [block for block, _ in blocks],
+            mode=mode,
+            input=dict(shape=list(inputs.shape), **(input_info or {})),
+            seed=seed,
+            label=label,
+            unit_gain=unit_gain,
+        )
+        if not profile.is_finite():
+            if seed is not None:
+                torch.manual_seed(seed)
+            profile.non_finite_module = first_non_finite(model, inputs)
+    return profile
 
-    # One transfer from the device for all numbers.
-    numbers = torch.stack(
-        [s.avg_sq_mean for *_, s in measured]
-        + [s.avg_var for *_, s in measured]
-        + [s.avg_var for s in branches.values()]
-    ).tolist()
-    count = len(measured)
-    branch_vars = dict(zip(branches, numbers[2 * count :]))
-    has_theory = getattr(next(iter(blocks.values())), 'expected_var', None) is not None
-    return SignalProfile(
-        [
-            BlockSignal(
-                index=index,
-                name=name,
-                kind=kind,
-                shape=shape,
-                avg_sq_mean=numbers[index],
-                avg_var=numbers[count + index],
-                res_avg_var=branch_vars.get(name),
-                expected_var=getattr(blocks.get(name), 'expected_var', 1.0) if has_theory else None,
-            )
-            for index, (name, kind, shape, _) in enumerate(measured)
-        ],
-        mode=mode,
-        input=dict(shape=list(inputs.shape), **(input_info or {})),
-        seed=seed,
-        label=label,
-    )
+
+def send_noise_back(output: Any, leaf: Tensor) -> None:
+    """Backpropagate unit Gaussian noise from the last output to the input, no further."""
+    outputs = [x for x in tree_iter(output) if isinstance(x, Tensor) and x.requires_grad]
+    if not outputs:
+        raise ValueError('the gradient cannot be measured: no output depends on the input')
+    last = outputs[-1]
+    noise = torch.randn(last.shape, dtype=last.dtype, device='cpu').to(last.device)
+    torch.autograd.grad(last, leaf, noise, allow_unused=True)
+
+
+class _Numbers:
+    """Scalars on the device that come to the host together."""
+
+    def __init__(self) -> None:
+        self.tensors: list[Tensor] = []
+        self.targets: list[tuple[Any, str]] = []
+
+    def put(self, target: Any, name: str, value: Tensor) -> None:
+        self.tensors.append(value.detach().double())
+        self.targets.append((target, name))
+
+    def deliver(self) -> None:
+        if self.tensors:
+            values = torch.stack(self.tensors).tolist()
+            for (target, name), value in zip(self.targets, values):
+                setattr(target, name, value)
+
+
+def collect(
+    tracer: Tracer, model: nn.Module, sync: bool
+) -> list[tuple[BlockSignal, Residual | Unit | None]]:
+    """The blocks of a trace, with their numbers, in order of execution."""
+    residuals = tracer.residuals()
+    found: list[tuple[str, str, Measurement, Residual | Unit | None]] = []
+    units = plain_units(tracer.units, residuals, tracer.modules)
+    if residuals:
+        source = stem_of(residuals[0], tracer)
+        if source is not None:
+            found.append(('stem', 'stem', source, None))
+    for item in sorted([*residuals, *units], key=lambda item: item.node.index):
+        if isinstance(item, Unit):
+            kind = 'plain'
+        else:
+            kind = 'residual' if item.identity else 'transition'
+        found.append((item.name, kind, item.measured_output, item))
+    if not found:
+        raise ValueError(
+            f'{type(model).__name__} has nothing that can be measured: neither a residual '
+            'addition nor repeated modules nor stages with weights ran on this input'
+        )
+    measurements = [m for _, _, m, _ in found]
+    measurements += [r.measured_branch for r in residuals]
+    if sync:
+        merge_ranks(measurements)
+
+    numbers, blocks = _Numbers(), []
+    for index, (name, kind, output, item) in enumerate(found):
+        block = BlockSignal(index, name, kind, output.shape, 0.0, 0.0)
+        numbers.put(block, 'avg_sq_mean', output.stats.avg_sq_mean)
+        numbers.put(block, 'avg_var', output.stats.avg_var)
+        var = output.stats.var
+        numbers.put(block, 'constant_channels', (var <= 1e-10 * var.mean()).double().mean())
+        if output.grad is not None:
+            numbers.put(block, 'grad_avg_sq_mean', output.grad.avg_sq_mean)
+            numbers.put(block, 'grad_avg_var', output.grad.avg_var)
+        if isinstance(item, Residual):
+            branch = item.measured_branch
+            numbers.put(block, 'res_avg_var', branch.stats.avg_var / item.branch_scale**2)
+            if branch.grad is not None:
+                grad_var = branch.grad.avg_var * item.branch_scale**2
+                numbers.put(block, 'grad_res_avg_var', grad_var)
+            gain = torch.ones((), dtype=torch.float64, device=var.device)
+            for factor in item.gains:
+                if isinstance(factor, Tensor):
+                    gain = gain * factor.detach().double().square().mean().to(var.device)
+                else:
+                    gain = gain * factor**2
+            numbers.put(block, 'branch_gain', gain.sqrt())
+            block.activated, block.pooled = item.activated, item.pooled
+        blocks.append((block, item))
+    numbers.deliver()
+    for block, item in blocks:
+        if isinstance(item, Residual) and 0 in (block.res_avg_var, block.branch_gain):
+            block.zero_parameter = zero_parameter(item, model, tracer.modules)
+    return blocks
+
+
+def stem_of(first: Residual, tracer: Tracer) -> Measurement | None:
+    """What the first block reads: the input of its module, or else of the addition."""
+    node = tracer.read_by.get(first.name)
+    if node is not None and node.depth == first.source.depth:  # else the module has the stem
+        return tracer.inputs_measured[node]
+    return tracer.inputs_measured.get(first.source)
+
+
+def plain_units(
+    units: list[Unit], residuals: list[Residual], modules: dict[str, nn.Module]
+) -> list[Unit]:
+    """Modules to measure that have no residual addition.
+
+    Beside residual blocks these are the modules of the same classes (an inverted
+    residual that changes the shape). Without any residual block they are the outermost
+    repeated modules that are more than a sequence of others, else the stages.
+    """
+    if residuals:
+        classes = {type(modules[r.name]) for r in residuals if r.name in modules}
+        return [unit for unit in units if unit.repeated and unit.kind in classes]
+    chosen = [u for u in units if u.repeated and not _is_sequence(modules[u.name])]
+    if len(chosen) < 2:
+        chosen = [u for u in units if '.' not in u.name] or units
+    names = {u.name for u in chosen}
+
+    def nested(name: str) -> bool:
+        return any(name.startswith(f'{outer}.') for outer in names)
+
+    return [u for u in chosen if not nested(u.name)]
+
+
+def _is_sequence(module: nn.Module) -> bool:
+    children = list(module.children())
+    if isinstance(module, nn.Sequential):
+        return True
+    return len(children) == 1 and isinstance(children[0], (nn.Sequential, nn.ModuleList))
+
+
+def merge_ranks(measurements: list[Measurement]) -> None:
+    """Put the statistics of all ranks together; exact, as counts, means and M2 merge."""
+    for kind in ('stats', 'grad'):
+        chosen = [m for m in measurements if getattr(m, kind) is not None]
+        if not chosen:
+            continue
+        stats = [getattr(m, kind) for m in chosen]
+        flat = torch.cat(
+            [
+                part.double()
+                for s in stats
+                for part in (s.mean.new_tensor([s.count], dtype=torch.float64), s.mean, s.m2)
+            ]
+        )
+        sizes = [size for s in stats for size in (1, len(s.mean), len(s.mean))]
+        merged: list[ChannelStatistics] | None = None
+        for vector in all_gather(flat):
+            parts = vector.split(sizes)
+            ranks = [
+                ChannelStatistics(int(count), mean, m2)
+                for count, mean, m2 in zip(parts[::3], parts[1::3], parts[2::3])
+            ]
+            merged = ranks if merged is None else [a + b for a, b in zip(merged, ranks)]
+        for m, s in zip(chosen, merged):
+            setattr(m, kind, s)
+
+
+def zero_parameter(
+    residual: Residual, model: nn.Module, modules: dict[str, nn.Module]
+) -> str | None:
+    """The parameter, all zero, that silences a branch."""
+    names = {id(p): name for name, p in model.named_parameters()}
+    by_memory = {p.data_ptr(): name for name, p in model.named_parameters() if p.numel()}
+    for gain in residual.gains:
+        if isinstance(gain, Tensor) and not gain.any():
+            return names.get(id(gain)) or by_memory.get(gain.data_ptr())
+    seen: set[Node] = set()
+    todo = [residual.bare]
+    while todo:
+        node = todo.pop()
+        if node in seen or node.index <= residual.source.index:
+            continue
+        seen.add(node)
+        if node.op not in HEAVY and node.op not in NORMS:
+            todo.extend(node.parents)
+        for name, parameter in modules.get(node.module, nn.Module()).named_parameters(
+            recurse=False
+        ):
+            if name != 'bias' and not parameter.any():
+                return f'{node.module}.{name}'
+    return None

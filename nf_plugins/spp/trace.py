@@ -1,47 +1,614 @@
-"""Find the residual blocks of a backbone."""
+"""Find the residual additions of any network by following the tensors of one forward pass.
+
+A dispatch mode sees every operation, whoever calls it. Each tensor that depends on the
+input becomes a node of a graph, from which the additions that close a residual block can
+be told from all other additions:
+
+- *identity*: one operand is, but for views, a tensor that the other was computed from;
+- *projection*: both come from one dominating tensor, the shortcut through at most one
+  convolution or matrix product, the branch through at least two and more than that.
+
+A sum that is only used inside the branch of another block (Res2Net's hierarchical sums)
+belongs to that branch; a skip around several blocks (a feature pyramid) is no block.
+"""
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
 
-from nf_plugins.models.backbones.base import ResidualBlock
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.weak import WeakTensorKeyDictionary
 
-# By name, as this package does not import mmpretrain.
-_MMPRETRAIN_BLOCKS = {
-    ('mmpretrain.models.backbones.resnet', 'BasicBlock'),
-    ('mmpretrain.models.backbones.resnet', 'Bottleneck'),
+from .execution import plain_execution, run
+
+ADDITIONS = {'add', 'add_', 'addcmul', 'addcmul_', 'lerp', 'lerp_'}
+CONVOLUTIONS = {'convolution', '_convolution', 'convolution_overrideable', 'linear'}
+PRODUCTS = {'mm', 'addmm', 'bmm', 'baddbmm', 'addbmm', 'addmv', 'mv'}
+HEAVY = CONVOLUTIONS | PRODUCTS
+BATCH_NORMS = {
+    'native_batch_norm',
+    'cudnn_batch_norm',
+    '_native_batch_norm_legit',
+    '_native_batch_norm_legit_no_training',
+    '_batch_norm_with_update',
+    '_batch_norm_no_update',
+    'batch_norm_elemt',
+    'miopen_batch_norm',
 }
+NORMS = BATCH_NORMS | {'native_group_norm', 'native_layer_norm', '_fused_rms_norm'}
+POOLINGS = {'avg_pool2d', 'max_pool2d_with_indices', '_adaptive_avg_pool2d'}
+ACTIVATIONS = {
+    name + suffix
+    for name in (
+        *('relu', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'hardtanh'),
+        *('hardswish', 'hardsigmoid', 'sigmoid', 'tanh', 'softplus', '_prelu_kernel', 'clamp'),
+    )
+    for suffix in ('', '_')
+}
+# They move values about, or copy them, and change none.
+MOVES = {
+    *('view', '_unsafe_view', 'reshape', '_reshape_alias', '_reshape_copy', 'alias', 'detach'),
+    *('permute', 'transpose', 't', 'squeeze', 'unsqueeze', 'clone', '_to_copy', 'contiguous'),
+    *('roll', 'flip', 'lift_fresh', 'expand', 'as_strided', 'pixel_shuffle', 'pixel_unshuffle'),
+}
+SCALINGS = {'mul', 'mul_', 'div', 'div_'}
+
+# Where nothing in the graph says which axis the channels are: NC, NLC, NCHW, N..C.
+_USUAL_AXIS = {2: 1, 3: 2, 4: 1, 5: 4}
 
 
-def _is_block(module: nn.Module) -> bool:
-    bases = {(base.__module__, base.__name__) for base in type(module).__mro__}
-    return isinstance(module, ResidualBlock) or bool(bases & _MMPRETRAIN_BLOCKS)
+@dataclass(slots=True, eq=False)
+class Node:
+    """One activation in the graph."""
+
+    index: int
+    op: str
+    parents: tuple[Node, ...]
+    module: str
+    axis: int | None  # of the channels
+    dims: int
+    root: Node = None  # what it is a view of
+    idom: Node = None  # immediate dominator
+    level: int = 0  # in the dominator tree
+    depth: int = 0  # most heavy operations on a path from the input
+    users: list[Node] = field(default_factory=list)
+    scale: float | None = None  # of a multiplication by a number
+    gain: Tensor | None = None  # of a multiplication by a parameter
+    before: Any = None  # what was measured before that
+    weight: Tensor | None = None  # of a convolution
+    sum: Residual | None = None  # the residual addition that made it
+    returned: bool = False  # by the network
 
 
-def find_blocks(backbone: nn.Module) -> dict[str, nn.Module]:
-    """The residual blocks of a backbone, by their module path, in order of definition.
-
-    Known are the blocks of this package and of mmpretrain's ResNet family. They add
-    their input, or what their ``downsample`` makes of it, to their branch.
+@dataclass(eq=False)
+class Residual:
+    """A residual addition.
 
     Args:
-        backbone: A backbone.
+        name: Path of the block: the module that holds the addition and its branch.
+        identity: Whether the shortcut is the identity, else a projection.
+        shape: Shape of the sum.
+        channel_dim: Axis of the channels.
+        pooled: Whether the shortcut is average-pooled.
+        activated: Whether the block ends in an activation behind the addition.
+        gains: What the branch is multiplied with between its end and the addition:
+            numbers (alpha) and parameters (SkipInit gain, LayerScale).
+    """
+
+    name: str
+    identity: bool
+    shape: tuple[int, ...]
+    channel_dim: int
+    pooled: bool = False
+    activated: bool = False
+    gains: list[float | Tensor] = field(default_factory=list)
+
+    node: Node = field(default=None, repr=False)
+    source: Node = field(default=None, repr=False)
+    shortcut: Node = field(default=None, repr=False)
+    end: Node = field(default=None, repr=False)  # of the branch, its operand in the addition
+    bare: Node = field(default=None, repr=False)  # the same without gains
+    owner: str = field(default='', repr=False)  # the module that runs the addition
+    measured_branch: Any = field(default=None, repr=False)
+    branch_scale: float = field(default=1.0, repr=False)
+    measured_output: Any = field(default=None, repr=False)
+
+
+@dataclass(eq=False)
+class Unit:
+    """A module without a residual addition that ran: one of several alike, or a stage."""
+
+    name: str
+    kind: type
+    repeated: bool
+    shape: tuple[int, ...]
+    node: Node
+    measured_output: Any = None
+
+
+def _channel_axis(op: str, out: Tensor, args: tuple, parents: list[tuple[Node, Tensor]]):
+    """Axis of the channels of an operation's output, None if unknown."""
+    dims = out.dim()
+    if op in CONVOLUTIONS and op != 'linear':
+        return 1
+    if op in BATCH_NORMS or op == 'native_group_norm':
+        return 1
+    if op in PRODUCTS or op == 'linear':
+        return dims - 1
+    if op == 'native_layer_norm' and len(args[1]) == 1:
+        return dims - 1
+    node, source = parents[0]
+    axis = node.axis
+    if op == 'permute' and axis is not None:
+        order = [d % dims for d in args[1]]
+        return order.index(axis)
+    if op in ('transpose', 't') and axis is not None:
+        i, j = (args[1] % dims, args[2] % dims) if op == 'transpose' else (0, dims - 1)
+        return {i: j, j: i}.get(axis, axis)
+    if op in MOVES and axis is not None and tuple(source.shape) != tuple(out.shape):
+        before = prod(source.shape[:axis])
+        for d in range(dims):
+            if out.shape[d] == source.shape[axis] and prod(out.shape[:d]) == before:
+                return d
+        return None
+    if op in ('select', 'unbind', 'stack', 'sum', 'mean') and dims != node.dims:
+        return None
+    for parent, _ in parents:
+        if parent.axis is not None and parent.dims == dims:
+            return parent.axis
+    return None
+
+
+class Tracer(TorchDispatchMode):
+    """Follows one forward pass; use :func:`tracing`.
+
+    Args:
+        names: Module -> path.
+        measure: Called with a tensor and its channel axis; what it returns is kept with
+            the residual addition. None measures nothing.
+    """
+
+    def __init__(
+        self, names: dict[nn.Module, str], measure: Callable[[Tensor, int], Any] | None = None
+    ) -> None:
+        super().__init__()
+        self.names = names
+        self.modules = {name: module for module, name in names.items()}
+        self._measure = measure
+        self.paused = False
+        self.nodes: list[Node] = []
+        self.node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.base_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.stack: list[str] = ['']
+        self.entries: list[tuple[Node | None, int]] = [(None, 0)]
+        self.candidates: list[Residual] = []
+        self.units: list[Unit] = []
+        self.pending: dict[int, tuple[Tensor, Residual]] = {}
+        # Up to the first residual addition: what the modules read, to find the stem's output.
+        self.read_by: dict[str, Node] = {}
+        self.inputs_measured: dict[Node, Any] = {}
+        self.repeated = _repeated_modules(names)
+
+    def measure(self, tensor: Tensor, axis: int) -> Any:
+        """Measure a tensor; what that computes is not part of the graph."""
+        if self._measure is None:
+            return None
+        self.paused = True
+        try:
+            return self._measure(tensor, axis)
+        finally:
+            self.paused = False
+
+    # ---------------------------------------------------------------- the graph
+    def add_node(self, tensor: Tensor, op: str, parents: list[Node], axis: int | None) -> Node:
+        node = Node(
+            len(self.nodes), op, tuple(parents), self.stack[-1], axis, tensor.dim(), depth=0
+        )
+        node.root = node
+        self.nodes.append(node)
+        if parents:
+            for parent in parents:
+                parent.users.append(node)
+            node.depth = max(p.depth for p in parents) + (op in HEAVY or 'attention' in op)
+            idom = parents[0]
+            for parent in parents[1:]:
+                idom = common_dominator(idom, parent)
+            node.idom, node.level = idom, idom.level + 1
+        self.node_of[tensor] = node
+        return node
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self.paused:
+            return func(*args, **kwargs)
+        given = [
+            (self.node_of[x], x)
+            for x in tree_iter((args, kwargs))
+            if isinstance(x, Tensor) and x in self.node_of
+        ]
+        if not given:
+            return func(*args, **kwargs)
+        op = func.__name__.partition('.')[0]
+        for _, tensor in given:
+            if id(tensor) in self.pending and op not in ACTIVATIONS:
+                self.settle(tensor)
+        residual = self.find_residual(op, args, kwargs) if op in ADDITIONS else None
+        scale, gain, before = self.scaling(op, args) if op in SCALINGS else (None, None, None)
+
+        result = func(*args, **kwargs)
+
+        mutated = bool(op.endswith('_') and given and isinstance(args[0], Tensor))
+        parents = list(dict.fromkeys(node for node, _ in given))
+        outputs = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        for number, out in enumerate(outputs):
+            if not (out.is_floating_point() or out.is_complex()):
+                continue
+            if number and op in NORMS:  # saved statistics
+                continue
+            axis = _channel_axis(op, out, args, given)
+            node = self.add_node(out, op, parents, axis)
+            if op in MOVES and out.numel() == given[0][1].numel():
+                node.root = given[0][0].root
+            if not mutated and _is_alias(func) and isinstance(args[0], Tensor):
+                self.base_of[out] = args[0]
+            node.scale, node.gain, node.before = scale, gain, before
+            if op in CONVOLUTIONS and len(args) > 1:
+                node.weight = args[1]
+            if residual is not None and number == 0:
+                node.axis, node.sum, residual.node = residual.channel_dim, residual, node
+                residual.shape = tuple(out.shape)
+                self.candidates.append(residual)
+                self.pending[id(out)] = (out, residual)
+            elif op in ACTIVATIONS and number == 0 and id(given[0][1]) in self.pending:
+                self.follow_activation(given[0][1], out)
+        if mutated:
+            self.propagate_mutation(args[0], parents)
+        return result
+
+    def propagate_mutation(self, tensor: Tensor, parents: list[Node]) -> None:
+        """A write through a view changes what it is a view of."""
+        base = self.base_of.get(tensor)
+        while base is not None and base is not tensor:
+            known = self.node_of.get(base)
+            written = self.node_of[tensor]
+            self.add_node(
+                base,
+                'copy_',
+                [written] if known is None else [known, written],
+                written.axis if known is None else known.axis,
+            )
+            tensor, base = base, self.base_of.get(base)
+
+    # ------------------------------------------------------- the residual rules
+    def find_residual(self, op: str, args: tuple, kwargs: dict) -> Residual | None:
+        """Whether an addition closes a residual block; measures its branch if so."""
+        factors: list[float | Tensor] = []
+        a = args[0]
+        if op.startswith('addcmul'):
+            pair = [x for x in args[1:3] if x in self.node_of]
+            if not pair:
+                return None
+            b = max(pair, key=lambda x: (x.shape == a.shape, self.node_of[x].depth))
+            factors += [x for x in args[1:3] if x is not b]
+            factors.append(kwargs.get('value', 1))
+        elif op.startswith('lerp'):
+            b = args[1]
+            factors.append(args[2])
+        else:
+            b = args[1]
+        operands = (a, b)
+        if not all(isinstance(x, Tensor) and x in self.node_of for x in operands):
+            return None
+        if a.shape != b.shape or a.dim() < 2 or not a.is_floating_point():
+            return None
+        nodes = self.node_of[a], self.node_of[b]
+        found = classify(*nodes)
+        if found is None:
+            return None
+        first, source, identity = found
+        if op in ('add', 'add_') and first == 0:
+            factors.append(kwargs.get('alpha', 1))
+        shortcut, branch = nodes[first], nodes[1 - first]
+        tensor = operands[1 - first]
+        axis = shortcut.axis if shortcut.axis is not None else branch.axis
+        if axis is None:
+            axis = _USUAL_AXIS.get(tensor.dim(), 1)
+
+        bare, before, scale = branch, None, 1.0
+        while True:
+            if bare.op in MOVES and len(bare.parents) == 1:
+                bare = bare.parents[0]
+            elif bare.gain is not None:
+                factors.append(bare.gain)
+                before, scale = bare.before, 1.0
+                bare = bare.parents[0]
+            elif bare.scale is not None and not factors_have_number(factors):
+                factors.append(bare.scale)
+                scale = bare.scale if before is None else scale
+                bare = bare.parents[0]
+            else:
+                break
+        if bare is not branch and bare.op in MOVES:
+            bare = branch
+        residual = Residual(
+            '', identity, (), axis, gains=[f for f in factors if isinstance(f, Tensor) or f != 1]
+        )
+        residual.source, residual.shortcut = source, shortcut
+        residual.end, residual.bare, residual.owner = branch, bare, self.stack[-1]
+        residual.measured_branch = before if before is not None else self.measure(tensor, axis)
+        residual.branch_scale = scale if before is None else 1.0
+        return residual
+
+    def scaling(self, op: str, args: tuple) -> tuple[float | None, Tensor | None, Any]:
+        """What an activation is multiplied with: a number, or a parameter of few values.
+
+        Before the latter the activation is measured: it may be at the end of a branch,
+        and a gain of zero leaves nothing to measure.
+        """
+        x, factor = args[:2]
+        if not isinstance(factor, Tensor):
+            value = float(factor)
+            if value != 0:
+                return (1 / value if op.startswith('div') else value), None, None
+            factor = torch.zeros(())
+        elif not (isinstance(x, Tensor) and x in self.node_of):
+            if op.endswith('_'):
+                return None, None, None
+            x, factor = factor, x
+        if factor in self.node_of or op.startswith('div'):
+            return None, None, None
+        if not isinstance(x, Tensor) or x.dim() < 2:
+            return None, None, None
+        node = self.node_of[x]
+        axis = node.axis if node.axis is not None else _USUAL_AXIS.get(x.dim(), 1)
+        if factor.numel() not in (1, x.shape[axis]):
+            return None, None, None
+        if factor.numel() == 1 and factor.device.type == 'cpu' and not factor.requires_grad:
+            value = float(factor)
+            if value != 0 and factor.dim() == 0 and not isinstance(factor, nn.Parameter):
+                return value, None, None
+        return None, factor, self.measure(x, axis)
+
+    # ------------------------------------------------------------------ outputs
+    def settle(self, tensor: Tensor) -> None:
+        """Measure a block's output, right before something uses it."""
+        _, residual = self.pending.pop(id(tensor))
+        if residual.measured_output is None:
+            residual.measured_output = self.measure(tensor, residual.channel_dim)
+
+    def follow_activation(self, tensor: Tensor, out: Tensor) -> None:
+        """An activation behind the addition, in the same module, is part of the block."""
+        _, residual = self.pending.pop(id(tensor))
+        if self.stack[-1] != '' and is_inside(self.stack[-1], residual.owner):
+            residual.activated = True
+            self.pending[id(out)] = (out, residual)
+        elif residual.measured_output is None:
+            residual.measured_output = self.measure(tensor, residual.channel_dim)
+
+    # ------------------------------------------------------------------ modules
+    def enter(self, module: nn.Module, args: tuple) -> None:
+        name = self.names.get(module, self.stack[-1])
+        node = None
+        tensor = next((x for x in tree_iter(args) if isinstance(x, Tensor)), None)
+        if tensor is not None and tensor in self.node_of:
+            node = self.node_of[tensor]
+            if not self.candidates and node.index and next(module.children(), None) is not None:
+                self.read_by.setdefault(name, node)
+                if node not in self.inputs_measured:
+                    axis = node.axis if node.axis is not None else _USUAL_AXIS.get(node.dims, 1)
+                    self.inputs_measured[node] = self.measure(tensor, axis)
+        self.stack.append(name)
+        self.entries.append((node, len(self.candidates)))
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        name = self.stack.pop()
+        _, count = self.entries.pop()
+        for tensor, residual in list(self.pending.values()):
+            if residual.owner == name and id(tensor) in self.pending:
+                self.settle(tensor)
+        repeated = module in self.repeated
+        early = not self.candidates and name.count('.') == 0
+        if count != len(self.candidates) or not (repeated or early):
+            return
+        tensor = next((x for x in tree_iter(output) if isinstance(x, Tensor)), None)
+        if tensor is None or tensor not in self.node_of or tensor.dim() < 2:
+            return
+        if name and _has_weights(module):
+            node = self.node_of[tensor]
+            axis = node.axis if node.axis is not None else _USUAL_AXIS.get(node.dims, 1)
+            value = self.measure(tensor, axis)
+            unit = Unit(name, type(module), repeated, tuple(tensor.shape), node, value)
+            self.units.append(unit)
+
+    def finish(self, output: Any) -> None:
+        """Note what the network returns."""
+        for tensor in tree_iter(output):
+            if isinstance(tensor, Tensor) and tensor in self.node_of:
+                self.node_of[tensor].root.returned = True
+
+    # -------------------------------------------------------------- the verdict
+    def residuals(self) -> list[Residual]:
+        """The residual blocks in order of execution, named."""
+        branches = {}
+        for r in self.candidates:
+            branch = path_nodes(r.end, r.source)
+            # A sum in it that others read as well is another stream's (RevViT).
+            foreign = {
+                n for n in branch if n.sum and (n.returned or not branch.issuperset(n.users))
+            }
+            branches[r] = path_nodes(r.end, r.source, foreign) if foreign else branch
+            r.name = common_module([r.owner, *(n.module for n in branches[r] if _works(n))])
+        # A projection is part of its block (TNT joins streams that were split far above).
+        self.candidates = [
+            r
+            for r in self.candidates
+            if r.identity
+            or all(is_inside(n.module, r.name) for n in path_nodes(r.shortcut, r.source))
+        ]
+        kept = list(self.candidates)
+        for outer in self.candidates:  # a skip around blocks is none itself
+            inner = {r.name for r in kept if r is not outer and r.node in branches[outer]}
+            types = [type(self.modules.get(name)) for name in inner - {outer.name}]
+            if len(set(types)) < len(types):
+                kept.remove(outer)
+        inner = {r for r in kept for outer in kept if r is not outer and r.node in branches[outer]}
+        kept = [r for r in kept if r not in inner]
+        for r in kept:
+            r.pooled = any(n.op == 'avg_pool2d' for n in path_nodes(r.shortcut, r.source))
+        return kept
+
+
+def factors_have_number(factors: list) -> bool:
+    return any(not isinstance(f, Tensor) and f != 1 for f in factors)
+
+
+def _is_alias(func: Any) -> bool:
+    return any(r.alias_info is not None for r in func._schema.returns)
+
+
+def _works(node: Node) -> bool:
+    return node.op in HEAVY or node.op in NORMS or node.op in POOLINGS
+
+
+def _has_weights(module: nn.Module) -> bool:
+    return any(p.dim() > 1 for p in module.parameters())
+
+
+def _repeated_modules(names: dict[nn.Module, str]) -> set[nn.Module]:
+    """Modules that stand beside others of their class in a container."""
+    found = set()
+    for module in names:
+        if isinstance(module, (nn.Sequential, nn.ModuleList)):
+            children = list(module)
+            for child in children:
+                if sum(type(other) is type(child) for other in children) > 1:
+                    found.add(child)
+    return found
+
+
+def is_inside(name: str, outer: str) -> bool:
+    """Whether a module path is, or is below, another."""
+    return outer == '' or name == outer or name.startswith(f'{outer}.')
+
+
+def common_module(names: list[str]) -> str:
+    """The deepest module path that all of some module paths are in."""
+    parts = [name.split('.') if name else [] for name in names]
+    common = []
+    for level in zip(*parts):
+        if len(set(level)) > 1:
+            break
+        common.append(level[0])
+    return '.'.join(common)
+
+
+def common_dominator(a: Node, b: Node) -> Node:
+    """The last node through which every path from the input to ``a`` and to ``b`` goes."""
+    while a is not b:
+        if a.level >= b.level:
+            a = a.idom
+        else:
+            b = b.idom
+    return a
+
+
+def path_nodes(end: Node, start: Node, without: Collection[Node] = ()) -> set[Node]:
+    """Nodes behind ``start``, up to and with ``end``, that ``end`` is computed from."""
+    seen, todo = set(), [end]
+    while todo:
+        node = todo.pop()
+        if node not in seen and node.index > start.index and node not in without:
+            seen.add(node)
+            todo.extend(node.parents)
+    return seen
+
+
+def is_ancestor(node: Node, of: Node) -> bool:
+    """Whether ``of`` is computed from ``node``."""
+    seen, todo = set(), [of]
+    while todo:
+        current = todo.pop()
+        if current is node:
+            return True
+        if current not in seen and current.index > node.index:
+            seen.add(current)
+            todo.extend(current.parents)
+    return False
+
+
+def classify(a: Node, b: Node) -> tuple[int, Node, bool] | None:
+    """Whether ``a + b`` is residual: which operand is the shortcut, its source, identity."""
+    if a.root is b.root:
+        return None
+    for first, (shortcut, other) in enumerate(((a, b), (b, a))):
+        if is_ancestor(shortcut.root, other):
+            return first, shortcut.root, True
+    source = common_dominator(a, b)
+    for first, shortcut in enumerate((a, b)):  # a second branch on the same input
+        if shortcut.root.sum is not None and shortcut.root.sum.source is source.root:
+            return first, source, True
+    depths = [a.depth - source.depth, b.depth - source.depth]
+    first = int(depths[1] < depths[0])
+    if min(depths) > 1 or max(depths) < 2 or depths[0] == depths[1]:
+        return None
+    moved = all(
+        n.op in MOVES or n.op in ('slice', 'select', 'split', 'split_with_sizes', 'chunk')
+        for n in path_nodes((a, b)[first], source)
+    )
+    return first, source, moved
+
+
+@contextmanager
+def tracing(
+    model: nn.Module, inputs: Tensor, measure: Callable[[Tensor, int], Any] | None = None
+) -> Iterator[Tracer]:
+    """Follow what a model does with ``inputs`` inside the block."""
+    names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
+    tracer = Tracer(names, measure)
+    with ExitStack() as stack:
+        # Hooks on all modules leave the model's own hooks alone.
+        hooks = (
+            nn_module.register_module_forward_pre_hook(lambda m, args: tracer.enter(m, args)),
+            nn_module.register_module_forward_hook(lambda m, args, out: tracer.leave(m, out)),
+        )
+        for hook in hooks:
+            stack.callback(hook.remove)
+        tracer.add_node(inputs, 'input', [], 1 if inputs.dim() == 4 else None)
+        stack.callback(tracer.pending.clear)
+        with tracer:
+            yield tracer
+
+
+def find_residuals(model: nn.Module, inputs: Tensor) -> list[Residual]:
+    """The residual additions that a model executes on a batch, in order.
+
+    Nothing is measured, so model and batch may be on the meta device.
+
+    Args:
+        model: Any network, in the mode that it shall run in.
+        inputs: A batch.
 
     Returns:
-        Module path -> block.
-
-    Raises:
-        ValueError: No known block is found.
+        The residual additions.
 
     Example:
         >>> from nf_plugins.models import NFResNet
-        >>> list(find_blocks(NFResNet(26, base_channels=8)))[:3]
-        ['layer1.0', 'layer1.1', 'layer2.0']
+        >>> found = find_residuals(NFResNet(26, base_channels=8), torch.randn(1, 3, 64, 64))
+        >>> [(r.name, r.identity) for r in found[:3]]
+        [('layer1.0', False), ('layer1.1', True), ('layer2.0', False)]
     """
-    blocks = {name: module for name, module in backbone.named_modules() if _is_block(module)}
-    if not blocks:
-        raise ValueError(
-            f'{type(backbone).__name__} has no residual block that can be measured: supported are '
-            "the backbones of nf_plugins and mmpretrain's ResNet family"
-        )
-    return blocks
+    with (
+        torch.no_grad(),
+        plain_execution(model, len(inputs), inputs.device),
+        tracing(model, inputs) as tracer,
+    ):
+        tracer.finish(run(model, inputs))
+    return tracer.residuals()

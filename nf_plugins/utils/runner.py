@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import os.path as osp
 import re
@@ -11,6 +12,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import nn
@@ -92,6 +94,29 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
         )
 
 
+def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
+    """The initialised backbone of a config, without touching random state."""
+    if 'backbone' not in cfg.model:
+        raise UsageError(f'{path} has no backbone: a config needs model.backbone')
+    with complaint(f'cannot build the backbone of {path}'), torch.random.fork_rng([]):
+        torch.manual_seed(seed)
+        backbone = MODELS.build(cfg.model.backbone)
+        if hasattr(backbone, 'init_weights'):
+            backbone.init_weights()
+    return backbone
+
+
+def load_backbone(backbone: nn.Module, checkpoint: str) -> None:
+    """Load a checkpoint of a backbone, or of a model with one."""
+    with complaint(f'cannot load the checkpoint {checkpoint}'):
+        state = state_dict_of(safe_load(checkpoint), checkpoint)
+        own = {
+            k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')
+        }
+        check_match(own or state, backbone, checkpoint)
+        backbone.load_state_dict(own or state)
+
+
 def build_model(cfg: Config, path: str) -> nn.Module:
     """Build the model of a config only to see that it can be, without touching random state."""
     with complaint(f'cannot build the model of {path}'), torch.random.fork_rng([]):
@@ -99,6 +124,19 @@ def build_model(cfg: Config, path: str) -> nn.Module:
         if cfg.get('data_preprocessor') is not None:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
         return MODELS.build(model)
+
+
+def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> None:
+    """Raise a :class:`UsageError` unless the optimizer of a config fits a model.
+
+    The runner would find out only when it starts to train.
+    """
+    logging.disable(logging.WARNING)  # it lists the settings of each parameter; the runner will
+    try:
+        with complaint(f'cannot build the optimizer of {path}'):
+            build_optim_wrapper(model, cfg.optim_wrapper).initialize_count_status(model, 0, 1)
+    finally:
+        logging.disable(logging.NOTSET)
 
 
 def check_checkpoint(path: str, model: nn.Module, minimum: float = 1.0) -> None:

@@ -1,0 +1,125 @@
+"""What the signal should look like, where a theory says so."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from nf_plugins.functional import GAMMA
+
+from .trace import BATCH_NORMS, CONVOLUTIONS, MOVES, Node, Residual, Tracer
+
+if TYPE_CHECKING:
+    from .profile import BlockSignal
+
+
+def branch_variance(node: Node, modules: dict[str, nn.Module]) -> float | None:
+    r"""Variance at the end of a path that starts at a batch norm, at initialisation.
+
+    Behind a batch norm the channels have variance :math:`w^2`. A convolution of
+    :math:`f(z)` with :math:`z` standard normal and independent weights has
+
+    .. math:: \mathrm{Var} = \sum_i w_i^2 \, \mathrm{Var}[f(z)]
+
+    which for ReLU is :math:`(1 - 1/\pi)/2` times :math:`\sum w^2`: with He's
+    initialisation, where the sum is 2, :math:`1 - 1/\pi = 0.682`. Without an
+    activation in between and with weights of variance 1/fan_in it is 1.
+
+    Args:
+        node: End of the path.
+        modules: Module path -> module.
+
+    Returns:
+        The variance, None where the path is another, or the norm is trained.
+
+    Source: Brock et al. 2021a, section 3.1.
+    """
+    node = _skip_moves(node)
+    if node.op in BATCH_NORMS:
+        norm = modules.get(node.module)
+        weight = getattr(norm, 'weight', None)
+        return 1.0 if weight is None else weight.detach().double().square().mean().item()
+    if node.op not in CONVOLUTIONS or node.weight is None:
+        return None
+    energy = node.weight.detach().double().flatten(1).square().sum(1).mean().item()
+    before = _skip_moves(node.parents[0])
+    act_var = 1.0
+    if before.op.rstrip('_') in GAMMA and before.op not in BATCH_NORMS:
+        act_var = 1 / GAMMA[before.op.rstrip('_')] ** 2
+        before = _skip_moves(before.parents[0])
+    if before.op not in BATCH_NORMS or not _untrained(modules.get(before.module)):
+        return None
+    return energy * act_var
+
+
+def _skip_moves(node: Node) -> Node:
+    while node.op in (*MOVES, 'constant_pad_nd') and len(node.parents) == 1:
+        node = node.parents[0]
+    return node
+
+
+def _untrained(norm: nn.Module | None) -> bool:
+    weight, bias = getattr(norm, 'weight', None), getattr(norm, 'bias', None)
+    return (weight is None or bool((weight == 1).all())) and (bias is None or not bool(bias.any()))
+
+
+def add_theory(
+    blocks: list[tuple[BlockSignal, Residual | None]], tracer: Tracer, mode: str
+) -> None:
+    r"""Fill in ``expected_var`` and ``expected_res_var``.
+
+    - Normalizer-free blocks, which know their :math:`\alpha`: the stem has variance 1,
+      each block adds :math:`\alpha^2`, a transition starts again at
+      :math:`1 + \alpha^2` (Brock et al. 2021a, section 4). Branches have variance 1.
+    - Batch norm before the convolutions (ResNet-V2) in train mode at initialisation:
+      each block adds its branch's variance (:func:`branch_variance`), a transition
+      starts again at the sum of the two paths'.
+
+    Blocks that end in an activation have none.
+    """
+    modules = tracer.modules
+    expected: float | None = None
+    normalizer_free = any(_alpha(modules.get(b.name)) is not None for b, _ in blocks)
+    for block, residual in blocks:
+        if block.kind == 'stem':
+            expected = 1.0 if normalizer_free else block.avg_var
+            block.expected_var = 1.0 if normalizer_free else None
+            continue
+        if not isinstance(residual, Residual) or block.activated:
+            expected = None
+            continue
+        if normalizer_free:
+            block.expected_var = expected = _nf_variance(block, modules.get(block.name), expected)
+            block.expected_res_var = None if expected is None else 1.0
+            continue
+        if mode != 'train':
+            continue
+        block.expected_res_var = branch_variance(residual.bare, modules)
+        if block.expected_res_var is None:
+            expected = None
+            continue
+        added = block.branch_gain**2 * block.expected_res_var
+        if not residual.identity:
+            expected = None if block.pooled else branch_variance(residual.shortcut, modules)
+        expected = None if expected is None else expected + added
+        block.expected_var = expected
+
+
+def _alpha(block: nn.Module | None) -> float | None:
+    """alpha of a normalizer-free block with a theory: ours, and timm's ``NormFreeBlock``."""
+    if hasattr(block, 'expected_var'):
+        return None if block.expected_var is None else block.alpha
+    alpha, beta = getattr(block, 'alpha', None), getattr(block, 'beta', None)
+    return alpha if isinstance(alpha, float) and isinstance(beta, float) else None
+
+
+def _nf_variance(
+    block: BlockSignal, module: nn.Module | None, before: float | None
+) -> float | None:
+    if getattr(module, 'expected_var', None) is not None:
+        return module.expected_var
+    alpha = _alpha(module)
+    if alpha is None or before is None:
+        return None
+    return (before if block.kind == 'residual' else 1.0) + alpha**2
