@@ -21,7 +21,7 @@ $(VENV)/.requirements: requirements/constraints.txt $(wildcard requirements/*.tx
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt setuptools wheel
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt $(foreach f,runtime \
-		mminstall digits report export tests,-r requirements/$(f).txt)
+		mminstall digits report export video tests,-r requirements/$(f).txt)
 	touch $@
 
 # A regular wheel: mim does not find configs by name in an editable install.

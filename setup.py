@@ -46,7 +46,7 @@ class BuildWithMim(build_py):
                 shutil.copy2(source, target / name)
 
 
-EXTRAS = {name: requirements(name) for name in ('digits', 'report', 'export', 'tests')}
+EXTRAS = {name: requirements(name) for name in ('digits', 'report', 'export', 'video', 'tests')}
 EXTRAS['mm'] = requirements('mminstall')
 
 setup(

@@ -1,0 +1,249 @@
+"""Animate how the signal propagation of a network changes during its training.
+
+    python tools/spp_video.py work_dirs/nf-resnet_digits --out spp.gif
+
+shows the records of the training hook, one frame per record; a config and some of
+its checkpoints do as well. The extension of ``--out`` says what is made: a GIF, an
+MP4 or an interactive page.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Callable
+
+import torch
+from mmengine.config import DictAction
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+from mmengine.utils import ProgressBar
+from torch import Tensor, nn
+
+from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+from nf_plugins.spp import analyze
+from nf_plugins.spp.animate import (
+    FORMATS,
+    Record,
+    find_records,
+    merge_records,
+    missing_packages,
+    read_record,
+    render,
+)
+from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
+from nf_plugins.utils import (
+    ArgumentParser,
+    UsageError,
+    atomic_write,
+    check_writable_dir,
+    command_line,
+    complaint,
+)
+from nf_plugins.utils.runner import load_config
+
+FPS = (0.01, 100.0)
+MEASURING = dict(
+    mode='train', seed=0, batch_size=8, input_size=None, device='cpu', cfg_options=None
+)
+"""Options of the measurement, with their defaults."""
+
+
+def positive(text: str) -> int:
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
+    return int(text)
+
+
+def frame_rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not FPS[0] <= rate <= FPS[1]:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a number from {FPS[0]:g} to {FPS[1]:g}')
+    return rate
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(
+        description='Animate how the signal propagation of a network changes during its training.'
+    )
+    parser.add_argument(
+        'source',
+        nargs='+',
+        metavar='SOURCE',
+        help='a work dir (or a folder in it) with records of the training hook; or record files; '
+        'or a config and its checkpoints',
+    )
+    parser.add_argument('--out', required=True, help='file to write: *.gif, *.mp4 or *.html')
+    parser.add_argument('--fps', type=frame_rate, default=4.0, help='records a second (default: 4)')
+    parser.add_argument('--title', help="default: the config's name")
+    group = parser.add_argument_group('with a config and checkpoints')
+    group.add_argument('--mode', choices=('train', 'eval'), help='default: train')
+    group.add_argument('--seed', type=int, help='seed of the noise (default: 0)')
+    group.add_argument('--batch-size', type=positive, help='default: 8')
+    group.add_argument(
+        '--input-size',
+        type=positive,
+        nargs='+',
+        help='side, or height and width, of the noise (default: as the config trains)',
+    )
+    group.add_argument('--device', help='default: cpu')
+    group.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value',
+    )
+    args = parser.parse_args()
+    if args.input_size and len(args.input_size) > 2:
+        parser.error('--input-size takes a side, or a height and a width')
+    return args
+
+
+@contextmanager
+def progress(count: int, what: str) -> Iterator[Callable[[], None]]:
+    """A progress bar on stderr; yields what to call after each step."""
+    print(what, file=sys.stderr)
+    bar = ProgressBar(count, file=sys.stderr)
+    try:
+        yield bar.update
+    finally:
+        print(file=sys.stderr)
+
+
+def is_config(sources: list[str]) -> bool:
+    """Whether the first source is a config: also a JSON file, unless all sources are."""
+    suffixes = [Path(source).suffix for source in sources]
+    if suffixes[0] == '.json':
+        return set(suffixes) != {'.json'}
+    return suffixes[0] in ('.py', '.yaml', '.yml')
+
+
+def read_sources(sources: list[str]) -> list[Record]:
+    """The records of a work dir or of record files."""
+    for source in sources:
+        if not Path(source).exists():
+            raise UsageError(f'no such file or folder: {source}')
+    if any(Path(source).is_dir() for source in sources):
+        if len(sources) > 1:
+            raise UsageError(
+                f'one work dir at a time, or record files; got {len(sources)} sources: '
+                f'{", ".join(sources[:3])}'
+            )
+        with complaint(f'cannot read {sources[0]}'):
+            return merge_records(map(read_record, find_records(sources[0])))
+    if Path(sources[0]).suffix in ('.pth', '.pt'):
+        raise UsageError(f'{sources[0]}: checkpoints need their config before them')
+    with complaint('cannot read the records'):
+        return merge_records(map(read_record, sources))
+
+
+def open_checkpoint(path: str, backbone: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The backbone's weights in a checkpoint, and the checkpoint's ``meta``."""
+    with complaint(f'cannot load the checkpoint {path}'):
+        checkpoint = safe_load(path)
+        state = state_dict_of(checkpoint, path)
+        own = {k: v for k, v in state.items() if k.startswith('backbone.')}
+        state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
+        check_match(state, backbone, path)
+    meta = checkpoint.get('meta')
+    return state, meta if isinstance(meta, dict) else {}
+
+
+def measure_checkpoints(
+    config: str, checkpoints: list[str], args: argparse.Namespace
+) -> list[Record]:
+    """A record of each checkpoint, all on the same noise, in the order of their iterations.
+
+    Where one does not say its epoch and iteration, they stay in the given order.
+    """
+    if not checkpoints:
+        raise UsageError(f'{config} needs checkpoints after it, as many as there shall be frames')
+    options = {
+        key: default if getattr(args, key) is None else getattr(args, key)
+        for key, default in MEASURING.items()
+    }
+    mode, seed, device = options['mode'], options['seed'], options['device']
+    with complaint(f'cannot use the device {device}'):
+        torch.empty(0, device=device)
+    cfg = load_config(config, options['cfg_options'])
+    if 'backbone' not in cfg.model:
+        raise UsageError(f'{config} has no backbone: a config needs model.backbone')
+    with complaint(f'cannot build the backbone of {config}'), torch.random.fork_rng([]):
+        fresh = MODELS.build(cfg.model.backbone)
+    size = options['input_size'] or config_input_size(cfg)
+    shape = (options['batch_size'], image_channels(fresh), size[0], size[-1])
+    with complaint(f'cannot make noise of shape {shape}'):
+        inputs = gaussian_batch(shape, seed).to(device)
+
+    # A bad one is found before the first is measured.
+    for path in checkpoints:
+        open_checkpoint(path, fresh)
+    records = []
+    with progress(len(checkpoints), 'measuring') as advance:
+        for path in checkpoints:
+            backbone = copy.deepcopy(fresh)
+            state, meta = open_checkpoint(path, backbone)
+            with complaint(f'cannot run the backbone of {config} with {path} on {device}'):
+                backbone.load_state_dict(state)
+                info = dict(kind='gaussian')
+                profile = analyze(
+                    backbone.to(device), inputs, mode=mode, seed=seed, input_info=info
+                )
+            profile.config, profile.checkpoint = config, path
+            epoch, iteration = (
+                meta[key] if type(meta.get(key)) is int else None for key in ('epoch', 'iter')
+            )
+            records.append(Record(profile, epoch, iteration, path))
+            advance()
+    if all(r.epoch is not None and r.iter is not None for r in records):
+        records.sort(key=lambda record: (record.iter, record.epoch))
+    return records
+
+
+@command_line
+def main() -> None:
+    with complaint('bad arguments'):
+        args = parse_args()
+    MMLogger.get_instance('mmengine').setLevel('ERROR')
+    out = Path(args.out)
+    form = out.suffix[1:].lower()
+    if form not in FORMATS:
+        raise UsageError(f'--out must end in {", ".join("." + f for f in FORMATS)}, got {args.out}')
+    missing = missing_packages(form)
+    if missing:
+        raise UsageError(f'a .{form} file needs packages that are missing: pip install '
+                         f'{" ".join(missing)}')  # fmt: skip
+    with complaint(f'cannot write {out}'):
+        check_writable_dir(out.absolute().parent)
+        if out.is_dir():
+            raise IsADirectoryError('it is a folder')
+
+    if is_config(args.source):
+        records = measure_checkpoints(args.source[0], args.source[1:], args)
+    else:
+        given = [key for key in MEASURING if getattr(args, key) is not None]
+        if given:
+            option = '--' + given[0].replace('_', '-')
+            raise UsageError(f'{option} is for a config with checkpoints; records are as they are')
+        records = read_sources(args.source)
+
+    title = args.title
+    if title is None:
+        title = Path(records[0].profile.config or 'Signal propagation').stem
+    with complaint(f'cannot make {out}'), progress(len(records), 'drawing') as advance:
+        content = render(records, form, args.fps, title, advance)
+    with complaint(f'cannot write {out}'):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(out, content)
+    print(f'written: {out} ({len(records)} frame{"s" * (len(records) != 1)})')
+
+
+if __name__ == '__main__':
+    main()
