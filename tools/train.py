@@ -15,6 +15,7 @@ from nf_plugins.utils.runner import (
     build_model,
     build_runner,
     check_checkpoint,
+    check_optim_wrapper,
     latest_checkpoint,
     load_config,
     prepare,
@@ -49,8 +50,8 @@ def main() -> None:
     with complaint('bad arguments'):
         args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
-    if cfg.get('train_dataloader') is None or cfg.get('train_cfg') is None:
-        raise UsageError(f'{args.config} has no train_dataloader and train_cfg')
+    if any(cfg.get(name) is None for name in ('train_dataloader', 'train_cfg', 'optim_wrapper')):
+        raise UsageError(f'{args.config} has no train_dataloader, train_cfg and optim_wrapper')
     model = build_model(cfg, args.config)
     prepare(cfg, args, ['train_dataloader', 'val_dataloader', 'test_dataloader'])
 
@@ -67,6 +68,7 @@ def main() -> None:
         if 'Amp' not in kind:  # OptimWrapper, AGCOptimWrapper
             cfg.optim_wrapper.type = kind.replace('OptimWrapper', 'AmpOptimWrapper')
         cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+    check_optim_wrapper(cfg, args.config, model)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UsageError(f'{args.config} has no auto_scale_lr.base_batch_size to scale by')

@@ -26,7 +26,8 @@ class _AGCMixin:
                 f"{type(self).__name__} needs clip_grad=dict(type='agc', clip_factor=0.01, ...); "
                 "for other kinds of clipping take mmengine's wrappers"
             )
-        self.skip: tuple[str, ...] = tuple(clip_grad.pop('skip', ()))
+        skip = clip_grad.pop('skip', ())
+        self.skip: tuple[str, ...] = (skip,) if isinstance(skip, str) else tuple(skip)
         agc = dict(clip_factor=clip_grad.pop('clip_factor', 0.01), eps=clip_grad.pop('eps', 1e-3))
         if clip_grad:
             raise ValueError(
@@ -100,15 +101,19 @@ class AGCOptimWrapper(_AGCMixin, OptimWrapper):
     before the optimizer adds weight decay. The fraction of clipped units is logged
     as ``agc_clipped``.
 
+    It works under DistributedDataParallel and ``torch.distributed.fsdp.fully_shard``.
+    FullyShardedDataParallel flattens parameters and cuts units, and is refused.
+
     Args:
         optimizer: The optimizer.
         clip_grad: ``type='agc'``, ``clip_factor``, ``eps``, and ``skip``: patterns
-            (substrings) of parameter names that are not clipped; the papers do not
-            clip the classifier's weight.
+            (substrings) of parameter names that are not clipped, or one pattern; the
+            papers do not clip the classifier's weight.
         **kwargs: As mmengine's ``OptimWrapper``: ``accumulative_counts``.
 
     Raises:
-        ValueError: Unknown or bad arguments; a ``skip`` pattern that matches nothing.
+        ValueError: Unknown or bad arguments; a ``skip`` pattern that matches nothing;
+            parameters of FullyShardedDataParallel.
 
     Source: Brock et al. 2021b, section 3.
 

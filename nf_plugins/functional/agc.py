@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
+
+
+def _is_vector(x: Tensor) -> bool:
+    """Whether a parameter is one unit: it has at most one axis longer than 1."""
+    return sum(size > 1 for size in x.shape) <= 1
+
+
+def _is_distributed(x: Tensor) -> bool:
+    """Whether it is a DTensor, as the parameters of FSDP2 are."""
+    return hasattr(x, 'device_mesh') and hasattr(x, 'placements')
+
+
+def _is_flat_piece(x: Tensor) -> bool:
+    """Whether it belongs to the first FSDP, which flattens parameters and cuts anywhere."""
+    return getattr(x, '_fsdp_flattened', False)
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
@@ -15,7 +31,8 @@ def unitwise_norm(x: Tensor) -> Tensor:
     scalar or vector; what has one axis longer than 1 is a vector, whatever its shape.
 
     Args:
-        x: ``(out, ...)``, a vector or a scalar.
+        x: ``(out, ...)``, a vector or a scalar; of a DTensor the units are whole, however
+            it is sharded.
 
     Returns:
         The norms, of a shape that broadcasts against ``x``: ``(out, 1, ...)``, or
@@ -30,10 +47,22 @@ def unitwise_norm(x: Tensor) -> Tensor:
         >>> unitwise_norm(torch.tensor([3.0, 4.0]))
         tensor([5.])
     """
-    is_vector = sum(size > 1 for size in x.shape) <= 1
-    rows = x.reshape(1 if is_vector else len(x), -1)
-    norm = torch.linalg.vector_norm(rows, dim=1)
-    return norm.view([1 if is_vector else len(x)] + [1] * (x.dim() - 1) if x.dim() else [])
+    dims = None if _is_vector(x) else tuple(range(1, x.dim()))
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+    if _is_distributed(norm) and any(p.is_partial() for p in norm.placements):
+        from torch.distributed.tensor import Replicate
+
+        # A unit in pieces: its norm is known after a reduction over their ranks.
+        whole = [Replicate() if p.is_partial() else p for p in norm.placements]
+        norm = norm.redistribute(placements=whole)
+    return norm
+
+
+def _factors(weight_norm: Tensor, norm: Tensor, clip_factor: float, eps: float) -> tuple:
+    """What to multiply the units of a gradient with, and which of them are clipped."""
+    limit = weight_norm.clamp(min=eps) * clip_factor
+    clipped = ~(norm < limit)  # also where the norm is not a number
+    return torch.where(clipped, limit / norm.clamp(min=1e-6), 1.0), clipped
 
 
 @torch.no_grad()
@@ -46,6 +75,10 @@ def adaptive_clip_grad_(
         G_i \leftarrow \lambda \frac{\max(\|W_i\|, \epsilon)}{\|G_i\|}\, G_i
         \quad\text{if}\quad \frac{\|G_i\|}{\max(\|W_i\|, \epsilon)} \ge \lambda
 
+    Parameters whose units have equal numbers of weights are handled together, so that the
+    number of kernels does not grow with the number of parameters. Sharded parameters
+    (DTensors) are handled one by one; their units are whole, whatever the sharding.
+
     Args:
         params: Parameters; those without a gradient are passed over.
         clip_factor: :math:`\lambda`.
@@ -55,7 +88,8 @@ def adaptive_clip_grad_(
         The fraction of units that were clipped, a scalar tensor (0 without any).
 
     Raises:
-        ValueError: ``clip_factor`` or ``eps`` is not positive.
+        ValueError: ``clip_factor`` or ``eps`` is not positive, or a parameter is a flat
+            piece of FullyShardedDataParallel, which cuts units.
 
     Source: Brock et al. 2021b, equation 3; DeepMind's ``nfnets/agc_optax.py``.
 
@@ -74,17 +108,47 @@ def adaptive_clip_grad_(
         )
     if isinstance(params, Tensor):
         params = [params]
+    params = list(params)
+    if any(_is_flat_piece(p) for p in params):
+        raise ValueError(
+            'adaptive gradient clipping needs whole units, and FullyShardedDataParallel cuts '
+            'them: use DistributedDataParallel or torch.distributed.fsdp.fully_shard'
+        )
     params = [p for p in params if p.grad is not None]
-    if not params:
+    groups: dict[tuple, list[Tensor]] = defaultdict(list)
+    sharded = []
+    for p in params:
+        if _is_distributed(p):
+            sharded.append(p)
+        else:
+            unit = p.numel() if _is_vector(p) else p[0].numel()
+            groups[unit, p.device, p.dtype, p.grad.dtype].append(p)
+
+    counts = []
+    for (unit, *_), group in groups.items():
+        weights = torch.cat([p.reshape(-1, unit) for p in group])
+        grads = torch.cat([p.grad.reshape(-1, unit) for p in group])
+        norms = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (weights, grads))
+        factor, clipped = _factors(*norms, clip_factor, eps)
+        rows = grads.mul_(factor).split([p.numel() // unit for p in group])
+        torch._foreach_copy_([p.grad for p in group], [r.view_as(p) for r, p in zip(rows, group)])
+        counts.append((clipped.sum(), clipped.numel()))
+    for p in sharded:
+        factor, clipped = _factors(unitwise_norm(p), unitwise_norm(p.grad), clip_factor, eps)
+        # Not in place: where a sharded axis has length 1 the product is laid out anew.
+        p.grad.copy_((p.grad * factor).redistribute(placements=p.grad.placements))
+        counts.append((clipped.sum(), clipped.numel()))
+    return _fraction(counts)
+
+
+def _fraction(counts: list[tuple[Tensor, int]]) -> Tensor:
+    """The sum of the first members over that of the second ones."""
+    total = sum(number for _, number in counts)
+    if not total:
         return torch.zeros(())
-    grads = [p.grad for p in params]
-    max_norms = [unitwise_norm(p) for p in params]
-    torch._foreach_clamp_min_(max_norms, eps)
-    torch._foreach_mul_(max_norms, clip_factor)
-    norms = [unitwise_norm(g) for g in grads]
-    clipped = [~(norm < max_norm) for norm, max_norm in zip(norms, max_norms)]
-    factors = torch._foreach_div(max_norms, torch._foreach_clamp_min(norms, 1e-6))
-    for factor, clip in zip(factors, clipped):
-        factor.masked_fill_(~clip, 1.0)
-    torch._foreach_mul_(grads, factors)
-    return torch.cat([clip.flatten() for clip in clipped]).float().mean()
+    local = [count for count, _ in counts if not _is_distributed(count)]
+    sharded = [count for count, _ in counts if _is_distributed(count)]
+    clipped = [torch.stack(local).sum()] if local else []
+    if sharded:  # added up before the one reduction over the ranks
+        clipped.append(sum(sharded[1:], sharded[0]).full_tensor())
+    return sum(clipped) / total

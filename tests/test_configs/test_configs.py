@@ -1,6 +1,6 @@
 """Every shipped config parses, builds and trains one step on fake data of its own shape."""
 
-from contextlib import nullcontext
+import re
 
 import pytest
 import torch
@@ -62,36 +62,43 @@ def test_one_training_step(name):
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_gains_biases_and_alphas_are_not_decayed(name):
-    """The papers' groups: NF nets decay no gain and no bias, PWS no alpha."""
-    cfg = load(name)
-    with torch.device('meta') if 'nf' in name else nullcontext():
-        backbone = MODELS.build(cfg.model.backbone)
-    optim_wrapper = build_optim_wrapper(backbone, cfg.optim_wrapper)
-    decay = {
-        id(p): group['weight_decay']
-        for group in optim_wrapper.param_groups
-        for p in group['params']
-    }
-    base = cfg.optim_wrapper.optimizer.weight_decay
-    is_nf = cfg.model.backbone.type in ('NFResNet', 'NFRegNet', 'NFNet')
-    checked = 0
-    for key, p in backbone.named_parameters():
-        leaf = key.split('.')[-1]
-        if leaf in ('alpha', 'gain', 'skip_gain') or (is_nf and leaf == 'bias'):
-            assert decay[id(p)] == 0, key
-            checked += 1
-        elif leaf == 'weight' and p.dim() == 4:
-            assert decay[id(p)] == base, key
-    assert checked or cfg.model.backbone.type.startswith('ResNet')
-
-
-@pytest.mark.parametrize('name', CONFIGS)
 def test_pipelines_build(name):
     cfg = load(name)
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for transform in cfg[loader].dataset.pipeline:
             TRANSFORMS.build(transform)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_auto_scale_lr_knows_the_batch_that_the_lr_is_for(name):
+    """The base batch is that of the file's name (GPUs x images), but where the paper's is."""
+    cfg = load(name)
+    per_gpu = cfg.train_dataloader.batch_size
+    named = re.search(r'_(\d+)xb(\d+)', name)
+    if named:
+        assert per_gpu == int(named[2])
+        assert cfg.auto_scale_lr.base_batch_size == int(named[1]) * int(named[2])
+    else:
+        assert cfg.auto_scale_lr.base_batch_size == per_gpu
+    assert not cfg.auto_scale_lr.get('enable', False)
+
+
+@pytest.mark.parametrize('name', ['nfnet-f0_32xb128_in1k.py', 'nf-regnet-b0_8xb128_in1k.py'])
+def test_ema_warms_up_as_published(name):
+    """DeepMind's decay is min(0.99999, (1 + step) / (10 + step))."""
+    (hook,) = load(f'{"nfnet" if "nfnet" in name else "nf_regnet"}/{name}').custom_hooks
+    assert hook.type == 'EMAHook'
+    source = torch.nn.Linear(1, 1, bias=False).requires_grad_(False)
+    options = {k: v for k, v in hook.items() if k not in ('type', 'ema_type', 'priority')}
+    averaged = MODELS.build(dict(type=hook.ema_type, model=source, **options))
+    averaged.update_parameters(source)
+    source.weight.zero_()
+    for step in (1, 10, 1000, 50_000, 2_000_000):
+        averaged.steps.fill_(step)
+        averaged.module.weight.fill_(1.0)
+        averaged.update_parameters(source)
+        momentum = 1 - averaged.module.weight.item()
+        assert momentum == pytest.approx(max(1e-5, 9 / (10 + step)), rel=0.15)
 
 
 def test_names_are_unique_for_mim():

@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -129,3 +130,73 @@ def test_amp_unscales_before_clipping():
     adaptive_clip_grad_(twin.parameters(), 0.01)
     for p, q in zip(model.parameters(), twin.parameters()):
         torch.testing.assert_close(p, q - 0.1 * q.grad)
+
+
+def amp_on_cpu(monkeypatch, model, loss_scale):
+    """AGCAmpOptimWrapper with torch's scaler for CPUs; mmengine's accepts accelerators alone."""
+    from mmengine.optim.optimizer import amp_optimizer_wrapper as amp
+
+    monkeypatch.setattr(amp, 'is_cuda_available', lambda: True)
+    monkeypatch.setattr(amp, 'GradScaler', partial(torch.amp.GradScaler, 'cpu'))
+    cfg = dict(
+        type='AGCAmpOptimWrapper',
+        dtype='bfloat16',
+        loss_scale=loss_scale,
+        clip_grad=dict(type='agc', clip_factor=0.01),
+        optimizer=dict(type='SGD', lr=0.1, momentum=0.9),
+    )
+    return build_optim_wrapper(model, cfg)
+
+
+def test_amp_unscales_before_clipping_on_cpu(monkeypatch):
+    model = network()
+    twin = copy.deepcopy(model)
+    wrapper = amp_on_cpu(monkeypatch, model, 2.0**12)
+    x = torch.randn(5, 4)
+    wrapper.update_params(model(x).square().sum())
+    twin(x).square().sum().backward()
+    raw = [p.grad.clone() for p in twin.parameters()]
+    adaptive_clip_grad_(twin.parameters(), 0.01)
+    assert any(not torch.equal(g, p.grad) for g, p in zip(raw, twin.parameters()))
+    for p, q in zip(model.parameters(), twin.parameters()):
+        torch.testing.assert_close(p, q - 0.1 * q.grad)
+
+
+@pytest.mark.parametrize('value', [float('inf'), float('nan')])
+def test_amp_skips_a_step_that_is_not_finite(value, monkeypatch):
+    """Clipping must not make such a gradient look finite to the scaler."""
+    model = network()
+    wrapper = amp_on_cpu(monkeypatch, model, dict(init_scale=1024.0))
+    x = torch.randn(5, 4)
+    wrapper.update_params(model(x).square().sum())
+    before = copy.deepcopy(model.state_dict())
+    momentum = [wrapper.optimizer.state[p]['momentum_buffer'].clone() for p in model.parameters()]
+    wrapper.update_params(model(x).square().sum() * value)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    for p, buffer in zip(model.parameters(), momentum):
+        assert torch.equal(wrapper.optimizer.state[p]['momentum_buffer'], buffer)
+    assert wrapper.loss_scaler.get_scale() == 512
+    wrapper.update_params(model(x).square().sum())
+    assert not torch.equal(model[0].weight, before['0.weight'])
+
+
+def test_parameters_that_the_loss_does_not_reach_are_found_and_left():
+    """As ``detect_anomalous_params`` does it, between the forward pass and the update."""
+    from mmengine.model import detect_anomalous_params
+
+    model = network()
+    model.register_parameter('unused', nn.Parameter(torch.ones(3)))
+    wrapper = make(model)
+    with wrapper.optim_context(model):
+        loss = model(torch.randn(5, 4)).square().sum()
+    detect_anomalous_params(loss, model)
+    wrapper.update_params(loss)
+    assert torch.equal(model.unused, torch.ones(3))
+    assert model.unused.grad is None
+
+
+def test_a_single_pattern():
+    model = network()
+    wrapper = make(model, skip='2.weight')
+    wrapper.initialize_count_status(model, 0, 10)
+    assert wrapper._skipped == {id(model[2].weight)}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from nf_plugins.functional import adaptive_clip_grad_, unitwise_norm
 
@@ -81,3 +82,48 @@ def test_on_cuda():
     assert adaptive_clip_grad_(params).item() == adaptive_clip_grad_(twins).item()
     for p, twin in zip(params, twins):
         torch.testing.assert_close(p.grad.cpu(), twin.grad)
+
+
+class Launches(TorchDispatchMode):
+    """Counts the operations that compute something: views cost no kernel."""
+
+    FREE = ('view', 'reshape', 'split', 'select', 'detach', 'expand', 'alias', 'slice')
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += not any(word in func.__name__ for word in self.FREE)
+        return func(*args, **(kwargs or {}))
+
+
+def test_kernels_do_not_grow_with_the_number_of_parameters():
+    def launches(blocks):
+        shapes = [(8, 4, 3, 3), (8,), (8, 1, 1), (16, 8), (16,), ()] * blocks
+        params = [torch.nn.Parameter(torch.randn(shape)) for shape in shapes]
+        for p in params:
+            p.grad = torch.randn_like(p)
+        with Launches() as mode:
+            adaptive_clip_grad_(params)
+        return mode.count
+
+    assert launches(20) == launches(2)
+
+
+@pytest.mark.parametrize('mixed', [False, True])
+def test_memory_formats_and_dtypes(mixed):
+    """Gradients that lie differently in memory, and half-precision parameters among others."""
+    dtypes = (torch.float64, torch.float32) if mixed else (torch.float64,)
+    params, expected = [], []
+    for i in range(4):
+        p = torch.nn.Parameter(torch.randn(6, 3, 3, 3, dtype=dtypes[i % len(dtypes)]))
+        p.grad = torch.randn_like(p).to(memory_format=torch.channels_last)
+        limit = 0.01 * p.detach().flatten(1).norm(dim=1).clamp(min=1e-3)
+        factor = (limit / p.grad.flatten(1).norm(dim=1)).clamp(max=1)
+        expected.append(p.grad * factor.view(-1, 1, 1, 1))
+        params.append(p)
+    assert adaptive_clip_grad_(params).item() == 1
+    for p, grad in zip(params, expected):
+        torch.testing.assert_close(p.grad, grad)
+        assert p.grad.is_contiguous(memory_format=torch.channels_last)

@@ -24,6 +24,10 @@ FILES = {
     'a_file': '',
 }
 
+AGC = [
+    'optim_wrapper.type=AGCOptimWrapper',
+    'optim_wrapper.clip_grad.type=agc',
+]
 TRAIN, TEST, SPP = 'train', 'test', 'spp_analysis'
 CASES = [
     (TRAIN, ['missing.py'], 'no config at missing.py'),
@@ -46,6 +50,12 @@ CASES = [
     (TRAIN, [NF, '--cfg-options', 'depth'], 'bad arguments'),
     (TRAIN, [NF, '--cfg-options', 'train_dataloader=None'], 'has no train_dataloader'),
     (TRAIN, [NF, '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'], 'no auto_scale_lr'),
+    (TRAIN, [NF, '--cfg-options', *AGC, 'optim_wrapper.clip_grad.skip=head.fc.wieght'],
+     "cannot build the optimizer.*skip='head.fc.wieght' is in no .*close are head.fc.weight"),
+    (TRAIN, [NF, '--cfg-options', *AGC, 'optim_wrapper.clip_grad.clip_factor=0'],
+     'cannot build the optimizer.*must be positive, got clip_factor=0'),
+    (TRAIN, [NF, '--cfg-options', 'optim_wrapper.optimizer.type=SDG'], 'cannot build the optim'),
+    (TRAIN, [NF, '--cfg-options', 'optim_wrapper=None'], 'has no .*optim_wrapper'),
     (TEST, [NF], 'required: checkpoint'),
     (TEST, [NF, 'missing.pth'], 'no checkpoint at missing.pth'),
     (TEST, [NF, 'cut.pth'], 'cut.pth is not a readable checkpoint'),

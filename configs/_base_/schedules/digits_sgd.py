@@ -1,12 +1,8 @@
 # One schedule for all networks on digits.
+_base_ = './param_groups.py'
+
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4),
-    # Gains, biases, SkipInit gains and the alpha of PWS are not decayed.
-    paramwise_cfg=dict(
-        bias_decay_mult=0.0,
-        norm_decay_mult=0.0,
-        custom_keys={'gain': dict(decay_mult=0.0), '.alpha': dict(decay_mult=0.0)},
-    ),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=True, end=2, convert_to_iter_based=True),

@@ -1,10 +1,9 @@
 # Ours (the papers do not train on CIFAR): the schedule of the normalised CIFAR baselines of
 # its time, with warmup and the papers' parameter groups.
+_base_ = './param_groups.py'
+
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4),
-    paramwise_cfg=dict(
-        bias_decay_mult=0.0, norm_decay_mult=0.0, custom_keys={'gain': dict(decay_mult=0.0)}
-    ),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, end=5, convert_to_iter_based=True),

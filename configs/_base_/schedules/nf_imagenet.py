@@ -1,12 +1,12 @@
 # Published (DeepMind's nfnets/experiment.py): batch 1024, SGD with Nesterov momentum,
 # lr 0.1 * batch / 256 after 5 epochs of warmup, cosine to 0, 90 epochs, decay 1e-4 of the
 # weights but not of gains and biases (the SkipInit gain is a gain), label smoothing 0.1.
-# Ours: batch 8 x 32; `--auto-scale-lr` gives the published lr for any batch.
+# Ours: that NF-ResNets share the recipe of that file's network, a ResNet-50 with batch norm;
+# batch 8 x 32 (`--auto-scale-lr` gives the published lr for any batch).
+_base_ = './param_groups.py'
+
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=1e-4),
-    paramwise_cfg=dict(
-        bias_decay_mult=0.0, norm_decay_mult=0.0, custom_keys={'gain': dict(decay_mult=0.0)}
-    ),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, end=5, convert_to_iter_based=True),

@@ -1,15 +1,16 @@
 # Published (DeepMind's nfnets/experiment_nfnets.py): batch 4096, SGD with Nesterov momentum,
 # lr 0.1 * batch / 256 after 5 epochs of warmup, cosine to 0, 360 epochs, decay 2e-5 (none of
 # gains and biases), adaptive gradient clipping with 0.01 (not of the classifier's weight), label
-# smoothing 0.1, RandAugment, mixup and cutmix, EMA 0.99999.
-# Ours: a batch is mixed up or cut, not half and half.
+# smoothing 0.1, RandAugment, mixup (alpha 0.2) of one half of a batch and cutmix (alpha 1) of the
+# other, stochastic depth 0.25, EMA 0.99999 with a decay of at most (1 + step) / (10 + step).
+# Ours: a batch is mixed up or cut, not half and half, with one ratio, and after RandAugment
+# instead of before it.
+_base_ = './param_groups.py'
+
 optim_wrapper = dict(
     type='AGCOptimWrapper',
     clip_grad=dict(type='agc', clip_factor=0.01, eps=1e-3, skip=['head.fc.weight']),
     optimizer=dict(type='SGD', lr=1.6, momentum=0.9, nesterov=True, weight_decay=2e-5),
-    paramwise_cfg=dict(
-        bias_decay_mult=0.0, norm_decay_mult=0.0, custom_keys={'gain': dict(decay_mult=0.0)}
-    ),
 )
 param_scheduler = [
     dict(type='LinearLR', start_factor=1e-6, by_epoch=True, end=5, convert_to_iter_based=True),
@@ -27,4 +28,14 @@ train_cfg = dict(by_epoch=True, max_epochs=360, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(base_batch_size=4096)
-custom_hooks = [dict(type='EMAHook', momentum=1e-5, priority='ABOVE_NORMAL')]
+# Gamma 9 is the warmup of the published EMA: without it a third of the average would still be
+# the initial weights at the end.
+custom_hooks = [
+    dict(
+        type='EMAHook',
+        ema_type='MomentumAnnealingEMA',
+        momentum=1e-5,
+        gamma=9,
+        priority='ABOVE_NORMAL',
+    )
+]

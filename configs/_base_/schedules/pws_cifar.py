@@ -1,4 +1,4 @@
-# Published (PWSConv's configs/cifar): batch 128, lr 0.1, decay 5e-4 (none of alpha),
+# Published (PWSConv's configs/cifar): batch 128, lr 0.1, decay 5e-4 of everything but alpha,
 # 200 epochs, lr / 10 after 100 and 150.
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4),
