@@ -90,7 +90,7 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
         var, mean = torch.var_mean(x, dim=dims, correction=0)
         return ChannelStatistics(count, mean, var * count)
     # On a CPU `var_mean` takes ten times as long as this: a cache-sized chunk at a time,
-    # its mean, then the norm of its deviations; the chunks merge.
+    # the mean and the norm of its deviations from the mean of the first one.
     if dim == x.dim() - 1 or (x.dim() == 4 and dim == 1 and x.stride(1) == 1):
         rows = x.movedim(dim, -1).flatten(0, -2)  # channels last
         return _chunked(rows, count, dims=(0,))
@@ -99,26 +99,26 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
 
 
 _CHUNK = 1 << 18  # values
-_SUM = 1 << 15  # squares that one norm adds up: float32 loses digits over more
+# Squares that one norm adds up, along the rows and across them: float32 loses digits over more.
+_SUM, _ROWS = 1 << 15, 1 << 12
 
 
 def _chunked(x: Tensor, count: int, dims: tuple[int, ...]) -> ChannelStatistics:
     """Statistics over ``dims`` of ``(N, C)`` or ``(N, C, positions)``."""
-    chunks = x.split(min(max(1, _CHUNK // x[0].numel()), _SUM))
+    chunks = x.split(min(max(1, _CHUNK // x[0].numel()), _ROWS))
     if dims == (0, 2) and len(chunks) == len(x):
         chunks, dims = x.unbind(0), (1,)
         if x.shape[2] > _SUM:
             chunks = [part for chunk in chunks for part in chunk.split(_SUM, 1)]
-    means, m2s, sizes = [], [], []
+    shift = chunks[0].mean(dims, keepdim=True)
+    means, squares, sizes = [], [], []
     buffer = torch.empty(chunks[0].numel(), dtype=x.dtype)
     for chunk in chunks:
-        mean = chunk.mean(dims, keepdim=True)
-        deviations = torch.sub(chunk, mean, out=buffer[: chunk.numel()].view(chunk.shape))
-        means.append(mean.flatten())
-        m2s.append(torch.linalg.vector_norm(deviations, dim=dims).square_())
-        sizes.append(chunk.numel() // len(means[-1]))
-    size = torch.tensor(sizes, dtype=means[0].dtype)[:, None]
-    means, m2s = torch.stack(means), torch.stack(m2s)
-    mean = (means * (size / count)).sum(0)
-    m2 = m2s.sum(0) + ((means - mean).square() * size).sum(0)
-    return ChannelStatistics(count, mean, m2)
+        deviations = torch.sub(chunk, shift, out=buffer[: chunk.numel()].view(chunk.shape))
+        means.append(deviations.mean(dims))
+        squares.append(torch.linalg.vector_norm(deviations, dim=dims).square_())
+        sizes.append(chunk.numel() / (len(means[-1]) * count))
+    # From the shift the mean is near, so that nothing cancels.
+    mean = (torch.stack(means) * torch.tensor(sizes, dtype=x.dtype)[:, None]).sum(0)
+    m2 = (torch.stack(squares).sum(0) - count * mean.square()).clamp_(min=0)
+    return ChannelStatistics(count, shift.flatten() + mean, m2)
