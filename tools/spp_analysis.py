@@ -144,6 +144,7 @@ def measure(
             files = image_files(args.input)[: args.batch_size]
             inputs = image_batch(cfg, files, (size[0], size[-1]), channels, args.seed)
     what = f'{inputs.shape[0]} inputs of {"x".join(map(str, inputs.shape[1:]))}'
+    what += ' (see --batch-size, --input-size)'
     with complaint(f'cannot run the backbone of {config} on {what} on {args.device}'):
         profile = analyze(
             backbone.to(args.device),

@@ -145,11 +145,13 @@ def attenuation(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[t
 @_rule
 def mean_shift(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
     """Channels have means larger than their deviations."""
-    shifted = [
-        b
-        for b in blocks
-        if not b.activated and b.avg_var > 0 and b.avg_sq_mean > MEAN_SHIFT * b.avg_var
-    ]
+    # Up to the first transition a large mean may be the stem's (its pooling, its ReLU).
+    start = max([b.avg_sq_mean for b in profile.blocks if b.kind == 'stem'], default=0.0)
+    inherited, shifted = True, []
+    for b in blocks:
+        inherited &= b.kind != 'transition' and b.avg_sq_mean <= 1.1 * start
+        if not (b.activated or inherited) and b.avg_sq_mean > MEAN_SHIFT * b.avg_var > 0:
+            shifted.append(b)
     if shifted:
         worst = max(shifted, key=lambda b: b.avg_sq_mean / b.avg_var)
         yield (

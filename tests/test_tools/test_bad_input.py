@@ -20,7 +20,12 @@ FILES = {
     'no_backbone.py': "model = dict(type='ImageClassifier')\ndefault_scope = 'mmpretrain'",
     'no_base.py': "_base_ = './nothing.py'",
     'vgg.py': "model = dict(backbone=dict(type='VGG', depth=11))\ndefault_scope = 'mmpretrain'",
+    'cut.py': "model = dict(backbone=dict(type='VGG', depth=12))\ndefault_scope = 'mmpretrain'",
+    'resnet.py': "model = dict(backbone=dict(type='ResNet', depth=18))\n"
+    "default_scope = 'mmpretrain'",
     'garbage.pth': 'garbage',
+    'noise.png': 'no image',
+    'empty/notes.txt': 'nothing to see',
     'a_file': '',
 }
 
@@ -64,7 +69,8 @@ CASES = [
     (TEST, [NF, 'nf.pth', '--out-item', 'pred'], '--out-item needs --out'),
     (SPP, ['missing.py'], 'no config at missing.py'),
     (SPP, ['no_backbone.py'], 'no_backbone.py has no backbone'),
-    (SPP, ['vgg.py'], 'VGG has no residual block that can be measured'),
+    (SPP, ['vgg.py', '--input-size', '2'], 'cannot run .* vgg.py on 8 inputs of 3x2x2.*too small'),
+    (SPP, ['cut.py'], 'cannot build the backbone of cut.py.*depth 12'),
     (SPP, [NF, 'missing.pth'], 'no checkpoint at missing.pth'),
     (SPP, [NF, 'cut.pth'], 'cut.pth is not a readable checkpoint'),
     (SPP, [BN, 'nf.pth'], r'another model: \d+ of \d+ keys match; the first that do not: conv1'),
@@ -76,7 +82,13 @@ CASES = [
     (SPP, [NF, '--cfg-options', 'depth'], 'bad arguments'),
     (SPP, [NF, '--cfg-options', 'model.backbone.init_cfg.type=Pretrained',
            'model.backbone.init_cfg.checkpoint=evil.pth'], 'cannot build the backbone'),
-    (SPP, [NF, '--input', 'video'], 'invalid choice'),
+    (SPP, [NF, '--input', 'video'], "takes gaussian, .* a file or a folder, got 'video'"),
+    (SPP, [NF, '--input', 'empty'], 'no images in empty'),
+    (SPP, [NF, '--input', 'garbage.pth'], 'cannot read the images of garbage.pth'),
+    (SPP, [NF, '--input', 'noise.png'], 'cannot read the images of noise.png'),
+    (SPP, [NF, '--fail-on', 'everything'], "invalid choice: 'everything'"),
+    (SPP, ['resnet.py', '--input-size', '32', '--batch-size', '1'],
+     'cannot run .* on 1 inputs of 3x32x32 .*more than 1 value per channel'),
     (SPP, [NF, '--mode', 'both'], 'invalid choice'),
     (SPP, [NF, '--format', 'gif'], 'invalid choice'),
     (SPP, [NF, '--device', 'quantum'], 'cannot use the device quantum'),
@@ -95,6 +107,7 @@ class Harmful:
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
     for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     torch.save(nn.Linear(2, 3).state_dict(), tmp_path / 'linear.pth')
     state = {'backbone.stem.conv1.gain': torch.ones(16), 'head.fc.weight': torch.ones(10, 512)}

@@ -1,8 +1,11 @@
 import csv
 import json
+import re
 import runpy
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
@@ -10,7 +13,7 @@ from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
 from nf_plugins.spp import analyze
-from nf_plugins.spp.inputs import gaussian_batch
+from nf_plugins.spp.inputs import gaussian_batch, seeded
 
 from ..conftest import ROOT
 
@@ -51,7 +54,7 @@ def test_a_checkpoint_is_what_is_measured(monkeypatch, tmp_path, capsys):
     assert record['config'] == NF
     assert record['checkpoint'].endswith('epoch_3.pth')
     assert record['versions']['torch'] == torch.__version__
-    assert set(record['blocks'][0]) == {
+    assert set(record['blocks'][0]) >= {
         'index', 'name', 'kind', 'shape', 'avg_sq_mean', 'avg_var', 'res_avg_var', 'expected_var',
     }  # fmt: skip
     rows = list(csv.DictReader((out / 'spp.csv').read_text().splitlines()))
@@ -85,3 +88,62 @@ def test_compare_mode_size_and_data(monkeypatch, tmp_path):
     record = json.loads((tmp_path / 'spp.json').read_text())
     assert record['input']['shape'] == [2, 1, 24, 40]
     assert 'compared' not in record
+
+
+def test_what_is_wrong_in_words_and_as_a_status(monkeypatch, tmp_path, capsys):
+    arguments = ['spp_analysis.py', NF, '--out-dir', str(tmp_path), '--fail-on']
+    for rules, code in ((['explosion', 'zero_branch'], 1), (['explosion'], 0)):
+        monkeypatch.setattr(sys, 'argv', [*arguments, *rules])
+        with pytest.raises(SystemExit) as status:
+            runpy.run_path(str(ROOT / 'tools/spp_analysis.py'), run_name='__main__')
+        assert status.value.code == code
+        assert 'zero_branch: 8 of 8 branches add nothing' in capsys.readouterr().out
+    (verdict,) = json.loads((tmp_path / 'spp.json').read_text())['verdicts']
+    assert set(verdict) == {'rule', 'severity', 'block', 'message'}
+    run(monkeypatch, NF, '--out-dir', tmp_path, '--unit-gain', '--fail-on', 'zero_branch')
+    assert json.loads((tmp_path / 'spp.json').read_text())['unit_gain'] is True
+
+
+def test_gradients_and_the_page(monkeypatch, tmp_path):
+    formats = ['--format', 'png', 'html', 'csv']
+    run(monkeypatch, NF, '--out-dir', tmp_path, '--backward', '--compare', BN, *formats)
+    record = json.loads((tmp_path / 'spp.json').read_text())
+    net = build().backbone
+    net.init_weights()
+    for part in (record, *record['compared']):
+        assert all(b['grad_avg_var'] > 0 for b in part['blocks'])
+    with Image.open(tmp_path / 'spp.png') as image:  # two rows of panels
+        assert image.height > 0.55 * image.width
+    page = (tmp_path / 'spp.html').read_text()
+    for word in ('Plotly', 'Gradient: channel variance', 'layer4.1', 'nf-resnet_digits'):
+        assert word in page
+    assert not re.search(r'<script[^>]+src=', page)  # nothing is fetched
+
+
+@pytest.mark.parametrize('one', [True, False])
+def test_images(monkeypatch, tmp_path, one):
+    """Grey, coloured and 16-bit files of several sizes, as the test pipeline makes them."""
+    folder = tmp_path / 'images of a stränger'
+    (folder / 'deeper').mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    cv2.imwrite(str(folder / 'a.png'), rng.integers(0, 255, (20, 30), np.uint8))
+    cv2.imwrite(str(folder / 'b.JPG'), rng.integers(0, 255, (16, 16, 3), np.uint8))
+    cv2.imwrite(str(folder / 'deeper/c.png'), rng.integers(0, 65535, (40, 8), np.uint16))
+    (folder / 'notes.txt').write_text('no image')
+    source = folder / 'a.png' if one else folder
+    run(monkeypatch, NF, '--out-dir', tmp_path, '--input', source, '--seed', 0)
+    record = json.loads((tmp_path / 'spp.json').read_text())
+    assert record['input'] == {
+        'kind': 'images', 'path': str(source), 'shape': [1 if one else 3, 1, 16, 16],
+    }  # fmt: skip
+    if one:
+        grey = cv2.imread(str(source), cv2.IMREAD_GRAYSCALE)
+        grey = cv2.resize(grey, (16, 16), interpolation=cv2.INTER_CUBIC)
+        batch = torch.tensor((grey - 77.79) / 95.79, dtype=torch.float32)[None, None]
+        with seeded(0):
+            torch.manual_seed(0)
+            net = build().backbone
+            net.init_weights()
+        expected = analyze(net, batch, mode='train', seed=0)
+        found = [b['avg_var'] for b in record['blocks']]
+        assert found == pytest.approx([b.avg_var for b in expected.blocks], rel=1e-4)
