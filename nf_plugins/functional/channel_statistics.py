@@ -85,40 +85,37 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
         x = x.float()
     dim = channel_dim % x.dim()
     count = x.numel() // x.shape[dim]
-    if x.device.type != 'cpu' or x.numel() < _CHUNK:
+    if x.device.type != 'cpu' or x.numel() < 1 << 16:
         dims = [d for d in range(x.dim()) if d != dim]
         var, mean = torch.var_mean(x, dim=dims, correction=0)
         return ChannelStatistics(count, mean, var * count)
     # On a CPU `var_mean` takes ten times as long as this: a cache-sized chunk at a time,
     # the mean and the norm of its deviations from the mean of the first one.
     if dim == x.dim() - 1 or (x.dim() == 4 and dim == 1 and x.stride(1) == 1):
-        rows = x.movedim(dim, -1).flatten(0, -2)  # channels last
-        return _chunked(rows, count, dims=(0,))
-    images = x.flatten(0, dim - 1) if dim else x[None]
-    return _chunked(images.flatten(2), count, dims=(0, 2))
-
-
-_CHUNK = 1 << 18  # values
-# Squares that one norm adds up, along the rows and across them: float32 loses digits over more.
-_SUM, _ROWS = 1 << 15, 1 << 12
-
-
-def _chunked(x: Tensor, count: int, dims: tuple[int, ...]) -> ChannelStatistics:
-    """Statistics over ``dims`` of ``(N, C)`` or ``(N, C, positions)``."""
-    chunks = x.split(min(max(1, _CHUNK // x[0].numel()), _ROWS))
-    if dims == (0, 2) and len(chunks) == len(x):
-        chunks, dims = x.unbind(0), (1,)
+        x = x.movedim(dim, -1).flatten(0, -2)  # (positions, C)
+        chunks, over = x.split(min(max(1, _CHUNK // x.shape[1]), _ROWS)), 0
+    else:
+        x = (x.flatten(0, dim - 1) if dim else x[None]).flatten(2)  # (N, C, positions)
+        chunks, over = x.split(max(1, _CHUNK // x[0].numel())), 2
         if x.shape[2] > _SUM:
-            chunks = [part for chunk in chunks for part in chunk.split(_SUM, 1)]
-    shift = chunks[0].mean(dims, keepdim=True)
-    means, squares, sizes = [], [], []
+            chunks = [part for chunk in chunks for part in chunk.split(_SUM, 2)]
+    shift = chunks[0].mean(over, keepdim=True)
+    shift = shift[:1] if over else shift
+    mean, square = torch.zeros(2, shift.numel(), dtype=x.dtype)
     buffer = torch.empty(chunks[0].numel(), dtype=x.dtype)
     for chunk in chunks:
         deviations = torch.sub(chunk, shift, out=buffer[: chunk.numel()].view(chunk.shape))
-        means.append(deviations.mean(dims))
-        squares.append(torch.linalg.vector_norm(deviations, dim=dims).square_())
-        sizes.append(chunk.numel() / (len(means[-1]) * count))
+        sums = deviations.sum(over)
+        squares = torch.linalg.vector_norm(deviations, dim=over).square_()
+        if over:
+            sums, squares = sums.sum(0), squares.sum(0)
+        mean.add_(sums, alpha=1 / count)
+        square += squares
     # From the shift the mean is near, so that nothing cancels.
-    mean = (torch.stack(means) * torch.tensor(sizes, dtype=x.dtype)[:, None]).sum(0)
-    m2 = (torch.stack(squares).sum(0) - count * mean.square()).clamp_(min=0)
+    m2 = (square - count * mean.square()).clamp_(min=0)
     return ChannelStatistics(count, shift.flatten() + mean, m2)
+
+
+_CHUNK = 1 << 19  # values
+# Squares that one norm adds up, along the rows and across them: float32 loses digits over more.
+_SUM, _ROWS = 1 << 15, 1 << 12

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakTensorKeyDictionary
 
@@ -183,7 +183,6 @@ class Tracer(TorchDispatchMode):
         self.names = names
         self.modules = {name: module for module, name in names.items()}
         self._measure = measure
-        self.paused = False
         self.nodes: list[Node] = []
         self.node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.base_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -201,11 +200,8 @@ class Tracer(TorchDispatchMode):
         """Measure a tensor; what that computes is not part of the graph."""
         if self._measure is None:
             return None
-        self.paused = True
-        try:
+        with _disable_current_modes():
             return self._measure(tensor, axis)
-        finally:
-            self.paused = False
 
     # ---------------------------------------------------------------- the graph
     def add_node(self, tensor: Tensor, op: str, parents: list[Node], axis: int | None) -> Node:
@@ -227,8 +223,6 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self.paused:
-            return func(*args, **kwargs)
         given = [
             (self.node_of[x], x)
             for x in tree_iter((args, kwargs))
