@@ -6,9 +6,11 @@ python tools/train.py configs/nf_resnet/nf-resnet_digits.py
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 
+from nf_plugins.engine import TrainingStopped
 from nf_plugins.utils import ArgumentParser, UsageError, command_line, complaint
 from nf_plugins.utils.runner import (
     add_common_arguments,
@@ -46,7 +48,7 @@ def parse_args() -> argparse.Namespace:
 
 
 @command_line
-def main() -> None:
+def main() -> int:
     with complaint('bad arguments'):
         args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
@@ -86,7 +88,12 @@ def main() -> None:
     runner = build_runner(cfg, args.config)
     with complaint(f'cannot prepare the training of {args.config}'):  # the data sets, mostly
         _ = runner.train_loop, runner.val_loop
-    runner.train()
+    try:
+        runner.train()
+    except TrainingStopped as stop:
+        print(f'stopped: {stop}', file=sys.stderr)
+        return 1
+    return 0
 
 
 if __name__ == '__main__':

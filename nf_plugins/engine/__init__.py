@@ -2,5 +2,12 @@
 
 from .agc_optim_wrapper import AGCAmpOptimWrapper, AGCOptimWrapper
 from .atomic_backend import AtomicLocalBackend
+from .spp_hook import SPPHook, TrainingStopped
 
-__all__ = ['AGCAmpOptimWrapper', 'AGCOptimWrapper', 'AtomicLocalBackend']
+__all__ = [
+    'AGCAmpOptimWrapper',
+    'AGCOptimWrapper',
+    'AtomicLocalBackend',
+    'SPPHook',
+    'TrainingStopped',
+]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from mmengine.dist import all_gather
+from mmengine.dist import all_gather, get_world_size
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -60,14 +61,16 @@ class _FirstNonFinite(TorchDispatchMode):
         return result
 
 
-def first_non_finite(model: nn.Module, inputs: Tensor) -> str | None:
+def first_non_finite(
+    model: nn.Module, inputs: Tensor, call: Callable[[nn.Module, Tensor], Any] = run
+) -> str | None:
     """The module that first makes a non-finite value, with the operation, or None."""
     if not bool(torch.isfinite(inputs).all()):
         return 'the input'
     with torch.no_grad(), tracing(model, inputs) as tracer:
         watch = _FirstNonFinite(tracer)
         with watch:
-            run(model, inputs)
+            call(model, inputs)
     return watch.found
 
 
@@ -212,7 +215,7 @@ def collect(
         )
     measurements = [m for _, _, m, _ in found]
     measurements += [r.measured_branch for r in residuals]
-    if sync:
+    if sync and get_world_size() > 1:
         merge_ranks(measurements)
 
     numbers, blocks = _Numbers(), []

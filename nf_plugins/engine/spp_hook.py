@@ -1,0 +1,251 @@
+"""Measure signal propagation while a network trains."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import broadcast_object_list, is_main_process
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from nf_plugins.models.backbones.base import check_choice
+from nf_plugins.registry import HOOKS
+from nf_plugins.spp import RULES, SignalProfile, analyze, unwrap
+from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
+from nf_plugins.spp.plot import METRICS
+from nf_plugins.spp.record import first_non_finite
+from nf_plugins.utils.files import atomic_write
+
+
+class TrainingStopped(RuntimeError):
+    """A training was ended by ``stop_on``; the message is the verdict."""
+
+
+@HOOKS.register_module()
+class SPPHook(Hook):
+    """Measures signal propagation at the start and every ``interval`` of a training.
+
+    Training is the same to the bit with and without it. Each record is a file
+    ``<work_dir>/<timestamp>/spp/iter_<iteration>.json`` in the schema of ``spp.json``,
+    with the integers ``epoch`` and ``iter`` (completed ones) and ``training``, which a
+    resumed training keeps. The curves go to the visualizer as
+    ``spp/<metric>/<block>``. ``tools/spp_video.py WORK_DIR`` makes them move.
+
+    A record is written before the checkpoint of the same moment, and a resumed training
+    sets aside (``spp/superseded``) what was recorded behind its checkpoint: every
+    interval is there exactly once.
+
+    Args:
+        interval: Epochs or iterations between records.
+        by_epoch: Count epochs, else iterations.
+        input: 'gaussian', the same seeded batch each time, or 'batch', what the network
+            was last trained on (of all ranks; then there is no record at the start).
+        mode: 'train' or 'eval', the mode of the network while it is measured.
+        batch_size: Images of the Gaussian batch.
+        input_size: Their side, or height and width; None for the config's.
+        seed: Seed of the Gaussian batch.
+        backward: Record the gradient's curves, too.
+        stop_on: Verdicts that end the training, e.g. ``['non_finite', 'explosion']``.
+            The training then ends with :class:`TrainingStopped`, and writes no further
+            checkpoint. 'non_finite' also looks at each loss, before the weights are
+            updated with it, and names the module that made the first such value.
+
+    Raises:
+        ValueError: An unknown input, mode or verdict, or an interval that is not positive.
+
+    Source: Brock et al. 2021a for the plots; plots over the epochs are an idea of the
+    project yuhodots/SPPs.
+
+    Example:
+        >>> hook = SPPHook(interval=50, by_epoch=False, stop_on=['non_finite'])
+        >>> SPPHook(input='images')
+        Traceback (most recent call last):
+        ...
+        ValueError: input must be one of gaussian, batch, got 'images'
+    """
+
+    priority = 'LOW'  # in front of the checkpoint
+
+    def __init__(
+        self,
+        interval: int = 1,
+        by_epoch: bool = True,
+        input: str = 'gaussian',
+        mode: str = 'train',
+        batch_size: int = 8,
+        input_size: int | Sequence[int] | None = None,
+        seed: int = 0,
+        backward: bool = False,
+        stop_on: Sequence[str] = (),
+    ) -> None:
+        for name, value in dict(interval=interval, batch_size=batch_size).items():
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f'{name} must be a positive integer, got {value!r}')
+        self.interval = interval
+        self.by_epoch = by_epoch
+        self.input = check_choice('input', input, ('gaussian', 'batch'))
+        self.mode = check_choice('mode', mode, ('train', 'eval'))
+        self.batch_size = batch_size
+        self.input_size = (input_size,) if isinstance(input_size, int) else input_size
+        self.seed = seed
+        self.backward = backward
+        stop_on = [stop_on] if isinstance(stop_on, str) else stop_on
+        self.stop_on = [check_choice('stop_on', rule, tuple(RULES)) for rule in stop_on]
+        self._data: Any = None
+        self._watch: torch.utils.hooks.RemovableHandle | None = None
+
+    # ------------------------------------------------------------ when
+    def before_train(self, runner: Runner) -> None:
+        hub = runner.message_hub
+        if runner.iter == 0 or 'spp_training' not in hub.runtime_info:
+            hub.update_info('spp_training', runner.timestamp)
+        recorded = self._set_aside(runner)
+        done = runner.epoch if self.by_epoch else runner.iter
+        if self.input == 'gaussian' and done % self.interval == 0 and runner.iter not in recorded:
+            self.record(runner, runner.epoch, runner.iter)
+        if 'non_finite' in self.stop_on:
+            self._watch = runner.model.register_forward_hook(
+                lambda model, args, losses: self._check_losses(runner, losses)
+            )
+
+    def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
+        self._data = data_batch
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
+    ) -> None:
+        if not self.by_epoch and self.every_n_train_iters(runner, self.interval):
+            self.record(runner, runner.epoch, runner.iter + 1)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        if self.by_epoch and self.every_n_epochs(runner, self.interval):
+            self.record(runner, runner.epoch + 1, runner.iter)
+
+    def after_train(self, runner: Runner) -> None:
+        self._data = None
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
+
+    # ------------------------------------------------------------ what
+    def record(self, runner: Runner, epoch: int, iteration: int) -> SignalProfile:
+        """Measure now, and write it down.
+
+        Raises:
+            TrainingStopped: A verdict of ``stop_on`` fired.
+        """
+        inputs, info = self._inputs(runner)
+        profile = analyze(
+            runner.model,
+            inputs,
+            mode=self.mode,
+            seed=self.seed,
+            backward=self.backward,
+            sync=self.input == 'batch',
+            input_info=info,
+        )
+        profile.config = runner.cfg.filename
+        training = runner.message_hub.get_info('spp_training')
+        record = {**profile.to_dict(), 'epoch': epoch, 'iter': iteration, 'training': training}
+        if is_main_process():
+            folder = Path(runner.log_dir) / 'spp'
+            folder.mkdir(parents=True, exist_ok=True)
+            text = json.dumps(record, indent=1, allow_nan=False) + '\n'
+            atomic_write(folder / f'iter_{iteration:08d}.json', text)
+        scalars = {
+            f'spp/{metric}/{block.index:03d}_{block.name}': getattr(block, metric)
+            for metric in METRICS
+            for block in profile.blocks
+        }
+        finite = {k: v for k, v in scalars.items() if v is not None and math.isfinite(v)}
+        runner.visualizer.add_scalars(finite, step=iteration)
+
+        fired = [v for v in record['verdicts'] if v['rule'] in self.stop_on]
+        broadcast_object_list(decision := [fired])
+        if decision[0]:
+            verdict = decision[0][0]
+            self._stop(runner, f'iteration {iteration}: {verdict["rule"]}: {verdict["message"]}')
+        return profile
+
+    def _inputs(self, runner: Runner) -> tuple[Tensor, dict[str, Any]]:
+        backbone = unwrap(runner.model)
+        device = next(backbone.parameters()).device
+        if self.input == 'gaussian':
+            size = self.input_size or config_input_size(runner.cfg)
+            shape = (self.batch_size, image_channels(backbone), size[0], size[-1])
+            return gaussian_batch(shape, self.seed).to(device), dict(kind='gaussian')
+        return self._preprocessed(runner), dict(kind='batch')
+
+    def _preprocessed(self, runner: Runner) -> Tensor:
+        # Not in training mode: batch augmentations would draw random numbers.
+        data = _whole(runner.model).data_preprocessor(self._data, training=False)
+        return data['inputs']
+
+    def _set_aside(self, runner: Runner) -> set[int]:
+        """Move away records behind the iteration that is resumed from; the others' iterations."""
+        recorded: set[int] = set()
+        training = runner.message_hub.get_info('spp_training')
+        for path in Path(runner.work_dir).glob('*/spp/*.json'):
+            try:
+                record = json.loads(path.read_text())
+                iteration, owner = record['iter'], record['training']
+            except (OSError, ValueError, KeyError, TypeError):
+                continue  # not ours
+            if owner != training:
+                continue
+            if iteration > runner.iter:
+                if is_main_process():
+                    aside = path.parent / 'superseded'
+                    aside.mkdir(exist_ok=True)
+                    path.replace(aside / path.name)
+            else:
+                recorded.add(iteration)
+        return recorded
+
+    # ------------------------------------------------------------ whether to go on
+    def _check_losses(self, runner: Runner, losses: Any) -> None:
+        if not isinstance(losses, dict) or not runner.model.training:
+            return
+        values = [v for v in losses.values() if isinstance(v, Tensor) and v.is_floating_point()]
+        finite = all(bool(torch.isfinite(v).all()) for v in values)
+        if finite:
+            return
+        where = self._culprit(runner)
+        self._stop(
+            runner, f'iteration {runner.iter + 1}: non_finite: the loss is not finite; {where}'
+        )
+
+    def _culprit(self, runner: Runner) -> str:
+        model = _whole(runner.model)
+        module = first_non_finite(
+            model, self._preprocessed(runner), lambda m, x: m(x, mode='tensor')
+        )
+        if module is None:
+            return 'every module still gives finite values: it is the loss itself'
+        text = f'the first to make such a value is {module}'
+        parameters = dict(model.named_parameters())
+        broken = [n for n, p in parameters.items() if not bool(torch.isfinite(p).all())]
+        if broken:
+            text += (
+                f'; {len(broken)} of {len(parameters)} parameters are not finite themselves, '
+                f'the first {broken[0]}: the update before made them so'
+            )
+        return text
+
+    def _stop(self, runner: Runner, message: str) -> None:
+        self.after_train(runner)
+        runner.logger.error(f'SPPHook stops the training at {message}')
+        raise TrainingStopped(message)
+
+
+def _whole(model: nn.Module) -> nn.Module:
+    """The model with its preprocessor, without wrappers."""
+    while not hasattr(model, 'data_preprocessor'):
+        model = model.module if hasattr(model, 'module') else model._orig_mod
+    return model
