@@ -37,7 +37,7 @@ from nf_plugins.utils import (
     command_line,
     complaint,
 )
-from nf_plugins.utils.runner import build_backbone, load_backbone, load_config
+from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
 
 FORMATS = ('png', 'svg', 'json', 'csv', 'html')
 
@@ -127,7 +127,7 @@ def measure(
     cfg = load_config(config, options)
     backbone = build_backbone(cfg, config, args.seed)
     if checkpoint is not None:
-        load_backbone(backbone, checkpoint)
+        backbone.load_state_dict(backbone_weights(checkpoint, backbone)[0])
     size = args.input_size or config_input_size(cfg)
     channels = image_channels(backbone)
     info = dict(kind=args.input)

@@ -15,16 +15,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Callable
+from typing import Callable
 
 import torch
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
-from mmengine.registry import MODELS
 from mmengine.utils import ProgressBar
-from torch import Tensor, nn
 
-from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
 from nf_plugins.spp import analyze
 from nf_plugins.spp.animate import (
     FORMATS,
@@ -32,6 +29,7 @@ from nf_plugins.spp.animate import (
     find_records,
     merge_records,
     missing_packages,
+    newest_training,
     read_record,
     render,
 )
@@ -44,7 +42,7 @@ from nf_plugins.utils import (
     command_line,
     complaint,
 )
-from nf_plugins.utils.runner import load_config
+from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
 
 FPS = (0.01, 100.0)
 MEASURING = dict(
@@ -137,23 +135,12 @@ def read_sources(sources: list[str]) -> list[Record]:
                 f'{", ".join(sources[:3])}'
             )
         with complaint(f'cannot read {sources[0]}'):
-            return merge_records(map(read_record, find_records(sources[0])))
+            records = map(read_record, find_records(sources[0]))
+            return merge_records(newest_training(records))
     if Path(sources[0]).suffix in ('.pth', '.pt'):
         raise UsageError(f'{sources[0]}: checkpoints need their config before them')
     with complaint('cannot read the records'):
         return merge_records(map(read_record, sources))
-
-
-def open_checkpoint(path: str, backbone: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The backbone's weights in a checkpoint, and the checkpoint's ``meta``."""
-    with complaint(f'cannot load the checkpoint {path}'):
-        checkpoint = safe_load(path)
-        state = state_dict_of(checkpoint, path)
-        own = {k: v for k, v in state.items() if k.startswith('backbone.')}
-        state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
-        check_match(state, backbone, path)
-    meta = checkpoint.get('meta')
-    return state, meta if isinstance(meta, dict) else {}
 
 
 def measure_checkpoints(
@@ -173,10 +160,7 @@ def measure_checkpoints(
     with complaint(f'cannot use the device {device}'):
         torch.empty(0, device=device)
     cfg = load_config(config, options['cfg_options'])
-    if 'backbone' not in cfg.model:
-        raise UsageError(f'{config} has no backbone: a config needs model.backbone')
-    with complaint(f'cannot build the backbone of {config}'), torch.random.fork_rng([]):
-        fresh = MODELS.build(cfg.model.backbone)
+    fresh = build_backbone(cfg, config, seed)
     size = options['input_size'] or config_input_size(cfg)
     shape = (options['batch_size'], image_channels(fresh), size[0], size[-1])
     with complaint(f'cannot make noise of shape {shape}'):
@@ -184,12 +168,12 @@ def measure_checkpoints(
 
     # A bad one is found before the first is measured.
     for path in checkpoints:
-        open_checkpoint(path, fresh)
+        backbone_weights(path, fresh)
     records = []
     with progress(len(checkpoints), 'measuring') as advance:
         for path in checkpoints:
             backbone = copy.deepcopy(fresh)
-            state, meta = open_checkpoint(path, backbone)
+            state, meta = backbone_weights(path, backbone)
             with complaint(f'cannot run the backbone of {config} with {path} on {device}'):
                 backbone.load_state_dict(state)
                 info = dict(kind='gaussian')

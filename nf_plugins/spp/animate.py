@@ -37,12 +37,14 @@ class Record:
         epoch: Epoch, None where it is not known.
         iter: Iteration, None where it is not known.
         source: The file that it comes from.
+        training: Name of the training; a resumed one keeps it.
     """
 
     profile: SignalProfile
     epoch: int | None
     iter: int | None
     source: str
+    training: str | None = None
 
     @property
     def label(self) -> str:
@@ -95,7 +97,9 @@ def parse_record(data: Any, source: str) -> Record:
         input=inputs if isinstance(inputs, dict) else {},
         config=config if isinstance(config, str) else None,
     )
-    return Record(profile, data['epoch'], data['iter'], source)
+    training = data.get('training')
+    training = training if isinstance(training, str) else None
+    return Record(profile, data['epoch'], data['iter'], source, training)
 
 
 def _parse_block(data: Any, what: str) -> BlockSignal:
@@ -160,6 +164,12 @@ def find_records(folder: str | Path) -> list[Path]:
         if found:
             return sorted(found, key=age)
     raise ValueError(f'{folder} holds no records: they are WORK_DIR/TIMESTAMP/spp/*.json')
+
+
+def newest_training(records: Iterable[Record]) -> list[Record]:
+    """Of several trainings in one work dir, the records of that which the last one is of."""
+    records = list(records)
+    return [record for record in records if record.training == records[-1].training]
 
 
 def merge_records(records: Iterable[Record]) -> list[Record]:

@@ -15,7 +15,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
-from torch import nn
+from torch import Tensor, nn
 
 from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
 
@@ -106,15 +106,16 @@ def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
     return backbone
 
 
-def load_backbone(backbone: nn.Module, checkpoint: str) -> None:
-    """Load a checkpoint of a backbone, or of a model with one."""
-    with complaint(f'cannot load the checkpoint {checkpoint}'):
-        state = state_dict_of(safe_load(checkpoint), checkpoint)
-        own = {
-            k.removeprefix('backbone.'): v for k, v in state.items() if k.startswith('backbone.')
-        }
-        check_match(own or state, backbone, checkpoint)
-        backbone.load_state_dict(own or state)
+def backbone_weights(path: str, backbone: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The backbone's weights in a checkpoint of it or of a model, and the ``meta``."""
+    with complaint(f'cannot load the checkpoint {path}'):
+        checkpoint = safe_load(path)
+        state = state_dict_of(checkpoint, path)
+        own = {k: v for k, v in state.items() if k.startswith('backbone.')}
+        state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
+        check_match(state, backbone, path)
+    meta = checkpoint.get('meta')
+    return state, meta if isinstance(meta, dict) else {}
 
 
 def build_model(cfg: Config, path: str) -> nn.Module:

@@ -21,6 +21,7 @@ from nf_plugins.spp.animate import (
     fixed_axis,
     merge_records,
     missing_packages,
+    newest_training,
     parse_record,
     read_record,
     render,
@@ -281,3 +282,20 @@ def test_bad_formats_and_missing_packages(records, monkeypatch):
     assert missing_packages('gif') == missing_packages('mp4') == missing_packages('html') == []
     monkeypatch.setattr('importlib.util.find_spec', lambda name: None)
     assert missing_packages('mp4') == ['imageio', 'imageio-ffmpeg']
+
+
+def test_of_two_trainings_the_newest_is_shown(tmp_path, dicts):
+    """One of them was resumed, and so has two folders."""
+    for stamp, training, parts in (
+        ('20240101_000000', 'old', dicts),
+        ('20240102_000000', 'new', dicts[:2]),
+        ('20240103_000000', 'new', dicts[2:3]),
+    ):
+        folder = tmp_path / stamp / 'spp'
+        folder.mkdir(parents=True)
+        for d in parts:
+            text = json.dumps({**d, 'training': training})
+            (folder / f'iter_{d["iter"]:08d}.json').write_text(text)
+    records = newest_training(map(read_record, find_records(tmp_path)))
+    assert [r.iter for r in merge_records(records)] == [10, 20, 30]
+    assert {r.training for r in records} == {'new'}
