@@ -32,7 +32,7 @@ $(VENV)/.installed: $(VENV)/.requirements $(SOURCES)
 
 setup: $(VENV)/.installed  ## make .venv with pinned requirements and the package
 
-demo: setup  ## train, test and inspect an NF-ResNet on the embedded digits
+demo: setup  ## train, test, inspect and film an NF-ResNet on the embedded digits
 	rm -rf $(DEMO)
 	mim train nfplugins $(CONFIG) --gpus 0 --work-dir $(DEMO)/train
 	mim test nfplugins $(CONFIG) --gpus 0 --work-dir $(DEMO)/test \
@@ -42,11 +42,15 @@ demo: setup  ## train, test and inspect an NF-ResNet on the embedded digits
 		--cfg-options model.backbone.skipinit=1.0
 	mim run nfplugins spp_analysis $(CONFIG) $$(cat $(DEMO)/train/last_checkpoint) \
 		--out-dir $(DEMO)/spp_trained
+	for form in gif mp4 html; do \
+		mim run nfplugins spp_video $(DEMO)/train --out $(DEMO)/training.$$form || exit; \
+	done
 	@echo
 	@echo "Test accuracy: $$(python -c 'import json, sys; print("%.2f %%" % \
 		json.load(open(sys.argv[1]))["accuracy/top1"])' $(DEMO)/metrics.json)"
 	@echo "Signal propagation at initialisation: $(CURDIR)/$(DEMO)/spp_init/spp.png"
 	@echo "Signal propagation after training:    $(CURDIR)/$(DEMO)/spp_trained/spp.png"
+	@echo "Signal propagation while training:    $(CURDIR)/$(DEMO)/training.html, .gif and .mp4"
 
 test: setup lint  ## all tests
 	python -m pytest

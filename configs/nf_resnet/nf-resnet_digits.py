@@ -18,3 +18,5 @@ model = dict(
 )
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)
+# A record of the signal propagation after every epoch: `tools/spp_video.py WORK_DIR`.
+custom_hooks = [dict(type='SPPHook')]

@@ -27,8 +27,7 @@ def config(work_dir, network='nf_resnet/nf-resnet', epochs=2, hook=None, **optio
     cfg.log_level = 'ERROR'
     cfg.experiment_name = Path(work_dir).name
     cfg.merge_from_dict(options)
-    if hook is not None:
-        cfg.custom_hooks = [dict(type='SPPHook', **hook)]
+    cfg.custom_hooks = [] if hook is None else [dict(type='SPPHook', **hook)]
     return cfg
 
 

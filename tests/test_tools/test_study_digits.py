@@ -2,6 +2,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -30,7 +31,10 @@ def study():
     module = importlib.util.module_from_spec(spec)
     sys.modules['study_digits'] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield module
+    torch.set_num_threads(threads)
     del sys.modules['study_digits']
 
 
@@ -222,8 +226,6 @@ BAD_INPUT = [
 
 @pytest.mark.parametrize(('args', 'message'), BAD_INPUT)
 def test_bad_input(args, message, run, tmp_path, monkeypatch, capsys):
-    import re
-
     for name, content in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
@@ -262,8 +264,8 @@ def test_a_failing_worker(run, study, monkeypatch, capsys):
 @pytest.mark.slow
 def test_killed_and_resumed(run, study, tool_env):
     """Worker processes; kill -9 keeps what is finished, and the workers end by themselves."""
-    args = [*TINY[:-2], '--out', str(run.out), '--lrs', '0.05', '0.1', '0.2', '0.4']
-    command = [sys.executable, '-W', 'ignore', str(TOOL), *args, '--workers', '2']
+    args = [*TINY[:-2], '--lrs', '0.05', '0.1', '0.2', '0.4']
+    command = [sys.executable, '-W', 'ignore', str(TOOL), *args, '--out', str(run.out)]
     process = subprocess.Popen(
         command, env=tool_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
