@@ -6,8 +6,10 @@ import pytest
 import torch
 import yaml
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
+from mmengine.registry import HOOKS, MODELS, TRANSFORMS, init_default_scope
+from mmengine.visualization import Visualizer
 from mmpretrain.structures import DataSample
 
 from nf_plugins.spp.inputs import config_input_size, image_channels
@@ -67,6 +69,17 @@ def test_pipelines_build(name):
     for loader in ('train_dataloader', 'val_dataloader', 'test_dataloader'):
         for transform in cfg[loader].dataset.pipeline:
             TRANSFORMS.build(transform)
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_hooks_build(name):
+    cfg = Config.fromfile(ROOT / 'configs' / name)
+    init_default_scope(cfg.default_scope)
+    Visualizer.get_instance('test_hooks_build')  # which mmpretrain's hook asks for
+    hooks = [*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])]
+    assert all(isinstance(HOOKS.build(hook), Hook) for hook in hooks)
+    watched = ('digits' in name and 'nf-' in name) or 'step_cifar100' in name
+    assert watched == any(hook['type'] == 'SPPHook' for hook in hooks)
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -1,0 +1,101 @@
+"""What the pages say can be run, is there, and is complete."""
+
+import os
+import re
+import runpy
+import shlex
+import sys
+
+import pytest
+
+from nf_plugins.spp import RULES, diagnose
+from nf_plugins.utils.runner import find_config
+
+from .conftest import ROOT
+
+PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
+READING = ROOT / 'docs/reading_spps.md'
+FIGURES = runpy.run_path(str(ROOT / 'tools/analysis_tools/spp_figures.py'))
+
+
+def commands(page):
+    """The commands of a page that run `tools/spp_analysis.py`, as arguments."""
+    for block in re.findall(r'^```bash\n(.*?)^```', page.read_text('utf-8'), re.DOTALL | re.M):
+        for command in FIGURES['commands_of'](block):
+            if command[:2] == ['python', 'tools/spp_analysis.py']:
+                yield command[2:]
+
+
+@pytest.fixture
+def variables(monkeypatch, tmp_path):
+    import mmpretrain
+
+    monkeypatch.setenv('MM', os.path.join(mmpretrain.__path__[0], '.mim', 'configs'))
+    monkeypatch.setenv('IMAGES', str(tmp_path))
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_commands_have_valid_options_and_configs_that_exist(page, variables, monkeypatch):
+    tool = runpy.run_path(str(ROOT / 'tools/spp_analysis.py'))
+    monkeypatch.chdir(ROOT)
+    for arguments in commands(page):
+        monkeypatch.setattr(sys, 'argv', ['spp_analysis.py', *arguments])
+        args = tool['parse_args']()  # raises where an option or a rule is unknown
+        assert find_config(args.config)
+
+
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_links_and_pictures_exist(page):
+    for target in re.findall(r'\]\(([^)#]+)\)', page.read_text('utf-8')):
+        if '://' not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_pictures_are_those_of_the_commands(variables):
+    figures = FIGURES['figures_of'](READING.read_text('utf-8'))
+    pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', READING.read_text('utf-8'))
+    assert list(figures) == pictures
+    assert all(len(runs) > 1 for runs in figures.values())
+    for picture in pictures:
+        assert (READING.parent / picture).stat().st_size < 300_000
+
+
+def test_every_rule_and_its_threshold_is_on_the_page():
+    text = READING.read_text('utf-8')
+    rows = dict(re.findall(r'^\| `(\w+)` \| (error|warning|info) \|', text, re.MULTILINE))
+    assert list(rows) == list(RULES)
+    module = sys.modules[diagnose.__module__]
+    values = {'1/20': 1 / 20, '1/1000': 1e-3, '10 %': 0.1}
+    named = re.findall(r'`([A-Z_]{3,})` = ([\d./e-]+(?: %)?)', text)
+    assert len(named) == 8
+    for name, value in named:
+        assert getattr(module, name) == pytest.approx(values.get(value) or float(value)), name
+
+
+@pytest.mark.slow
+def test_the_python_of_the_page(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (code,) = re.findall(r'^```python\n(.*?)^```', READING.read_text('utf-8'), re.DOTALL | re.M)
+    exec(compile(code, str(READING), 'exec'), {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ['both.png', 'spp.png']
+
+
+def test_a_figure_is_made_of_the_commands_above_it(monkeypatch, tmp_path, capsys):
+    config = ROOT / 'configs/nf_resnet/nf-resnet_digits.py'
+    command = f'python tools/spp_analysis.py {shlex.quote(str(config))} --batch-size $SIZE'
+    page = tmp_path / 'page.md'
+    page.write_text(f'```bash\n{command} \\\n    --label one\n{command}\n```\n\n![x](a/b.png)\n')
+    monkeypatch.setenv('SIZE', '2')
+    monkeypatch.setattr(sys, 'argv', ['spp_figures.py', str(page)])
+    with pytest.raises(SystemExit) as status:
+        FIGURES['main']()
+    assert status.value.code == 0
+    assert 'b.png: 2 networks' in capsys.readouterr().out
+    assert (tmp_path / 'a/b.png').stat().st_size > 10_000
+
+    monkeypatch.delenv('SIZE')
+    monkeypatch.setattr(sys, 'argv', ['spp_figures.py', str(page)])
+    with pytest.raises(SystemExit) as status:
+        FIGURES['main']()
+    assert status.value.code == 2
+    assert 'set the variable of $SIZE' in capsys.readouterr().err
