@@ -45,11 +45,12 @@ BATCH_NORMS = {
 }
 NORMS = BATCH_NORMS | {'native_group_norm', 'native_layer_norm', '_fused_rms_norm'}
 POOLINGS = {'avg_pool2d', 'max_pool2d_with_indices', '_adaptive_avg_pool2d'}
+# Those that are part of others (a swish of x * sigmoid(x)) are not among them.
 ACTIVATIONS = {
     name + suffix
     for name in (
-        *('relu', 'leaky_relu', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish', 'hardtanh'),
-        *('hardswish', 'hardsigmoid', 'sigmoid', 'tanh', 'softplus', '_prelu_kernel', 'clamp'),
+        *('relu', 'leaky_relu', '_prelu_kernel', 'elu', 'celu', 'selu', 'gelu', 'silu', 'mish'),
+        *('hardtanh', 'hardswish'),
     )
     for suffix in ('', '_')
 }

@@ -74,6 +74,7 @@ JOINS = {
     'LayerScale': (lambda self, x, y: x + self.scale * y, None),
     'DropPath': (lambda self, x, y: x + self.drop_path(y), 1.0),
     'post-activation': (lambda self, x, y: F.relu_(x + y), 1.0),
+    'a swish behind': (lambda self, x, y: (lambda z: z * z.sigmoid())(x + y), 1.0),
     'views': (lambda self, x, y: (x.flatten(2) + y.flatten(2)).view_as(x), 1.0),
 }
 
@@ -95,8 +96,9 @@ def test_every_way_to_add(name):
         for block, module in zip(blocks, net[1]):
             bare = module.branch(y)
             assert block.res_avg_var == pytest.approx(variance(bare), rel=1e-5)
+            total = y + bare if name == 'a swish behind' else module(y)
+            assert block.avg_var == pytest.approx(variance(total), rel=1e-5)
             y = module(y)
-            assert block.avg_var == pytest.approx(variance(y), rel=1e-5)
             if gain is None:
                 expected = module.scale.square().mean().sqrt().item()
                 assert block.branch_gain == pytest.approx(expected)
