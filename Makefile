@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check lint format spp-figure clean
+.PHONY: help setup demo test check lint format spp-figure docs-figures clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -73,6 +73,11 @@ spp-figure: setup  ## the figure of the README
 		--cfg-options model.backbone.skipinit=1.0 --batch-size 64 --out-dir work_dirs/spp_figure
 	mkdir -p docs/images
 	cp work_dirs/spp_figure/spp.png docs/images/spp_digits.png
+
+docs-figures: setup  ## the figures of docs/reading_spps.md
+	MM=$$(python -c 'import mmpretrain; print(mmpretrain.__path__[0])')/.mim/configs \
+	IMAGES=$$(python -c 'import sklearn.datasets; print(sklearn.datasets.__path__[0])')/images \
+		python tools/analysis_tools/spp_figures.py docs/reading_spps.md
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build work_dirs *.egg-info

@@ -67,7 +67,7 @@ def test_every_rule_and_its_threshold_is_on_the_page():
     module = sys.modules[diagnose.__module__]
     values = {'1/20': 1 / 20, '1/1000': 1e-3, '10 %': 0.1}
     named = re.findall(r'`([A-Z_]{3,})` = ([\d./e-]+(?: %)?)', text)
-    assert len(named) == 8
+    assert len(named) == 9
     for name, value in named:
         assert getattr(module, name) == pytest.approx(values.get(value) or float(value)), name
 

@@ -197,7 +197,8 @@ def main() -> int:
     for number, profile in enumerate(profiles):
         if args.label:
             profile.label = args.label[number]
-        print(f'{profile.label}: {profile.mode} mode, {args.input} input {profile.input["shape"]}')
+        source = f'{profile.input["kind"]} input of {"x".join(map(str, profile.input["shape"]))}'
+        print(f'{profile.label}: {profile.mode} mode, {source}')
         print(profile.table())
         for verdict in profile.verdicts():
             text = f'{verdict["severity"]}: {verdict["rule"]}: {verdict["message"]}'

@@ -126,7 +126,7 @@ def attenuation(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[t
         if pooled and any(b.zero_parameter for b in blocks):
             text += (
                 'With silent branches only the shortcuts are left, and their average pooling '
-                'shrinks it (pooled_shortcut): training opens the branches, unit_gain shows '
+                'shrinks it (pooled_shortcut): training opens the branches, --unit-gain shows '
                 'the plot with them'
             )
         elif pooled:
@@ -189,7 +189,10 @@ def zero_branch(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[t
             remedy = 'This is meant: the network starts as the identity'
     else:
         cause = f'it is scaled by {first.branch_gain:.3g} (LayerScale or the like)'
-        remedy = 'Such small scales grow while training: look at a checkpoint, too'
+        remedy = (
+            'Such small scales grow while training: look at a checkpoint, too, or set them to 1 '
+            '(layer_scale_init_value)'
+        )
     yield (
         'info',
         first.index,
@@ -229,8 +232,12 @@ def not_reset(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tup
             continue
         grown = before and start and before.avg_var > GROWTH * start.avg_var
         theory = block.expected_var
+        # A factor that the blocks before have, too, is the stem's (stem_scale).
         beyond = theory and before and block.avg_var > OFF_THEORY * theory
-        if (grown and block.avg_var >= before.avg_var) or (beyond and before is not start):
+        beyond = (
+            beyond and before.expected_var and before.avg_var < OFF_THEORY * before.expected_var
+        )
+        if (grown and block.avg_var >= before.avg_var) or beyond:
             expected = f', {theory:.3g} expected' if theory else ''
             yield (
                 'warning',
@@ -259,7 +266,7 @@ def pooled_shortcut(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterat
             f'{len(low)} transitions average-pool their shortcut, which shrinks what varies from '
             f'pixel to pixel, white noise most of all: avg_var is {ratios} times what the betas '
             f'assume, first in block {first.index} ({first.name}). Images are smoother and lose '
-            'less (measure with --input train); downsample without pooling keeps the variance',
+            'less (measure with --input FOLDER_OF_IMAGES); downsample without pooling keeps it',
         )
 
 
@@ -269,19 +276,15 @@ def stem_scale(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tu
     first = blocks[0]
     expected = first.expected_var
     if expected and first.avg_var > OFF_THEORY * expected:
-        stage = [first]
-        for block in blocks[1:]:
-            if block.kind == 'transition':
-                break
-            stage.append(block)
         yield (
             'info',
             first.index,
-            f'the whole first stage (blocks {first.index} to {stage[-1].index}) is '
-            f'{first.avg_var / expected:.3g} times what the method expects: the stem gives a '
-            'larger signal than the unit variance that the first beta assumes. A gamma folded '
-            'into the stem convolution, without an activation before it, does this (ReLU: '
-            'gamma^2 = 2.94); the next transition resets it',
+            f'the signal starts at {first.avg_var / expected:.3g} times what the method expects '
+            f'(block {first.index}, {first.name}): the stem gives a larger one than the unit '
+            'variance that the first beta assumes. A gamma folded into the stem convolution, '
+            'without an activation before it, does this (ReLU: gamma^2 = 2.94). As the betas are '
+            'constants, all stages carry the factor on; it is harmless, but the plot is not the '
+            "paper's",
         )
 
 
@@ -305,32 +308,53 @@ def constant_channels(profile: SignalProfile, blocks: list[BlockSignal]) -> Iter
 @_rule
 def gradient_explosion(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
     """The gradient grows exponentially towards the input."""
-    yield from _gradient(blocks, lambda ratio: ratio > EXPLOSION, 'explodes', 'error')
+    known, ratio = _gradient_ratio(blocks)
+    if ratio > EXPLOSION:
+        text = f'the gradient grows towards the input, {_gradient_ends(known)}. '
+        if any(b.normalized for b in blocks):
+            severity = 'info'
+            text += (
+                'The branches have norms: behind one the scale of the weights has no effect, so '
+                'that such gradients at initialisation do little harm; warm the learning rate up'
+            )
+        else:
+            severity = 'error'
+            text += (
+                'The branches scale it as they scale the signal: see the verdicts on the '
+                'variance first; clip gradients (AGC) while training'
+            )
+        yield (severity, known[0].index, text)
 
 
 @_rule
 def gradient_attenuation(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
     """The gradient dies away towards the input."""
-    yield from _gradient(blocks, lambda r: r < GRADIENT_ATTENUATION, 'dies away', 'warning')
+    known, ratio = _gradient_ratio(blocks)
+    if ratio < GRADIENT_ATTENUATION:
+        yield (
+            'warning',
+            known[0].index,
+            f'the gradient dies away towards the input, {_gradient_ends(known)}: the first blocks '
+            'hardly train. Weights that are too small, or activations that saturate, take it; '
+            'shortcuts without weights keep it',
+        )
 
 
-def _gradient(
-    blocks: list[BlockSignal], wrong: Callable[[float], bool], what: str, severity: str
-) -> Iterator[tuple]:
+def _gradient_ratio(blocks: list[BlockSignal]) -> tuple[list[BlockSignal], float]:
     known = [b for b in blocks if b.grad_avg_var]
-    if len(known) > 1:
-        # Per value: a stage with fewer positions has larger gradients for the same loss.
-        first, last = (b.grad_avg_var * math.prod(b.shape) for b in (known[0], known[-1]))
-        if wrong(first / last):
-            yield (
-                severity,
-                known[0].index,
-                f'the gradient {what} towards the input: variance {known[-1].grad_avg_var:.3g} at '
-                f'block {known[-1].index}, {known[0].grad_avg_var:.3g} at block '
-                f'{known[0].index} ({known[0].name}). The branches scale it as they scale the '
-                'signal: see the verdicts on the variance first; clip gradients (AGC) while '
-                'training',
-            )
+    if len(known) < 2:
+        return known, 1.0
+    # Of the totals: a stage with fewer positions has larger values for the same loss.
+    first, last = (b.grad_avg_var * math.prod(b.shape) for b in (known[0], known[-1]))
+    return known, first / last
+
+
+def _gradient_ends(known: list[BlockSignal]) -> str:
+    first, last = known[0], known[-1]
+    return (
+        f'from a variance of {last.grad_avg_var:.3g} at block {last.index} to '
+        f'{first.grad_avg_var:.3g} at block {first.index} ({first.name})'
+    )
 
 
 @_rule

@@ -128,6 +128,8 @@ def plot_profiles(profiles: Sequence[SignalProfile], title: str | None = None) -
     FigureCanvasAgg(figure)
     for ax, metric in zip(figure.subplots(rows, 3, sharex=True).flat, metrics):
         plot_metric(ax, profiles, metric)
+        if metric not in metrics[-3:]:
+            ax.set_xlabel('')
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if any(profile.curve(theory)[0] for profile in profiles for theory in _THEORY.values()):
         handles.append(Line2D([], [], color='0.3', linestyle='--', linewidth=1, alpha=0.7))

@@ -48,6 +48,7 @@ class BlockSignal:
         constant_channels: Share of the channels that do not vary.
         activated: Whether the block ends in an activation, behind the addition.
         pooled: Whether the shortcut is average-pooled.
+        normalized: Whether the branch has an activation norm.
         zero_parameter: Name of the parameter, all zero, that silences the branch.
     """
 
@@ -67,6 +68,7 @@ class BlockSignal:
     constant_channels: float = 0.0
     activated: bool = False
     pooled: bool = False
+    normalized: bool = False
     zero_parameter: str | None = None
 
 

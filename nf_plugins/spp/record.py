@@ -242,6 +242,7 @@ def collect(
                     gain = gain * factor**2
             numbers.put(block, 'branch_gain', gain.sqrt())
             block.activated, block.pooled = item.activated, item.pooled
+            block.normalized = item.normalized
         blocks.append((block, item))
     numbers.deliver()
     for block, item in blocks:

@@ -99,6 +99,7 @@ class Residual:
         shape: Shape of the sum.
         channel_dim: Axis of the channels.
         pooled: Whether the shortcut is average-pooled.
+        normalized: Whether the branch has an activation norm.
         activated: Whether the block ends in an activation behind the addition.
         gains: What the branch is multiplied with between its end and the addition:
             numbers (alpha) and parameters (SkipInit gain, LayerScale).
@@ -109,6 +110,7 @@ class Residual:
     shape: tuple[int, ...]
     channel_dim: int
     pooled: bool = False
+    normalized: bool = False
     activated: bool = False
     gains: list[float | Tensor] = field(default_factory=list)
 
@@ -457,6 +459,7 @@ class Tracer(TorchDispatchMode):
         inner = {r for r in kept for outer in kept if r is not outer and r.node in branches[outer]}
         kept = [r for r in kept if r not in inner]
         for r in kept:
+            r.normalized = any(n.op in NORMS for n in branches[r])
             r.pooled = any(n.op == 'avg_pool2d' for n in path_nodes(r.shortcut, r.source))
         return kept
 

@@ -115,11 +115,37 @@ def test_nfnet():
 
 def test_mean_shift_of_he_initialised_weights_and_its_absence_with_scaled_ws():
     """Brock et al. 2021a, figure 2: an NF-ResNet without Scaled WS."""
-    he = built(NFResNet, depth=50, skipinit=1.0, conv_cfg=dict(type='Conv2d'))
+    he = built(
+        NFResNet,
+        depth=50,
+        skipinit=1.0,
+        conv_cfg=dict(type='Conv2d'),
+        act_cfg=dict(type='ReLU', gamma=1.0),
+        init_cfg=dict(type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='relu'),
+    )
     verdict = verdicts(he)['mean_shift']
     assert verdict['severity'] == 'warning'
     assert "conv_cfg=dict(type='ScaledWS')" in verdict['message']
     assert 'mean_shift' not in verdicts(HEALTHY['NF-ResNet']())
+
+
+def test_a_folded_gamma_scales_all_stages_and_is_not_taken_for_a_missing_reset():
+    net = built(NFResNet, depth=50, skipinit=1.0, gamma_at='conv')
+    found = verdicts(net)
+    assert set(found) == {'stem_scale'}
+    usual = built(NFResNet, depth=50, skipinit=1.0)
+    for block, other in zip(analyze(net, X).blocks, analyze(usual, X).blocks):
+        assert block.avg_var == pytest.approx(1.7139588594436646**2 * other.avg_var, rel=1e-3)
+
+
+def test_large_gradients_of_batch_norm_are_no_error():
+    found = verdicts(built(ResNetV2, depth=101), backward=True)
+    assert {rule: verdict['severity'] for rule, verdict in found.items()} == {
+        'gradient_explosion': 'info'
+    }
+    plain = built(ResNetV2, depth=50, norm_cfg=dict(type='NoNorm'))
+    assert verdicts(plain, backward=True)['gradient_explosion']['severity'] == 'error'
+    assert not verdicts(HEALTHY['NF-ResNet'](), backward=True)
 
 
 def test_a_network_without_norms_explodes_and_is_not_reset():
