@@ -114,7 +114,7 @@ def parse_args() -> argparse.Namespace:
     args = parser.parse_args()
     if args.input_size and len(args.input_size) > 2:
         parser.error('--input-size takes a side, or a height and a width')
-    if args.input not in INPUTS and not Path(args.input).exists():
+    if args.input not in INPUTS and not (args.input and Path(args.input).exists()):
         parser.error(f'--input takes {", ".join(INPUTS)}, a file or a folder, got {args.input!r}')
     if args.label and len(args.label) != 1 + len(args.compare):
         parser.error(f'--label takes {1 + len(args.compare)} names, got {len(args.label)}')

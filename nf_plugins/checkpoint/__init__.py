@@ -1,11 +1,14 @@
 """Loading of checkpoints, which are never trusted."""
 
+import mmengine.runner.checkpoint
 import torch
 
 from .safe_load import SAFE_GLOBALS, check_match, safe_load, state_dict_of
 
 __all__ = ['SAFE_GLOBALS', 'check_match', 'safe_load', 'state_dict_of']
 
-# mmengine loads weights-only first; with these known it need not unpickle its own
-# checkpoints (its fork) or fail on them (the original, with torch >= 2.6).
-torch.serialization.add_safe_globals(SAFE_GLOBALS)
+# The original mmengine fails on its own checkpoints with torch >= 2.6 unless these are
+# known. Its fork brings a list of its own, which must not meet another one: torch keeps a
+# set, in which two entries for one name (numpy.dtype) are taken at random.
+if not hasattr(mmengine.runner.checkpoint, 'get_torch_safe_globals'):
+    torch.serialization.add_safe_globals(SAFE_GLOBALS)

@@ -6,7 +6,8 @@ import os
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -32,6 +33,19 @@ SAFE_GLOBALS: list = [
 and numpy's arrays and scalars of numbers."""
 
 
+@contextmanager
+def _only(allowed: list) -> Iterator[None]:
+    """Allow these globals and no others that somebody registered."""
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.clear_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+    try:
+        yield
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
 def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     """Load a checkpoint weights-only, with :data:`SAFE_GLOBALS` allowed.
 
@@ -52,8 +66,7 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of an unusual pickle protocol: it is read or refused
-            # Again here: mmengine's loader clears the list that the import of this fills.
-            with torch.serialization.safe_globals(SAFE_GLOBALS):
+            with _only(SAFE_GLOBALS):
                 return torch.load(path, map_location=map_location, weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is refused', str(error))

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 
 from nf_plugins.models.backbones.base import check_choice
@@ -57,7 +57,8 @@ class SPPHook(Hook):
             updated with it, and names the module that made the first such value.
 
     Raises:
-        ValueError: An unknown input, mode or verdict, or an interval that is not positive.
+        ValueError: An unknown input, mode or verdict, an interval that is not positive, or
+            ``by_epoch`` in an iteration-based training.
 
     Source: Brock et al. 2021a for the plots; plots over the epochs are an idea of the
     project yuhodots/SPPs.
@@ -102,12 +103,19 @@ class SPPHook(Hook):
 
     # ------------------------------------------------------------ when
     def before_train(self, runner: Runner) -> None:
+        if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
+            raise ValueError('an iteration-based training has no epochs: SPPHook(by_epoch=False)')
+        self.after_train(runner)  # what an earlier training left behind
         hub = runner.message_hub
         if runner.iter == 0 or 'spp_training' not in hub.runtime_info:
             hub.update_info('spp_training', runner.timestamp)
-        recorded = self._set_aside(runner)
+        broadcast_object_list(recorded := [self._set_aside(runner)])  # all ranks do the same
         done = runner.epoch if self.by_epoch else runner.iter
-        if self.input == 'gaussian' and done % self.interval == 0 and runner.iter not in recorded:
+        if (
+            self.input == 'gaussian'
+            and done % self.interval == 0
+            and runner.iter not in recorded[0]
+        ):
             self.record(runner, runner.epoch, runner.iter)
         if 'non_finite' in self.stop_on:
             self._watch = runner.model.register_forward_hook(

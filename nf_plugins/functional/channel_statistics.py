@@ -71,7 +71,7 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
         Its statistics, in float32 or wider, on the device of ``x``.
 
     Raises:
-        ValueError: ``x`` has no values.
+        ValueError: ``x`` has no values, or no such axis.
 
     Example:
         >>> stats = channel_statistics(torch.ones(2, 3, 4, 4))
@@ -83,10 +83,16 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
     x = x.detach()
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
-    dim = channel_dim % x.dim()
+    if not -x.dim() <= channel_dim < x.dim():
+        raise ValueError(
+            f'channel_dim={channel_dim} is no axis of a signal of shape {tuple(x.shape)}'
+        )
+    given, dim = x, channel_dim % x.dim()
     count = x.numel() // x.shape[dim]
     if x.device.type != 'cpu' or x.numel() < 1 << 16:
         dims = [d for d in range(x.dim()) if d != dim]
+        if x.device.type == 'cpu':
+            x = x.double()
         var, mean = torch.var_mean(x, dim=dims, correction=0)
         return ChannelStatistics(count, mean, var * count)
     # On a CPU `var_mean` takes ten times as long as this: a cache-sized chunk at a time,
@@ -113,7 +119,10 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
         square += squares
     # From the shift the mean is near, so that nothing cancels.
     m2 = (square - count * mean.square()).clamp_(min=0)
-    return ChannelStatistics(count, shift.flatten() + mean, m2)
+    found = ChannelStatistics(count, shift.flatten() + mean, m2)
+    if x.dtype == torch.float32 and not torch.isfinite(found.avg_sq_mean + found.avg_var):
+        return channel_statistics(given.double(), channel_dim)  # squares beyond float32
+    return found
 
 
 _CHUNK = 1 << 19  # values

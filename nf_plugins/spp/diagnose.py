@@ -18,7 +18,9 @@ GRADIENT_ATTENUATION = 1e-3
 MEAN_SHIFT = 1.0
 """``avg_sq_mean`` beyond this times ``avg_var``; batch norm and ReLU have 0.47."""
 SILENT = 1e-6
-"""Share of the variance below which a branch adds nothing."""
+"""Share of the variance below which a gain silences a branch."""
+DEAD = 1e-12
+"""Share of the variance below which a branch is dead, though no gain silences it."""
 OFF_THEORY = 2.0
 """Factor between ``avg_var`` and ``expected_var`` behind a transition."""
 GROWTH = 2.0
@@ -57,7 +59,11 @@ def diagnose(profile: SignalProfile) -> list[Verdict]:
         ['zero_branch']
     """
     blocks = [b for b in profile.blocks if b.kind != 'stem']
+    # Of one position per image (a class token alone) the variance is over images only.
+    blocks = [b for b in blocks if b.positions != 1] or blocks
     found = []
+    if not blocks:
+        return found
     for name, rule in RULES.items():
         if name != 'non_finite' and not profile.is_finite():
             break  # comparisons with non-finite values say nothing
@@ -123,7 +129,8 @@ def attenuation(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[t
             f'the variance dies away: from {start:.3g} to {low.avg_var:.3g} at block '
             f'{low.index} ({low.name}). '
         )
-        if pooled and any(b.zero_parameter for b in blocks):
+        silent = any(_silent(b) for b in blocks)
+        if pooled and silent:
             text += (
                 'With silent branches only the shortcuts are left, and their average pooling '
                 'shrinks it (pooled_shortcut): training opens the branches, --unit-gain shows '
@@ -133,6 +140,11 @@ def attenuation(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[t
             text += (
                 'The average pooling of the shortcuts shrinks it (pooled_shortcut); '
                 'branches can make up for it only in part'
+            )
+        elif silent:
+            text += (
+                'With silent branches (zero_branch) only the shortcuts and the layers between the '
+                'stages are left: training opens the branches'
             )
         else:
             text += (
@@ -150,7 +162,11 @@ def mean_shift(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tu
     inherited, shifted = True, []
     for b in blocks:
         inherited &= b.kind != 'transition' and b.avg_sq_mean <= 1.1 * start
-        if not (b.activated or inherited) and b.avg_sq_mean > MEAN_SHIFT * b.avg_var > 0:
+        followed = b.kind == 'plain' and b.normalized  # a norm takes the mean away
+        if (
+            not (b.activated or inherited or followed)
+            and b.avg_sq_mean > MEAN_SHIFT * b.avg_var > 0
+        ):
             shifted.append(b)
     if shifted:
         worst = max(shifted, key=lambda b: b.avg_sq_mean / b.avg_var)
@@ -375,7 +391,7 @@ def gradient_mean_shift(profile: SignalProfile, blocks: list[BlockSignal]) -> It
         )
 
 
-def _silent(block: BlockSignal) -> bool:
+def _silent(block: BlockSignal, share: float = SILENT) -> bool:
     if block.res_avg_var is None or block.branch_gain is None:
         return False
-    return block.branch_gain**2 * block.res_avg_var <= SILENT * block.avg_var
+    return block.branch_gain**2 * block.res_avg_var <= share * block.avg_var

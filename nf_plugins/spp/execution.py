@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
 
 from nf_plugins.layers import StandardizedConv2d
@@ -52,20 +53,29 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
     """Run a block with ``model`` in a mode, and give it back unchanged to the bit.
 
     Buffers (batch norm's running statistics), what a first training batch
-    initialises, the flags of modules and parameters and the random states are restored,
-    also after an exception. Stochastic depth and recomputation are off.
+    initialises, attributes and flags of modules and parameters and the random states are
+    restored, also after an exception; not what a network itself writes into its
+    parameters while it runs. Stochastic depth and recomputation are off.
 
     Args:
         model: The model.
         mode: 'train' or 'eval'.
         unit_gain: Set the gains that are zero (see :func:`zero_gains`) to one.
     """
-    attributes = {module: _attributes(module) for module in model.modules()}
+    if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
+        raise ValueError('the model has lazy parameters: run it once first')
+    modules = list(model.modules())
+    training = {module: module.training for module in modules}
+    attributes = {
+        module: _shallow(vars(module))
+        for module in modules
+        if not isinstance(module, torch.jit.ScriptModule)
+    }
     requires_grad = {p: p.requires_grad for p in model.parameters()}
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     lazily_initialised = [
         (module, {key: value.clone() for key, value in module.state_dict().items()})
-        for module in attributes
+        for module in modules
         if getattr(module, 'initalpha', False)
     ]
     gains = zero_gains(model) if unit_gain else {}
@@ -77,15 +87,17 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
             # `train` of some modules makes or drops caches; that of others keeps frozen
             # parts in evaluation mode, so the flags are set once more.
             model.train(mode == 'train')
-            for module in attributes:
+            for module in modules:
                 module.training = mode == 'train' and type(module).__name__ not in _RANDOM_DEPTH
                 if getattr(module, 'with_cp', False) is True:
                     module.with_cp = False
             for gain, _ in gains.values():
                 gain.data.fill_(1)
-            _clear_caches(attributes)
+            _clear_caches(modules)
             yield
         finally:
+            for module, before in attributes.items():
+                _restore(vars(module), before)
             with torch.no_grad():
                 for buffer, value in buffers:
                     buffer.copy_(value)
@@ -93,20 +105,31 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
                     gain.data.copy_(value)
             for module, state in lazily_initialised:
                 module.load_state_dict(state)
-            for module, before in attributes.items():
-                for name in _attributes(module).keys() - before.keys():
-                    del vars(module)[name]
-                vars(module).update(before)
+            for module, flag in training.items():
+                module.training = flag
             for parameter, flag in requires_grad.items():
                 parameter.requires_grad_(flag)
-            _clear_caches(attributes)
+            _clear_caches(modules)
             np.random.set_state(states[0])
             random.setstate(states[1])
 
 
-def _attributes(module: nn.Module) -> dict[str, Any]:
-    """The plain public attributes, the training flag among them."""
-    return {name: value for name, value in vars(module).items() if not name.startswith('_')}
+def _shallow(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Each attribute, and of lists, dicts (buffers are in one) and sets what is in them."""
+    return {
+        name: (value, value.copy() if isinstance(value, (list, dict, set)) else None)
+        for name, value in attributes.items()
+    }
+
+
+def _restore(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
+    for name in attributes.keys() - before.keys():
+        del attributes[name]
+    for name, (value, content) in before.items():
+        attributes[name] = value
+        if content is not None:
+            value.clear()
+            (value.extend if isinstance(value, list) else value.update)(content)
 
 
 def _clear_caches(modules: Iterable[nn.Module]) -> None:
@@ -168,7 +191,10 @@ def plain_execution(model: nn.Module, batch: int, device: torch.device) -> Itera
 
 def run(model: nn.Module, inputs: Tensor) -> Any:
     """Call a backbone; to those of masked pre-training None says that nothing is masked."""
-    parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())[1:]
+    except (TypeError, ValueError):  # a traced model has none
+        parameters = []
     masks = {
         p.name: None
         for p in parameters

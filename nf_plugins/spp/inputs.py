@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import torch
 from mmengine.config import Config
@@ -142,6 +143,8 @@ def image_batch(
     if not transforms[0]['type'].endswith('LoadImageFromFile'):
         colour = 'grayscale' if channels == 1 else 'color'
         transforms.insert(0, dict(type='LoadImageFromFile', color_type=colour))
+    # An exception says what is wrong with a file.
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
     with seeded(seed):
         pipeline = Compose(transforms)
         samples = [pipeline(dict(img_path=str(file), img_id=0, gt_label=0)) for file in files]

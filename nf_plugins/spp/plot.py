@@ -135,7 +135,9 @@ def plot_profiles(profiles: Sequence[SignalProfile], title: str | None = None) -
         handles.append(Line2D([], [], color='0.3', linestyle='--', linewidth=1, alpha=0.7))
         labels.append('expected by theory')
     if any(labels):
-        figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False)
+        columns = 120 // (max(map(len, labels)) + 8)  # about 120 characters fit
+        columns = min(4, max(1, columns))
+        figure.legend(handles, labels, loc='outside lower center', ncols=columns, frameon=False)
     if title:
         figure.suptitle(title)
     return figure

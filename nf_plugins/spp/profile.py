@@ -46,9 +46,10 @@ class BlockSignal:
         branch_gain: What multiplies the branch between its end and the addition (alpha,
             SkipInit gain, LayerScale): root mean square.
         constant_channels: Share of the channels that do not vary.
+        positions: Values per channel and image.
         activated: Whether the block ends in an activation, behind the addition.
         pooled: Whether the shortcut is average-pooled.
-        normalized: Whether the branch has an activation norm.
+        normalized: Whether the branch has a norm, or one reads a plain module.
         zero_parameter: Name of the parameter, all zero, that silences the branch.
     """
 
@@ -66,6 +67,7 @@ class BlockSignal:
     grad_res_avg_var: float | None = None
     branch_gain: float | None = None
     constant_channels: float = 0.0
+    positions: int = 0
     activated: bool = False
     pooled: bool = False
     normalized: bool = False

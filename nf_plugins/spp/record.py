@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import functools
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from mmengine.dist import all_gather, get_world_size
 from torch import Tensor, nn
@@ -18,7 +20,7 @@ from nf_plugins.functional import ChannelStatistics, channel_statistics
 from .execution import plain_execution, preserved, run, unwrap
 from .profile import BlockSignal, SignalProfile
 from .theory import add_theory
-from .trace import HEAVY, NORMS, Node, Residual, Tracer, Unit, tracing
+from .trace import ACTIVATIONS, HEAVY, MOVES, NORMS, POOLINGS, Node, Residual, Tracer, Unit, tracing
 
 
 @dataclass(eq=False)
@@ -136,6 +138,8 @@ def analyze(
     ):
         if seed is not None:
             torch.manual_seed(seed)
+            np.random.seed(seed % 2**32)
+            random.seed(seed)
         x = leaf = inputs
         if backward:
             leaf = inputs.clone().requires_grad_()
@@ -228,6 +232,10 @@ def collect(
         if output.grad is not None:
             numbers.put(block, 'grad_avg_sq_mean', output.grad.avg_sq_mean)
             numbers.put(block, 'grad_avg_var', output.grad.avg_var)
+        block.positions = output.stats.count // output.shape[0]
+        if isinstance(item, Unit):
+            block.activated = _ends_in_activation(item.node)
+            block.normalized = any(user.op in NORMS for user in item.node.users)
         if isinstance(item, Residual):
             branch = item.measured_branch
             numbers.put(block, 'res_avg_var', branch.stats.avg_var / item.branch_scale**2)
@@ -270,7 +278,7 @@ def plain_units(
     """
     if residuals:
         classes = {type(modules[r.name]) for r in residuals if r.name in modules}
-        return [unit for unit in units if unit.repeated and unit.kind in classes]
+        return [unit for unit in units if unit.kind in classes]
     chosen = [u for u in units if u.repeated and not _is_sequence(modules[u.name])]
     if len(chosen) < 2:
         chosen = [u for u in units if '.' not in u.name] or units
@@ -280,6 +288,12 @@ def plain_units(
         return any(name.startswith(f'{outer}.') for outer in names)
 
     return [u for u in chosen if not nested(u.name)]
+
+
+def _ends_in_activation(node: Node) -> bool:
+    if node.op in (*MOVES, *POOLINGS, 'cat'):
+        return all(_ends_in_activation(parent) for parent in node.parents)
+    return node.op in ACTIVATIONS
 
 
 def _is_sequence(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ belongs to that branch; a skip around several blocks (a feature pyramid) is no b
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -29,10 +30,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .execution import plain_execution, run
 
-ADDITIONS = {'add', 'add_', 'addcmul', 'addcmul_', 'lerp', 'lerp_'}
+ADDITIONS = {'add', 'add_', 'sub', 'sub_', 'addcmul', 'addcmul_', 'lerp', 'lerp_'}
 CONVOLUTIONS = {'convolution', '_convolution', 'convolution_overrideable', 'linear'}
 PRODUCTS = {'mm', 'addmm', 'bmm', 'baddbmm', 'addbmm', 'addmv', 'mv'}
-HEAVY = CONVOLUTIONS | PRODUCTS
+HEAVY = CONVOLUTIONS | PRODUCTS | {'conv_transpose'}
 BATCH_NORMS = {
     'native_batch_norm',
     'cudnn_batch_norm',
@@ -87,6 +88,20 @@ class Node:
     weight: Tensor | None = None  # of a convolution
     sum: Residual | None = None  # the residual addition that made it
     returned: bool = False  # by the network
+    dropped: bool = False  # multiplied with a mask over the samples (stochastic depth)
+
+    @property
+    def channel_dim(self) -> int:
+        """The axis of the channels, the usual one where nothing says which."""
+        return _USUAL_AXIS.get(self.dims, 1) if self.axis is None else self.axis
+
+    @property
+    def carried(self) -> Node:
+        """What it is a view or a multiple of."""
+        node = self.root
+        while node.scale is not None:
+            node = node.parents[0].root
+        return node
 
 
 @dataclass(eq=False)
@@ -140,7 +155,7 @@ class Unit:
 def _channel_axis(op: str, out: Tensor, args: tuple, parents: list[tuple[Node, Tensor]]):
     """Axis of the channels of an operation's output, None if unknown."""
     dims = out.dim()
-    if op in CONVOLUTIONS and op != 'linear':
+    if op == 'conv_transpose' or (op in CONVOLUTIONS and op != 'linear'):
         return 1
     if op in BATCH_NORMS or op == 'native_group_norm':
         return 1
@@ -190,7 +205,7 @@ class Tracer(TorchDispatchMode):
         self.node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.base_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.stack: list[str] = ['']
-        self.entries: list[tuple[Node | None, int]] = [(None, 0)]
+        self.entries: list[int] = [0]  # candidates when a module was entered
         self.candidates: list[Residual] = []
         self.units: list[Unit] = []
         self.pending: dict[int, tuple[Tensor, Residual]] = {}
@@ -234,11 +249,13 @@ class Tracer(TorchDispatchMode):
         if not given:
             return func(*args, **kwargs)
         op = func.__name__.partition('.')[0]
+        if op == 'convolution' and args[6]:
+            op = 'conv_transpose'
         for _, tensor in given:
             if id(tensor) in self.pending and op not in ACTIVATIONS:
                 self.settle(tensor)
         residual = self.find_residual(op, args, kwargs) if op in ADDITIONS else None
-        scale, gain, before = self.scaling(op, args) if op in SCALINGS else (None, None, None)
+        scaling = self.scaling(op, args) if op in SCALINGS else {}
 
         result = func(*args, **kwargs)
 
@@ -252,11 +269,13 @@ class Tracer(TorchDispatchMode):
                 continue
             axis = _channel_axis(op, out, args, given)
             node = self.add_node(out, op, parents, axis)
-            if op in MOVES and out.numel() == given[0][1].numel():
+            moved = op in MOVES or (op == 'add' and _adds_zero(args))
+            if moved and out.numel() == given[0][1].numel():
                 node.root = given[0][0].root
             if not mutated and _is_alias(func) and isinstance(args[0], Tensor):
                 self.base_of[out] = args[0]
-            node.scale, node.gain, node.before = scale, gain, before
+            for name, value in scaling.items():
+                setattr(node, name, value)
             if op in CONVOLUTIONS and len(args) > 1:
                 node.weight = args[1]
             if residual is not None and number == 0:
@@ -311,68 +330,67 @@ class Tracer(TorchDispatchMode):
         if found is None:
             return None
         first, source, identity = found
-        if op in ('add', 'add_') and first == 0:
+        if op.startswith('sub'):
+            if first == 1:  # a difference to the stream, as of PoolFormer's token mixer
+                return None
+            factors.append(-1)
+        if first == 0 and op in ('add', 'add_', 'sub', 'sub_'):
             factors.append(kwargs.get('alpha', 1))
         shortcut, branch = nodes[first], nodes[1 - first]
         tensor = operands[1 - first]
-        axis = shortcut.axis if shortcut.axis is not None else branch.axis
-        if axis is None:
-            axis = _USUAL_AXIS.get(tensor.dim(), 1)
-
-        bare, before, scale = branch, None, 1.0
-        while True:
-            if bare.op in MOVES and len(bare.parents) == 1:
-                bare = bare.parents[0]
-            elif bare.gain is not None:
-                factors.append(bare.gain)
-                before, scale = bare.before, 1.0
-                bare = bare.parents[0]
-            elif bare.scale is not None and not factors_have_number(factors):
-                factors.append(bare.scale)
-                scale = bare.scale if before is None else scale
-                bare = bare.parents[0]
-            else:
-                break
-        if bare is not branch and bare.op in MOVES:
-            bare = branch
-        residual = Residual(
-            '', identity, (), axis, gains=[f for f in factors if isinstance(f, Tensor) or f != 1]
+        axis = shortcut.axis if shortcut.axis is not None else branch.channel_dim
+        bare, gains, measured, scale = walk_back_gains(branch, factors)
+        if not self.candidates and identity and source not in self.inputs_measured:
+            if shortcut.root is source:
+                self.inputs_measured[source] = self.measure(operands[first], axis)
+        return Residual(
+            name='',
+            identity=identity,
+            shape=(),
+            channel_dim=axis,
+            gains=gains,
+            source=source,
+            shortcut=shortcut,
+            end=branch,
+            bare=bare,
+            owner=self.stack[-1],
+            measured_branch=self.measure(tensor, axis) if measured is None else measured,
+            branch_scale=scale,
         )
-        residual.source, residual.shortcut = source, shortcut
-        residual.end, residual.bare, residual.owner = branch, bare, self.stack[-1]
-        residual.measured_branch = before if before is not None else self.measure(tensor, axis)
-        residual.branch_scale = scale if before is None else 1.0
-        return residual
 
-    def scaling(self, op: str, args: tuple) -> tuple[float | None, Tensor | None, Any]:
-        """What an activation is multiplied with: a number, or a parameter of few values.
+    def scaling(self, op: str, args: tuple) -> dict[str, Any]:
+        """What an activation is multiplied with: attributes of the product's node.
 
-        Before the latter the activation is measured: it may be at the end of a branch,
-        and a gain of zero leaves nothing to measure.
+        That is a number, a parameter (one value, or one per channel), or a mask over the
+        samples. Before the latter two the activation is measured: it may be at the end of
+        a branch, and a gain of zero leaves nothing to measure.
         """
         x, factor = args[:2]
         if not isinstance(factor, Tensor):
             value = float(factor)
             if value != 0:
-                return (1 / value if op.startswith('div') else value), None, None
+                return dict(scale=1 / value if op.startswith('div') else value)
             factor = torch.zeros(())
         elif not (isinstance(x, Tensor) and x in self.node_of):
-            if op.endswith('_'):
-                return None, None, None
+            if op.endswith('_') or op.startswith('div'):
+                return {}
             x, factor = factor, x
-        if factor in self.node_of or op.startswith('div'):
-            return None, None, None
-        if not isinstance(x, Tensor) or x.dim() < 2:
-            return None, None, None
-        node = self.node_of[x]
-        axis = node.axis if node.axis is not None else _USUAL_AXIS.get(x.dim(), 1)
-        if factor.numel() not in (1, x.shape[axis]):
-            return None, None, None
-        if factor.numel() == 1 and factor.device.type == 'cpu' and not factor.requires_grad:
-            value = float(factor)
-            if value != 0 and factor.dim() == 0 and not isinstance(factor, nn.Parameter):
-                return value, None, None
-        return None, factor, self.measure(x, axis)
+        if not isinstance(x, Tensor) or not isinstance(factor, Tensor):
+            return {}
+        if x.dim() < 2 or factor in self.node_of or factor.dim() > x.dim():
+            return {}
+        axis = self.node_of[x].channel_dim
+        own = factor.dim() - x.dim()  # the axes of the factor are the last ones
+        varying = [d for d in range(x.dim()) if d + own >= 0 and factor.shape[d + own] != 1]
+        constant = not isinstance(factor, nn.Parameter) and not factor.requires_grad
+        if varying in ([], [0]) and factor.dim() == x.dim() and constant:
+            return dict(dropped=True, before=self.measure(x, axis))
+        if varying not in ([], [axis]):
+            return {}
+        if constant and factor.dim() == 0 and factor.device.type == 'cpu' and factor != 0:
+            return dict(scale=1 / float(factor) if op.startswith('div') else float(factor))
+        gain = 1 / factor if op.startswith('div') else factor
+        return dict(gain=gain, before=self.measure(x, axis))
 
     # ------------------------------------------------------------------ outputs
     def settle(self, tensor: Tensor) -> None:
@@ -393,21 +411,19 @@ class Tracer(TorchDispatchMode):
     # ------------------------------------------------------------------ modules
     def enter(self, module: nn.Module, args: tuple) -> None:
         name = self.names.get(module, self.stack[-1])
-        node = None
         tensor = next((x for x in tree_iter(args) if isinstance(x, Tensor)), None)
         if tensor is not None and tensor in self.node_of:
             node = self.node_of[tensor]
             if not self.candidates and node.index and next(module.children(), None) is not None:
                 self.read_by.setdefault(name, node)
                 if node not in self.inputs_measured:
-                    axis = node.axis if node.axis is not None else _USUAL_AXIS.get(node.dims, 1)
-                    self.inputs_measured[node] = self.measure(tensor, axis)
+                    self.inputs_measured[node] = self.measure(tensor, node.channel_dim)
         self.stack.append(name)
-        self.entries.append((node, len(self.candidates)))
+        self.entries.append(len(self.candidates))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         name = self.stack.pop()
-        _, count = self.entries.pop()
+        count = self.entries.pop()
         for tensor, residual in list(self.pending.values()):
             if residual.owner == name and id(tensor) in self.pending:
                 self.settle(tensor)
@@ -420,8 +436,7 @@ class Tracer(TorchDispatchMode):
             return
         if name and _has_weights(module):
             node = self.node_of[tensor]
-            axis = node.axis if node.axis is not None else _USUAL_AXIS.get(node.dims, 1)
-            value = self.measure(tensor, axis)
+            value = self.measure(tensor, node.channel_dim)
             unit = Unit(name, type(module), repeated, tuple(tensor.shape), node, value)
             self.units.append(unit)
 
@@ -438,11 +453,11 @@ class Tracer(TorchDispatchMode):
         for r in self.candidates:
             branch = path_nodes(r.end, r.source)
             # A sum in it that others read as well is another stream's (RevViT).
-            foreign = {
-                n for n in branch if n.sum and (n.returned or not branch.issuperset(n.users))
-            }
+            outlets = {_outlet(n) for n in branch if n.sum}
+            foreign = {n for n in outlets if n.returned or not branch.issuperset(n.users)}
             branches[r] = path_nodes(r.end, r.source, foreign) if foreign else branch
-            r.name = common_module([r.owner, *(n.module for n in branches[r] if _works(n))])
+            works = [n.module for n in branches[r] if _works(n)]
+            r.name = common_module([r.owner, *works] if r.owner else works or [''])
         # A projection is part of its block (TNT joins streams that were split far above).
         self.candidates = [
             r
@@ -464,12 +479,56 @@ class Tracer(TorchDispatchMode):
         return kept
 
 
-def factors_have_number(factors: list) -> bool:
-    return any(not isinstance(f, Tensor) and f != 1 for f in factors)
+def walk_back_gains(
+    branch: Node, factors: list[float | Tensor]
+) -> tuple[Node, list[float | Tensor], Any, float]:
+    """From a branch's operand in the addition back to the branch's end.
+
+    In between are gains of parameters, one number (a second one belongs to the branch,
+    as the factor 2 of squeeze-excite), and stochastic depth.
+
+    Args:
+        branch: The operand.
+        factors: What the addition itself multiplies it with.
+
+    Returns:
+        The branch's end; all factors but 1; what was measured in front of the innermost
+        gain, if there is one; and the number between that, or else the operand, and the end.
+    """
+    factors, measured, scale, end = list(factors), None, 1.0, branch
+    node = branch
+    while True:
+        number = any(not isinstance(f, Tensor) and abs(f) != 1 for f in factors)
+        if node.gain is not None or node.dropped:
+            if node.gain is not None:
+                factors.append(node.gain)
+            measured, scale = node.before, 1.0
+        elif node.scale is not None and not number:
+            factors.append(node.scale)
+            scale *= node.scale
+        elif node.op not in MOVES or len(node.parents) != 1:
+            break
+        moved = node.op in MOVES
+        node = node.parents[0]
+        end = end if moved else node
+    gains = [f for f in factors if isinstance(f, Tensor) or f != 1]
+    return end, gains, measured, scale
+
+
+def _adds_zero(args: tuple) -> bool:
+    """``0 + x``, as ``sum`` starts."""
+    return any(isinstance(x, (int, float)) and x == 0 for x in args[:2])
 
 
 def _is_alias(func: Any) -> bool:
     return any(r.alias_info is not None for r in func._schema.returns)
+
+
+def _outlet(node: Node) -> Node:
+    """A sum behind the views and the activation that are all that reads it."""
+    while len(node.users) == 1 and node.users[0].op in (*ACTIVATIONS, *MOVES):
+        node = node.users[0]
+    return node
 
 
 def _works(node: Node) -> bool:
@@ -481,14 +540,15 @@ def _has_weights(module: nn.Module) -> bool:
 
 
 def _repeated_modules(names: dict[nn.Module, str]) -> set[nn.Module]:
-    """Modules that stand beside others of their class in a container."""
+    """Modules like others: beside one of their class in a container, or several weights large."""
     found = set()
+    kinds = Counter(type(module) for module in names)
     for module in names:
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
-            children = list(module)
-            for child in children:
-                if sum(type(other) is type(child) for other in children) > 1:
-                    found.add(child)
+            beside = Counter(type(child) for child in module)
+            found.update(child for child in module if beside[type(child)] > 1)
+        elif kinds[type(module)] > 1 and sum(p.dim() > 1 for p in module.parameters()) > 1:
+            found.add(module)
     return found
 
 
@@ -547,8 +607,8 @@ def classify(a: Node, b: Node) -> tuple[int, Node, bool] | None:
     if a.root is b.root:
         return None
     for first, (shortcut, other) in enumerate(((a, b), (b, a))):
-        if is_ancestor(shortcut.root, other):
-            return first, shortcut.root, True
+        if other.carried is not shortcut.carried and is_ancestor(shortcut.carried, other):
+            return first, shortcut.carried, True
     source = common_dominator(a, b)
     for first, shortcut in enumerate((a, b)):  # a second branch on the same input
         if shortcut.root.sum is not None and shortcut.root.sum.source is source.root:
@@ -557,11 +617,8 @@ def classify(a: Node, b: Node) -> tuple[int, Node, bool] | None:
     first = int(depths[1] < depths[0])
     if min(depths) > 1 or max(depths) < 2 or depths[0] == depths[1]:
         return None
-    moved = all(
-        n.op in MOVES or n.op in ('slice', 'select', 'split', 'split_with_sizes', 'chunk')
-        for n in path_nodes((a, b)[first], source)
-    )
-    return first, source, moved
+    changed = any(_works(n) for n in path_nodes((a, b)[first], source))
+    return first, source, not changed
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import argparse
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Callable
@@ -53,6 +54,8 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
     def run() -> None:
         # Whoever calls torch.load in this process, mmengine included: no unpickling of code.
         os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+        # Of mmcv without compiled operators, at its import.
+        warnings.filterwarnings('ignore', 'Fail to import', UserWarning)
         try:
             status = main()
         except UsageError as error:

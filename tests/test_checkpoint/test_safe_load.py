@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
+from mmengine.runner import checkpoint as checkpoint_module
 from torch import nn
 
 from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
@@ -174,3 +175,20 @@ def test_match():
         check_match(other, model, 'ckpt')
     with pytest.raises(ValueError, match='0 of 4 keys match'):
         check_match({}, model, 'ckpt', minimum=0)
+
+
+def test_the_list_of_others_is_left_alone_and_not_mixed_with_ours(tmp_path):
+    """torch keeps a set of allowed globals, in which two for one name are taken at random."""
+    before = set(torch.serialization.get_safe_globals())
+    file = tmp_path / 'checkpoint.pth'
+    torch.save({'value': np.float64(1.5), 'array': np.arange(3)}, file)
+    for other in ([], [np.dtype, np.ndarray, type(np.dtype(np.float64))]):
+        with torch.serialization.safe_globals(other):
+            inside = set(torch.serialization.get_safe_globals())
+            assert safe_load(file)['value'] == 1.5
+            assert set(torch.serialization.get_safe_globals()) == inside
+    assert set(torch.serialization.get_safe_globals()) == before
+    if hasattr(checkpoint_module, 'get_torch_safe_globals'):  # mmengine's fork
+        named = [entry[1] for entry in before if isinstance(entry, tuple)]
+        assert 'numpy.dtype' not in named
+        assert checkpoint_module._safe_torch_load(file)['value'] == 1.5

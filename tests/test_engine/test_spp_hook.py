@@ -203,6 +203,13 @@ def test_the_loss_itself(tmp_path):
         runner.train()
 
 
+def test_epochs_of_an_iteration_based_training(tmp_path):
+    cfg = config(tmp_path, hook=dict(), **NF)
+    cfg.train_cfg = dict(by_epoch=False, max_iters=3)
+    with pytest.raises(ValueError, match=r'has no epochs: SPPHook\(by_epoch=False\)'):
+        Runner.from_cfg(cfg).train()
+
+
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [

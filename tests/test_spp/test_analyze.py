@@ -402,6 +402,66 @@ def test_nothing_of_the_activations_is_kept():
     assert not any(ref() is not None for ref in alive)
 
 
+def test_what_a_forward_pass_leaves_in_its_modules_is_taken_back():
+    class Messy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(3, 3, 3, padding=1)
+            self.register_buffer('count', torch.zeros(()))
+            self.register_buffer('filled', None)
+            self._calls, self.seen, self.cache = 0, [], {}
+
+        def forward(self, x):
+            self.count = self.count + 1
+            self.filled = torch.ones(3)
+            if not hasattr(self, 'mask'):
+                self.register_buffer('mask', torch.ones(len(x)))
+            self._calls += 1
+            self.seen.append(x)
+            self.cache['x'] = x
+            return x + self.conv(torch.relu(self.conv(x)))
+
+    net = nn.Sequential(Messy(), Messy())
+    before = copy.deepcopy(net.state_dict())
+    analyze(net, torch.randn(2, 3, 8, 8))
+    assert equal_states(net.state_dict(), before)
+    for module in net:
+        assert (module._calls, module.seen, module.cache) == (0, [], {})
+        assert module.filled is None
+        assert not hasattr(module, 'mask')
+
+
+def test_scripted_modules_keep_their_mode():
+    net = torch.jit.script(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval())
+    with pytest.raises(ValueError, match='nothing that can be measured'):
+        analyze(net, torch.randn(2, 3, 8, 8), mode='train')
+    assert not any(module.training for module in net.modules())
+
+
+def test_lazy_modules_are_refused():
+    with pytest.raises(ValueError, match='run it once first'):
+        analyze(nn.Sequential(nn.LazyConv2d(4, 3)), torch.randn(1, 3, 8, 8))
+
+
+def test_a_finite_signal_beyond_the_square_root_of_float32():
+    """It explodes, which is another thing than not finite."""
+
+    class Loud(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(4, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+
+        def forward(self, x):
+            return x + 1e4 * self.b(self.a(x))
+
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), *(Loud() for _ in range(7)))
+    profile = analyze(net, torch.randn(2, 3, 8, 8))
+    assert profile.blocks[-1].avg_var > 1e38
+    assert 'explosion' in {v['rule'] for v in profile.verdicts()}
+    assert 'non_finite' not in {v['rule'] for v in profile.verdicts()}
+
+
 def test_modules_with_a_train_method_of_their_own():
     """LeViT keeps a table of its biases in evaluation mode, and drops it in training mode."""
     net = mmpretrain('LeViT', arch='128s')
@@ -447,7 +507,21 @@ def test_csv_and_table():
     assert '1.235e+04' in lines[-1]
 
 
+def test_a_profile_without_blocks_has_no_verdicts():
+    assert SignalProfile([], 'train').verdicts() == []
+
+
 class TestPlot:
+    def test_many_long_labels_fit(self):
+        profiles = [profile_with(1.0, 2.0) for _ in range(9)]
+        for profile in profiles:
+            profile.label = 'a network with quite a long name ' * 2
+        figure = plot_profiles(profiles)
+        figure.canvas.draw()
+        box = figure.legends[0].get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+
     def test_three_panels_with_the_data(self):
         profiles = [profile_with(1.0, 1.5, 1.2), profile_with(1.0, 1.1, 1.2)]
         figure = plot_profiles(profiles, title='two')

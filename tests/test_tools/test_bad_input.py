@@ -83,6 +83,7 @@ CASES = [
     (SPP, [NF, '--cfg-options', 'model.backbone.init_cfg.type=Pretrained',
            'model.backbone.init_cfg.checkpoint=evil.pth'], 'cannot build the backbone'),
     (SPP, [NF, '--input', 'video'], "takes gaussian, .* a file or a folder, got 'video'"),
+    (SPP, [NF, '--input', ''], "takes gaussian, .* a file or a folder, got ''"),
     (SPP, [NF, '--input', 'empty'], 'no images in empty'),
     (SPP, [NF, '--input', 'garbage.pth'], 'cannot read the images of garbage.pth'),
     (SPP, [NF, '--input', 'noise.png'], 'cannot read the images of noise.png'),

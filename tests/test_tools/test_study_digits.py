@@ -1,3 +1,5 @@
+import argparse
+import dataclasses
 import importlib.util
 import json
 import math
@@ -69,6 +71,7 @@ def without_times(rows):
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
+@pytest.mark.slow
 def test_a_quick_study_and_its_resumption(run, study, capsys):
     assert len(run(*TINY)) == 8
     assert '8 runs to do, 0 are there' in capsys.readouterr().out
@@ -133,6 +136,7 @@ def test_divergence_is_counted(run, study):
         assert row['accuracy'] == 10
     table = (run.out / 'table.md').read_text()
     chance = sum(rows['plain', 1e-4, seed]['accuracy'] <= 15 for seed in (0, 1))
+    assert '| plain | none |' in table
     line = [x for x in table.splitlines() if x.startswith('| plain ')][-1]
     assert line == f'| plain | {chance} of 2 (0) | 2 of 2 (2) | {2 + chance} of 4 (2) |'
 
@@ -247,6 +251,25 @@ def test_another_setting_is_refused(run, capsys):
     assert (run.out / 'results.json').read_bytes() == before
 
 
+def test_the_page_has_the_results(study):
+    """docs/study_digits.md says what benchmarks/results has."""
+    results = ROOT / 'benchmarks/results/study_digits'
+    page = (ROOT / 'docs/study_digits.md').read_text()
+    content = read(results)
+    assert content['setting'] == json.loads(json.dumps(dataclasses.asdict(study.Setting())))
+    rows = {study.Run(*(row[k] for k in study.Run._fields)): row for row in content['runs']}
+    args = argparse.Namespace(networks=list(study.NETWORKS), **study.FULL)
+    assert sorted(rows) == sorted(study.runs_of(args))
+    table = study.table(study.Grid(rows, args), study.Setting())
+    assert (results / 'table.md').read_text() == table
+    lines = {line.lstrip('#') for line in page.splitlines()}
+    for line in table.splitlines():
+        assert line.lstrip('#') in lines
+    for name in ('accuracy', 'lr', 'spp'):
+        assert (results / f'{name}.png').exists()
+        assert f'(../benchmarks/results/study_digits/{name}.png)' in page
+
+
 def test_two_studies_at_once(run, study, capsys):
     run.out.mkdir()
     with study.only_one(run.out):
@@ -259,6 +282,18 @@ def test_a_failing_worker(run, study, monkeypatch, capsys):
     assert run(*TINY, '--workers', 1, status=2) == []
     assert 'a worker ended early' in capsys.readouterr().err
     assert read(run.out)['runs'] == []
+
+
+@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_a_run_that_is_impossible(workers, run, capsys):
+    """Batch norm of a single position."""
+    run(
+        *('--quick', '--networks', 'bn', '--batch-sizes', 1, '--image-size', 4),
+        *('--workers', workers),
+        status=2,
+    )
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert 'error: cannot train bn, batch size 1, 4 pixels: Expected more than 1 value' in error
 
 
 @pytest.mark.slow
