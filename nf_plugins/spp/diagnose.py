@@ -19,8 +19,6 @@ MEAN_SHIFT = 1.0
 """``avg_sq_mean`` beyond this times ``avg_var``; batch norm and ReLU have 0.47."""
 SILENT = 1e-6
 """Share of the variance below which a gain silences a branch."""
-DEAD = 1e-12
-"""Share of the variance below which a branch is dead, though no gain silences it."""
 OFF_THEORY = 2.0
 """Factor between ``avg_var`` and ``expected_var`` behind a transition."""
 GROWTH = 2.0
@@ -221,7 +219,12 @@ def zero_branch(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[t
 def dead_branch(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
     """Branches that give nothing although nothing is zero by design."""
     dead = [
-        b for b in blocks if _silent(b) and not b.zero_parameter and (b.branch_gain or 0.0) >= 1e-2
+        b
+        for b in blocks
+        if _silent(b)
+        and b.constant_branch > 1 - CONSTANT_CHANNELS
+        and not b.zero_parameter
+        and (b.branch_gain or 0.0) >= 1e-2
     ]
     if dead:
         first = dead[0]
@@ -391,7 +394,7 @@ def gradient_mean_shift(profile: SignalProfile, blocks: list[BlockSignal]) -> It
         )
 
 
-def _silent(block: BlockSignal, share: float = SILENT) -> bool:
+def _silent(block: BlockSignal) -> bool:
     if block.res_avg_var is None or block.branch_gain is None:
         return False
-    return block.branch_gain**2 * block.res_avg_var <= share * block.avg_var
+    return block.branch_gain**2 * block.res_avg_var <= SILENT * block.avg_var

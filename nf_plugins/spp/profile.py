@@ -46,6 +46,7 @@ class BlockSignal:
         branch_gain: What multiplies the branch between its end and the addition (alpha,
             SkipInit gain, LayerScale): root mean square.
         constant_channels: Share of the channels that do not vary.
+        constant_branch: The same at the end of the branch, to the precision of its mean.
         positions: Values per channel and image.
         activated: Whether the block ends in an activation, behind the addition.
         pooled: Whether the shortcut is average-pooled.
@@ -67,6 +68,7 @@ class BlockSignal:
     grad_res_avg_var: float | None = None
     branch_gain: float | None = None
     constant_channels: float = 0.0
+    constant_branch: float = 0.0
     positions: int = 0
     activated: bool = False
     pooled: bool = False

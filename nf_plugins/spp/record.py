@@ -239,6 +239,8 @@ def collect(
         if isinstance(item, Residual):
             branch = item.measured_branch
             numbers.put(block, 'res_avg_var', branch.stats.avg_var / item.branch_scale**2)
+            constant = branch.stats.var <= 1e-12 * branch.stats.mean.square()
+            numbers.put(block, 'constant_branch', constant.double().mean())
             if branch.grad is not None:
                 grad_var = branch.grad.avg_var * item.branch_scale**2
                 numbers.put(block, 'grad_res_avg_var', grad_var)
