@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check lint format spp-figure docs-figures clean
+.PHONY: help setup demo test check lint format spp-figure docs-figures study clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -78,6 +78,9 @@ docs-figures: setup  ## the figures of docs/reading_spps.md
 	MM=$$(python -c 'import mmpretrain; print(mmpretrain.__path__[0])')/.mim/configs \
 	IMAGES=$$(python -c 'import sklearn.datasets; print(sklearn.datasets.__path__[0])')/images \
 		python tools/analysis_tools/spp_figures.py docs/reading_spps.md
+
+study: setup  ## networks with and without norms on digits: 20 minutes on 2 idle cores; resumable
+	python tools/analysis_tools/study_digits.py
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build work_dirs *.egg-info
