@@ -141,6 +141,15 @@ def test_divergence_is_counted(run, study):
     assert line == f'| plain | {chance} of 2 (0) | 2 of 2 (2) | {2 + chance} of 4 (2) |'
 
 
+def test_equal_seeds_are_drawn(study):
+    """Their mean is not exactly their value: an error bar of -1e-14 is refused by matplotlib."""
+    args = argparse.Namespace(networks=['bn'], batch_sizes=[4], lrs=[0.2], seeds=[0, 1, 2])
+    row = dict(accuracy=98.607, diverged=None)
+    grid = study.Grid(dict.fromkeys(study.runs_of(args), row), args)
+    assert grid.mean('bn', 4, 0.2) != 98.607
+    study.accuracy_figure(grid)
+
+
 def test_chance_level(study):
     which = study.Run('plain', 16, 1e-3, 0)
     quick = dict(epochs=0.01, min_steps=2, test_images=50)

@@ -566,8 +566,9 @@ def draw_lines(ax: Any, grid: Grid, points: dict[str, list[tuple[float, int, flo
         x = [point[0] for point in line]
         found = [grid.accuracies(network, b, lr) for _, b, lr in line]
         mean = [statistics.fmean(values) for values in found]
-        below = [m - min(values) for m, values in zip(mean, found)]
-        above = [max(values) - m for m, values in zip(mean, found)]
+        # The mean of equal values may differ from them by a rounding error.
+        below = [max(0.0, m - min(values)) for m, values in zip(mean, found)]
+        above = [max(0.0, max(values) - m) for m, values in zip(mean, found)]
         style = list(NETWORKS).index(network)
         ax.errorbar(
             [value * move for value in x],
