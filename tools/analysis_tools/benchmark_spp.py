@@ -46,6 +46,13 @@ def bare(model: nn.Module, x: Tensor) -> None:
         model(x)
 
 
+def step(model: nn.Module, x: Tensor) -> None:
+    """The passes of a training step."""
+    model.train()
+    model(x)[0].mean().backward()
+    model.zero_grad(set_to_none=True)
+
+
 def timm_spp(model: nn.Module, x: Tensor) -> None:
     from timm.utils.model import avg_ch_var, avg_ch_var_residual, avg_sq_ch_mean, extract_spp_stats
 
@@ -127,6 +134,16 @@ def main() -> None:
     )
     results['timm nf_resnet50'] = dict(
         seconds=seconds, ratio_to_timm=seconds['analyze'] / seconds['timm']
+    )
+
+    # SPPHook at its default interval on the CIFAR-100 config: 391 steps of 128 in an epoch.
+    cifar = MODELS.build(dict(type='mmpretrain.ResNet_CIFAR', depth=50))
+    batch, noise = torch.randn(128, 3, 32, 32), torch.randn(8, 3, 32, 32)
+    seconds = interleaved(
+        dict(step=lambda: step(cifar, batch), analyze=lambda: analyze(cifar, noise)), 3
+    )
+    results['SPPHook, ResNet-50 on CIFAR-100'] = dict(
+        seconds=seconds, share_of_an_epoch=seconds['analyze'] / (391 * seconds['step'])
     )
 
     start = time.perf_counter()
