@@ -9,6 +9,8 @@ from mmengine.model import BaseModel, MMDistributedDataParallel
 from mmengine.optim import build_optim_wrapper
 from torch import nn
 
+from nf_plugins.checkpoint import safe_load
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not dist.is_available(), reason='needs torch.distributed'),
@@ -111,7 +113,7 @@ def runs(tmp_path_factory):
     torch.save((net, images), folder / 'start.pt')
     torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
     one = train(net, images)
-    return one, [torch.load(folder / f'rank{rank}.pt') for rank in range(2)]
+    return one, [safe_load(folder / f'rank{rank}.pt') for rank in range(2)]
 
 
 @pytest.mark.parametrize('spread', SPREADS)

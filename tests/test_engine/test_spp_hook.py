@@ -9,6 +9,7 @@ import torch
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from nf_plugins.checkpoint import safe_load
 from nf_plugins.engine import SPPHook, TrainingStopped
 from nf_plugins.spp import analyze
 from nf_plugins.spp.inputs import gaussian_batch
@@ -188,7 +189,7 @@ def test_stop_on(how, tmp_path):
         assert f'the first to make such a value is {module}' in message
         assert 'parameters are not finite' in message
     assert sorted(p.name for p in tmp_path.glob('*.pth')) == ['epoch_1.pth']
-    state = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)['state_dict']
+    state = safe_load(tmp_path / 'epoch_1.pth')['state_dict']
     assert all(value.isfinite().all() for value in state.values())
     assert not runner.model._forward_hooks
     log = next(tmp_path.glob('*/*.log')).read_text()
