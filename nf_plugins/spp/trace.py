@@ -547,8 +547,9 @@ def _repeated_modules(names: dict[nn.Module, str]) -> set[nn.Module]:
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
             beside = Counter(type(child) for child in module)
             found.update(child for child in module if beside[type(child)] > 1)
-        elif kinds[type(module)] > 1 and sum(p.dim() > 1 for p in module.parameters()) > 1:
-            found.add(module)
+        elif kinds[type(module)] > 1 and next(module.children(), None) is not None:
+            if sum(p.dim() > 1 for p in module.parameters()) > 1:
+                found.add(module)
     return found
 
 
