@@ -90,9 +90,15 @@ def main() -> int:
         _ = runner.train_loop, runner.val_loop
     try:
         runner.train()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
     except TrainingStopped as stop:
         print(f'stopped: {stop}', file=sys.stderr)
         return 1
+    finally:
+        # A process that leaves while others still talk to it takes them down (gloo).
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
     return 0
 
 

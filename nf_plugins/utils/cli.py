@@ -53,7 +53,9 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
     @functools.wraps(main)
     def run() -> None:
         # Whoever calls torch.load in this process, mmengine included: no unpickling of code.
-        os.environ['TORCH_FORCE_WEIGHTS_ONLY_LOAD'] = '1'
+        name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
+        before = os.environ.get(name)
+        os.environ[name] = '1'
         # Of mmcv without compiled operators, at its import.
         warnings.filterwarnings('ignore', 'Fail to import', UserWarning)
         try:
@@ -64,6 +66,11 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
             status = 130
+        finally:
+            if before is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = before
         sys.exit(status or 0)
 
     return run
