@@ -36,16 +36,11 @@ from nf_plugins.utils import (
     check_writable_dir,
     command_line,
     complaint,
+    positive,
 )
 from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
 
 FORMATS = ('png', 'svg', 'json', 'csv', 'html')
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
-    return int(text)
 
 
 def parse_args() -> argparse.Namespace:

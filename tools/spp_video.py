@@ -41,6 +41,7 @@ from nf_plugins.utils import (
     check_writable_dir,
     command_line,
     complaint,
+    positive,
 )
 from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
 
@@ -49,12 +50,6 @@ MEASURING = dict(
     mode='train', seed=0, batch_size=8, input_size=None, device='cpu', cfg_options=None
 )
 """Options of the measurement, with their defaults."""
-
-
-def positive(text: str) -> int:
-    if not text.isdigit() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
-    return int(text)
 
 
 def frame_rate(text: str) -> float:

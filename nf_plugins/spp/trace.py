@@ -286,10 +286,10 @@ class Tracer(TorchDispatchMode):
             elif op in ACTIVATIONS and number == 0 and id(given[0][1]) in self.pending:
                 self.follow_activation(given[0][1], out)
         if mutated:
-            self.propagate_mutation(args[0], parents)
+            self.propagate_mutation(args[0])
         return result
 
-    def propagate_mutation(self, tensor: Tensor, parents: list[Node]) -> None:
+    def propagate_mutation(self, tensor: Tensor) -> None:
         """A write through a view changes what it is a view of."""
         base = self.base_of.get(tensor)
         while base is not None and base is not tensor:

@@ -1,6 +1,6 @@
 """Small helpers of the tools."""
 
-from .cli import ArgumentParser, UsageError, command_line, complaint
+from .cli import ArgumentParser, UsageError, command_line, complaint, positive
 from .files import atomic_write, check_writable_dir
 
 __all__ = [
@@ -10,4 +10,5 @@ __all__ = [
     'check_writable_dir',
     'command_line',
     'complaint',
+    'positive',
 ]

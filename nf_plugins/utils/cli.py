@@ -19,6 +19,13 @@ class ArgumentParser(argparse.ArgumentParser):
         raise UsageError(f'{message} (see {self.prog} --help)')
 
 
+def positive(text: str) -> int:
+    """The type of an argument that is a positive integer."""
+    if not text.isdigit() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
+    return int(text)
+
+
 class UsageError(Exception):
     """Bad input of a command line tool: the message says what is wrong and what is accepted."""
 
