@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
-import torch
 from torch import Tensor
+
+from .standardization import standardize
 
 EPS = {'clamp': 1e-4, 'add': 1e-5}
 """Default ``eps`` of each ``eps_mode``: DeepMind's and timm's."""
-
-
-def _moments(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Centred weight and biased variance over the fan-in, in float32 or wider."""
-    if weight.dtype in (torch.float16, torch.bfloat16):
-        weight = weight.float()
-    var, mean = torch.var_mean(weight, dim=(1, 2, 3), correction=0, keepdim=True)
-    return weight - mean, var
 
 
 def scaled_standardize_weight(
@@ -55,20 +46,14 @@ def scaled_standardize_weight(
     ``nfnets/base.py`` and timm's ``ScaledStdConv2d``.
 
     Example:
+        >>> import torch
         >>> w = scaled_standardize_weight(torch.randn(8, 4, 3, 3))
         >>> torch.allclose(w.square().sum(dim=(1, 2, 3)), torch.ones(8))
         True
     """
-    fan_in = weight[0].numel()
     eps = EPS[eps_mode] if eps is None else eps
-    centred, var = _moments(weight)
-    if eps_mode == 'clamp':
-        scale = gamma * torch.rsqrt((var * fan_in).clamp_min(eps))
-    else:
-        scale = gamma * torch.rsqrt((var + eps) * fan_in)
-    if gain is not None:
-        scale = scale * gain.view(-1, 1, 1, 1)
-    return (centred * scale).to(weight.dtype)
+    scale = weight.new_full((len(weight),), gamma) if gain is None else gain * gamma
+    return standardize(weight, scale, weight[0].numel(), eps, clamp=eps_mode == 'clamp')
 
 
 def parametric_standardize_weight(
@@ -92,13 +77,11 @@ def parametric_standardize_weight(
     (arXiv 2103.11590).
 
     Example:
+        >>> import torch
         >>> w = parametric_standardize_weight(torch.randn(8, 4, 3, 3), gamma=0.0)
         >>> torch.allclose(w.square().sum(dim=(1, 2, 3)), torch.full((8,), 2.0))
         True
     """
     fan = weight[0].numel() if fan is None else fan
-    centred, var = _moments(weight)
-    scale = math.sqrt(2 / fan) * torch.rsqrt(var + gamma)
-    if alpha is not None:
-        scale = scale * alpha
-    return (centred * scale).to(weight.dtype)
+    scale = weight.new_ones(len(weight)) if alpha is None else alpha.flatten()
+    return standardize(weight, scale, fan / 2, gamma)

@@ -27,12 +27,17 @@ class DropPath(nn.Module):
         self.drop_prob = float(drop_prob)
         self.scale_by_keep = scale_by_keep
 
-    def forward(self, x: Tensor) -> Tensor:
+    def mask(self, x: Tensor) -> Tensor | None:
+        """What each sample is multiplied by, ``(N, 1, ...)``; None where nothing is dropped."""
         if not self.training or self.drop_prob == 0:
-            return x
+            return None
         keep = 1 - self.drop_prob
         mask = x.new_empty([len(x)] + [1] * (x.dim() - 1)).bernoulli_(keep)
-        return x * (mask / keep if self.scale_by_keep else mask)
+        return mask / keep if self.scale_by_keep else mask
+
+    def forward(self, x: Tensor) -> Tensor:
+        mask = self.mask(x)
+        return x if mask is None else x * mask
 
     def extra_repr(self) -> str:
         return f'drop_prob={self.drop_prob:.3g}, scale_by_keep={self.scale_by_keep}'

@@ -31,6 +31,10 @@ class ECA(nn.Module):
         kernel_size = max(int((math.log2(channels) + 1) / 2) | 1, 3)
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor) -> Tensor:
+        """What the channels are multiplied by, ``(N, C, 1, 1)``."""
         gate = torch.sigmoid(self.conv(x.mean(dim=(2, 3))[:, None]))[:, 0]
-        return x * (self.factor * gate)[:, :, None, None]
+        return (self.factor * gate)[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)

@@ -35,6 +35,10 @@ class SqueezeExcite(nn.Module):
             nn.init.trunc_normal_(fc.weight, std=fc.in_features**-0.5)
             nn.init.zeros_(fc.bias)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def gate(self, x: Tensor) -> Tensor:
+        """What the channels are multiplied by, ``(N, C, 1, 1)``."""
         gate = torch.sigmoid(self.fc1(torch.relu(self.fc0(x.mean(dim=(2, 3))))))
-        return x * (self.factor * gate)[:, :, None, None]
+        return (self.factor * gate)[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)

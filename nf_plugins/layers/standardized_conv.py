@@ -16,10 +16,9 @@ from torch import Tensor, nn
 from nf_plugins.functional import (
     ChannelStatistics,
     channel_statistics,
-    parametric_standardize_weight,
     same_padding,
-    scaled_standardize_weight,
 )
+from nf_plugins.functional.standardization import Memory, standardize
 from nf_plugins.functional.weight_standardization import EPS
 from nf_plugins.registry import MODELS
 
@@ -34,6 +33,15 @@ class _Cached(NamedTuple):
     key: tuple
     weight: Tensor
     sources: tuple[Tensor, ...]
+
+
+def _compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that a convolution with this weight computes in."""
+    device = weight.device.type
+    if weight.dtype == torch.float32 and torch.amp.is_autocast_available(device):
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+    return weight.dtype
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -106,43 +114,77 @@ class StandardizedConv2d(nn.Conv2d):
             **kwargs,
         )
         self._cached: _Cached | None = None
+        self._memory = Memory()
 
     @property
     def fan_in(self) -> int:
         """Inputs of one output: ``in_channels / groups * kh * kw``."""
         return self.weight[0].numel()
 
-    def standardize(self) -> Tensor:
-        """The standardized weight, computed from the parameters of this moment."""
+    def standardize(
+        self,
+        factor: float = 1.0,
+        skip_gain: Tensor | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """The standardized weight, computed from the parameters of this moment.
+
+        Args:
+            factor: A factor of the output, and
+            skip_gain: another one, a scalar tensor: both join those of the weight.
+            dtype: Of the result; None for that of the weight.
+        """
+        scale = self.filter_scale(factor)
+        if skip_gain is not None:
+            scale = scale * skip_gain
+        # The system's allocator is what is slow, and other devices have one of PyTorch.
+        memory = self._memory if self.training else None
+        return standardize(self.weight, scale, **self.law(), dtype=dtype, memory=memory)
+
+    def filter_scale(self, factor: float) -> Tensor:
+        """What each standardized filter is multiplied by, ``(out_channels,)``."""
+        raise NotImplementedError
+
+    def law(self) -> dict[str, Any]:
+        """``fan``, ``eps`` and ``clamp`` of :func:`standardize`."""
         raise NotImplementedError
 
     def weight_sources(self) -> tuple[Tensor, ...]:
         """The parameters that :meth:`standardize` reads."""
         raise NotImplementedError
 
-    def effective_weight(self) -> Tensor:
+    def effective_weight(self, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
         """The weight that the convolution uses: :meth:`standardize`, cached in evaluation."""
-        sources = self.weight_sources()
+        sources = (
+            self.weight_sources() if skip_gain is None else (*self.weight_sources(), skip_gain)
+        )
+        dtype = _compute_dtype(self.weight)
         wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in sources)
         if self.training or wants_grad or torch.compiler.is_compiling():
             # Fused optimizers do not count versions, but a gradient comes before a step.
             if not torch.compiler.is_compiling():
                 self._cached = None
-            return self.standardize()
+            return self.standardize(factor, skip_gain, dtype)
         try:
             key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in sources)
         except RuntimeError:  # no version or address: inference tensors, torch.func transforms
-            return self.standardize()
+            return self.standardize(factor, skip_gain, dtype)
+        key = (factor, dtype, *key)
         cached = self._cached
         if cached is None or cached.key != key:
             # A tensor made in inference mode could not be used outside it.
             with torch.inference_mode(False), torch.no_grad():
-                cached = _Cached(key, self.standardize(), tuple(p.detach() for p in sources))
+                weight = self.standardize(factor, skip_gain, dtype)
+                cached = _Cached(key, weight, tuple(p.detach() for p in sources))
             self._cached = cached
         return cached.weight
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self._conv_forward(x, self.effective_weight(), self.bias)
+    def forward(self, x: Tensor, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
+        """Convolve; the output is multiplied by ``factor * skip_gain``, but in the weight."""
+        bias = self.bias
+        if bias is not None and (factor != 1 or skip_gain is not None):
+            bias = bias * factor if skip_gain is None else bias * (factor * skip_gain)
+        return self._conv_forward(x, self.effective_weight(factor, skip_gain), bias)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self._strided_same:
@@ -176,8 +218,9 @@ class StandardizedConv2d(nn.Conv2d):
         self.__class__ = plain
 
     def clear_cache(self) -> None:
-        """Forget the standardized weight of evaluation."""
+        """Forget the standardized weight."""
         self._cached = None
+        self._memory = Memory()
 
     def train(self, mode: bool = True) -> StandardizedConv2d:
         self.clear_cache()
@@ -188,7 +231,7 @@ class StandardizedConv2d(nn.Conv2d):
         return super()._apply(fn, *args, **kwargs)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_cached': None}
+        return {**self.__dict__, '_cached': None, '_memory': Memory()}
 
     def extra_repr(self) -> str:
         padding = ', padding=same' if self._strided_same else ''
@@ -260,10 +303,13 @@ class ScaledWSConv2d(StandardizedConv2d):
         if hasattr(self, 'gain') and self.gain is not None:
             nn.init.constant_(self.gain, self.gain_init)
 
-    def standardize(self) -> Tensor:
-        return scaled_standardize_weight(
-            self.weight, self.gain, self.gamma, self.eps, self.eps_mode
-        )
+    def filter_scale(self, factor: float) -> Tensor:
+        if self.gain is None:
+            return self.weight.new_full((self.out_channels,), self.gamma * factor)
+        return self.gain * (self.gamma * factor)
+
+    def law(self) -> dict[str, Any]:
+        return dict(fan=self.fan_in, eps=self.eps, clamp=self.eps_mode == 'clamp')
 
     def weight_sources(self) -> tuple[Tensor, ...]:
         return (self.weight,) if self.gain is None else (self.weight, self.gain)
@@ -347,16 +393,19 @@ class PWSConv2d(StandardizedConv2d):
         if hasattr(self, 'alpha'):
             nn.init.ones_(self.alpha)
 
-    def standardize(self) -> Tensor:
-        return parametric_standardize_weight(self.weight, self.alpha, self.gamma, self.fan)
+    def filter_scale(self, factor: float) -> Tensor:
+        return self.alpha.flatten() * factor
+
+    def law(self) -> dict[str, Any]:
+        return dict(fan=self.fan / 2, eps=self.gamma)
 
     def weight_sources(self) -> tuple[Tensor, ...]:
         return self.weight, self.alpha
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
         if self._may_initialize and self.training:
             self._initialize_alpha(x)
-        return super().forward(x)
+        return super().forward(x, factor, skip_gain)
 
     @torch.no_grad()
     def _initialize_alpha(self, x: Tensor) -> None:

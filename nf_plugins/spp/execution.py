@@ -91,6 +91,8 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
                 module.training = mode == 'train' and type(module).__name__ not in _RANDOM_DEPTH
                 if getattr(module, 'with_cp', False) is True:
                     module.with_cp = False
+                if getattr(module, 'fold_scale', False) is True:  # else branches end scaled
+                    module.fold_scale = False
             for gain, _ in gains.values():
                 gain.data.fill_(1)
             _clear_caches(modules)

@@ -154,9 +154,9 @@ class CountedStandardization:
         self.count = 0
         original = type(conv).standardize
 
-        def counted(module):
+        def counted(module, *args):
             self.count += 1
-            return original(module)
+            return original(module, *args)
 
         monkeypatch.setattr(type(conv), 'standardize', counted)
 

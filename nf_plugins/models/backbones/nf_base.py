@@ -297,9 +297,9 @@ class NFBlock(ResidualBlock):
     .. math:: x_{l+1} = \mathrm{shortcut} + \alpha\, s\, f(\gamma\, \mathrm{act}(x_l) / \beta_l)
 
     with the SkipInit gain :math:`s`; the shortcut is :math:`x_l`, or a convolution of
-    :math:`\gamma\, \mathrm{act}(x_l) / \beta_l` where the shape changes. The factors
-    :math:`\gamma` and :math:`1 / \beta` are part of the standardized weights, so no
-    activation is multiplied by them.
+    :math:`\gamma\, \mathrm{act}(x_l) / \beta_l` where the shape changes. All factors are
+    part of the standardized weight of a neighbouring convolution (:math:`\alpha s` of the
+    gates, where the branch ends in squeeze-excite), so no activation is multiplied by them.
 
     Args:
         arch: The architecture.
@@ -321,10 +321,14 @@ class NFBlock(ResidualBlock):
         with_cp: Recompute in the backward pass.
 
     Attributes:
+        fold_scale: Whether :math:`\alpha s` joins weights or gates; False keeps the end of
+            the branch as the papers plot it, for :func:`nf_plugins.spp.analyze`.
         expected_var: Variance of the output that the method expects,
             :math:`\beta^2 + \alpha^2`, or :math:`1 + \alpha^2` after a transition; None
             without ``has_theory``.
     """
+
+    fold_scale = True
 
     def __init__(
         self,
@@ -395,13 +399,31 @@ class NFBlock(ResidualBlock):
             out = self.conv2b(scaled_activation(self.act, out, self.gamma))
         if self.attention is not None and self.attention_inside:
             out = self.attention(out)
-        out = self.conv3(scaled_activation(self.act, out, self.gamma))
-        if self.attention is not None and not self.attention_inside:
-            out = self.attention(out)
-        out = self.drop_path(out)
-        if self.skip_gain is None:
-            return torch.add(shortcut, out, alpha=self.alpha)
-        return torch.addcmul(shortcut, out, self.skip_gain.to(out.dtype), value=self.alpha)
+        return self.add_branch(shortcut, scaled_activation(self.act, out, self.gamma))
+
+    def add_branch(self, shortcut: Tensor, x: Tensor) -> Tensor:
+        r"""``shortcut + alpha * s * f(x)``, where f is the end of the branch, in one pass."""
+        scale, alpha = self.skip_gain, self.alpha
+        if (
+            self.fold_scale
+            and self.branch_ends_in_conv3
+            and isinstance(self.conv3, StandardizedConv2d)
+        ):
+            out, scale, alpha = self.conv3(x, alpha, scale), None, 1.0
+        else:
+            out = self.conv3(x)
+        if not self.branch_ends_in_conv3:
+            if self.fold_scale:
+                gate = self.attention.gate(out)
+                scale = gate if scale is None else scale * gate
+            else:
+                out = self.attention(out)
+        mask = self.drop_path.mask(out)
+        if mask is not None:
+            scale = mask if scale is None else scale * mask
+        if scale is None:
+            return torch.add(shortcut, out, alpha=alpha)
+        return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
 
     @property
     def branch_ends_in_conv3(self) -> bool:

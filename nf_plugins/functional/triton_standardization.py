@@ -1,0 +1,138 @@
+"""Triton kernels of the weight standardization: one forward, one backward.
+
+Each program holds whole rows (filters) in registers, so the weight is read once, and the
+result is written in the dtype that the convolution computes in.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LONGEST_ROW = 32768
+_ROW_BLOCK = 1024  # elements of a program of short rows
+
+
+def supports(rows: Tensor) -> bool:
+    """Whether the kernels take these rows: float32 or narrower, and not too long."""
+    narrow = rows.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return narrow and rows.shape[1] <= LONGEST_ROW
+
+
+@triton.jit
+def _forward_kernel(
+    weight,
+    scale,
+    out,
+    stats,
+    num,
+    size,
+    fan,
+    eps,
+    least_unit,
+    CLAMP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = row < num
+    mask = inside[:, None] & (column < size)[None, :]
+    offset = row.to(tl.int64)[:, None] * size + column[None, :]
+    w = tl.load(weight + offset, mask, 0.0).to(tl.float32)
+    mean = tl.sum(w, 1) / size
+    w = tl.where(mask, w - mean[:, None], 0.0)
+    # A common factor of the row, which cancels, keeps the squares in range.
+    unit = tl.maximum(tl.max(tl.abs(w), 1), least_unit)
+    ratio = w / unit[:, None]
+    v = fan * (tl.sum(ratio * ratio, 1) / size)
+    floor = eps / unit / unit
+    # How much the variance counts in the backward pass: not at all where it is clamped.
+    slope = tl.zeros_like(v) + fan / size
+    if CLAMP:
+        slope = tl.where(v < floor, 0.0, slope)
+        v = tl.maximum(v, floor)
+    else:
+        v += fan * floor
+    factor = 1.0 / (tl.sqrt(v) * unit)
+    s = tl.load(scale + row, inside, 0.0).to(tl.float32)
+    result = ratio * (s / tl.sqrt(v))[:, None]
+    tl.store(out + offset, result.to(out.dtype.element_ty), mask)
+    tl.store(stats + row, mean, inside)
+    tl.store(stats + num + row, factor, inside)
+    tl.store(stats + 2 * num + row, slope, inside)
+
+
+@triton.jit
+def _backward_kernel(
+    grad,
+    weight,
+    scale,
+    stats,
+    grad_weight,
+    grad_scale,
+    num,
+    size,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = row < num
+    mask = inside[:, None] & (column < size)[None, :]
+    offset = row.to(tl.int64)[:, None] * size + column[None, :]
+    mean = tl.load(stats + row, inside, 0.0)
+    factor = tl.load(stats + num + row, inside, 0.0)
+    slope = tl.load(stats + 2 * num + row, inside, 0.0)
+    s = tl.load(scale + row, inside, 0.0).to(tl.float32)
+    g = tl.load(grad + offset, mask, 0.0).to(tl.float32)
+    w = tl.load(weight + offset, mask, 0.0).to(tl.float32)
+    normal = tl.where(mask, (w - mean[:, None]) * factor[:, None], 0.0)
+    along = tl.sum(g * normal, 1)  # the gradient of the scale
+    g -= (tl.sum(g, 1) / size)[:, None]
+    result = (s * factor)[:, None] * (g - normal * (along * slope)[:, None])
+    tl.store(grad_weight + offset, result.to(grad_weight.dtype.element_ty), mask)
+    tl.store(grad_scale + row, along.to(grad_scale.dtype.element_ty), inside)
+
+
+def _launch(kernel, rows: Tensor, *args, **constants) -> None:
+    num, size = rows.shape
+    columns = triton.next_power_of_2(size)
+    block = max(1, min(_ROW_BLOCK // columns, triton.next_power_of_2(num)))
+    warps = min(32, max(4, block * columns // 1024))
+    with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
+        kernel[(triton.cdiv(num, block),)](
+            *args, **constants, ROWS=block, COLUMNS=columns, num_warps=warps
+        )
+
+
+def forward(
+    rows: Tensor,
+    scale: Tensor,
+    fan: float,
+    eps: float,
+    clamp: bool,
+    least_unit: float,
+    out: Tensor,
+) -> tuple[Tensor]:
+    """Fill ``out``; returns per row the mean, the factor, and the slope of the variance."""
+    num, size = rows.shape
+    stats = rows.new_empty(3, num, dtype=torch.float32)
+    args = (rows, scale.contiguous(), out, stats, num, size, float(fan), float(eps), least_unit)
+    _launch(_forward_kernel, rows, *args, CLAMP=clamp)
+    return (stats,)
+
+
+def backward(
+    grad: Tensor, rows: Tensor, scale: Tensor, fan: float, stats: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the rows and of the scale."""
+    num, size = rows.shape
+    grad_rows, grad_scale = torch.empty_like(rows), torch.empty_like(scale)
+    args = (grad, rows, scale.contiguous(), stats, grad_rows, grad_scale, num, size)
+    _launch(_backward_kernel, rows, *args)
+    return grad_rows, grad_scale
