@@ -95,36 +95,54 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
             x = x.double()
         var, mean = torch.var_mean(x, dim=dims, correction=0)
         return ChannelStatistics(count, mean, var * count)
-    # On a CPU `var_mean` takes ten times as long as this: a cache-sized chunk at a time,
-    # the mean and the norm of its deviations from the mean of the first one.
+    # On a CPU `var_mean` takes ten times as long as the sum and the norm.
     if dim == x.dim() - 1 or (x.dim() == 4 and dim == 1 and x.stride(1) == 1):
-        x = x.movedim(dim, -1).flatten(0, -2)  # (positions, C)
-        chunks, over = x.split(min(max(1, _CHUNK // x.shape[1]), _ROWS)), 0
+        x, over = x.movedim(dim, -1).flatten(0, -2), 0  # (positions, C)
     else:
-        x = (x.flatten(0, dim - 1) if dim else x[None]).flatten(2)  # (N, C, positions)
-        chunks, over = x.split(max(1, _CHUNK // x[0].numel())), 2
-        if x.shape[2] > _SUM:
-            chunks = [part for chunk in chunks for part in chunk.split(_SUM, 2)]
-    shift = chunks[0].mean(over, keepdim=True)
-    shift = shift[:1] if over else shift
-    mean, square = torch.zeros(2, shift.numel(), dtype=x.dtype)
-    buffer = torch.empty(chunks[0].numel(), dtype=x.dtype)
-    for chunk in chunks:
-        deviations = torch.sub(chunk, shift, out=buffer[: chunk.numel()].view(chunk.shape))
-        sums = deviations.sum(over)
-        squares = torch.linalg.vector_norm(deviations, dim=over).square_()
-        if over:
-            sums, squares = sums.sum(0), squares.sum(0)
-        mean.add_(sums, alpha=1 / count)
-        square += squares
-    # From the shift the mean is near, so that nothing cancels.
-    m2 = (square - count * mean.square()).clamp_(min=0)
-    found = ChannelStatistics(count, shift.flatten() + mean, m2)
+        x, over = (x.flatten(0, dim - 1) if dim else x[None]).flatten(2), 2  # (N, C, positions)
+    mean, square = _mean_and_square(x, over, count)
+    m2 = square - count * mean.square()
+    if not bool((count * mean.square() <= _LEVEL * m2).all()):
+        # Far from 0 the squares nearly cancel: once more, from the mean of the first values.
+        shift = x[: _ROWS if over == 0 else 1].mean(over, keepdim=True)
+        mean, square = _mean_and_square(x, over, count, shift)
+        m2 = (square - count * mean.square()).clamp_(min=0)
+        mean = shift.flatten() + mean
+    found = ChannelStatistics(count, mean, m2)
     if x.dtype == torch.float32 and not torch.isfinite(found.avg_sq_mean + found.avg_var):
         return channel_statistics(given.double(), channel_dim)  # squares beyond float32
     return found
 
 
-_CHUNK = 1 << 19  # values
+def _mean_and_square(
+    x: Tensor, over: int, count: int, shift: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and sum of squares of each channel, or of its deviations from ``shift``.
+
+    ``over`` says what is summed: the rows of ``(positions, C)``, 0, or, 2, the positions of
+    ``(N, C, positions)`` and then the samples.
+    """
+    # A cache-sized chunk at a time where deviations are written.
+    chunk = _CHUNK if shift is None else _CHUNK >> 4
+    parts = x.split(min(max(1, chunk // x[0].numel()), _ROWS if over == 0 else len(x)))
+    if over and x.shape[2] > _SUM:
+        parts = [piece for part in parts for piece in part.split(_SUM, 2)]
+    mean, square = torch.zeros(2, x.shape[1], dtype=x.dtype)
+    buffer = None if shift is None else torch.empty(parts[0].numel(), dtype=x.dtype)
+    for part in parts:
+        if buffer is not None:
+            part = torch.sub(part, shift, out=buffer[: part.numel()].view(part.shape))
+        sums = part.sum(over)
+        squares = torch.linalg.vector_norm(part, dim=over).square_()
+        if over:
+            sums, squares = sums.sum(0), squares.sum(0)
+        mean.add_(sums, alpha=1 / count)
+        square += squares
+    return mean, square
+
+
+# How many times the variance the squared mean of a channel may be, for its sums to be exact enough.
+_LEVEL = 8
+_CHUNK = 1 << 23  # values
 # Squares that one norm adds up, along the rows and across them: float32 loses digits over more.
 _SUM, _ROWS = 1 << 15, 1 << 12

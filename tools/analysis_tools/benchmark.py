@@ -1,0 +1,415 @@
+"""What networks with and without norms cost: training, inference, memory, clipping.
+
+    python tools/analysis_tools/benchmark.py --out benchmarks/results/cost_cpu.json
+    python tools/analysis_tools/benchmark.py --device cuda --out benchmarks/results/cost_cuda.json
+
+Times are medians of interleaved runs in one process, as ratios to the plain network: the
+NF-ResNet-50 with ordinary convolutions and no factors at all. Beside the JSON file come a
+table (.md) and a figure (.png) of the same name.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from measuring import Times, forget_peak, interleaved, machine, memory, peak_beyond
+from mmengine.logging import MMLogger
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+import nf_plugins.models  # noqa: F401 (registers them)
+from nf_plugins.functional import adaptive_clip_grad_
+from nf_plugins.utils import ArgumentParser, atomic_write, command_line, complaint, positive
+
+PLAIN = dict(
+    conv_cfg=None,
+    alpha=1.0,
+    skipinit=False,
+    rescale_input=False,
+    act_cfg=dict(type='ReLU', gamma=1.0),
+)
+GROUPS = dict(type='GN', num_groups=32)
+CONFIGS: dict[str, dict[str, Any]] = {
+    'plain': dict(type='NFResNet', depth=50, **PLAIN),
+    'NF': dict(type='NFResNet', depth=50),
+    'PWS': dict(type='PWSResNet', depth=50),
+    'BN': dict(type='mmpretrain.ResNet', depth=50),
+    'GN': dict(type='mmpretrain.ResNet', depth=50, norm_cfg=GROUPS),
+    'WS + GN': dict(
+        type='mmpretrain.ResNet', depth=50, conv_cfg=dict(type='ConvWS'), norm_cfg=GROUPS
+    ),
+}
+TIMM = 'timm NF'
+DEPLOYED = ('NF', 'PWS')
+PARTS = ('step', 'inference', 'memory', 'agc', 'factors')
+
+
+def build(name: str) -> nn.Module:
+    if name != TIMM:
+        return MODELS.build(CONFIGS[name])
+    import timm
+
+    net = timm.create_model('nf_resnet50')
+    net.forward = net.forward_features
+    return net
+
+
+def features(net: nn.Module, x: Tensor) -> Tensor:
+    out = net(x)
+    return out if isinstance(out, Tensor) else out[-1]
+
+
+class Setting:
+    """The device, the precision and the form of the network of one series of runs."""
+
+    def __init__(self, device: str, dtype: str, compiled: bool, batch: int, size: int) -> None:
+        self.device, self.dtype, self.compiled = device, dtype, compiled
+        self.shape = (batch, 3, size, size)
+
+    @property
+    def label(self) -> str:
+        form = 'compiled' if self.compiled else 'eager'
+        sizes = 'x'.join(map(str, self.shape))
+        return f'{sizes}, {self.dtype}, {form}' if self.device != 'cpu' else sizes
+
+    def prepare(self, net: nn.Module) -> tuple[nn.Module, Tensor]:
+        """The network and an input of it; on a GPU in channels_last."""
+        layout = torch.contiguous_format if self.device == 'cpu' else torch.channels_last
+        net = net.to(self.device, memory_format=layout)
+        x = torch.randn(self.shape, device=self.device).to(memory_format=layout)
+        return (torch.compile(net) if self.compiled else net), x
+
+    def autocast(self) -> torch.autocast:
+        low = torch.bfloat16
+        return torch.autocast(self.device, low, enabled=self.dtype == 'bf16')
+
+
+def training_step(net: nn.Module, setting: Setting) -> Callable[[], None]:
+    """Forward, backward and an SGD step."""
+    net.train()
+    net, x = setting.prepare(net)
+    sgd = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
+
+    def job() -> None:
+        with setting.autocast():
+            loss = features(net, x).float().square().mean()
+        loss.backward()
+        sgd.step()
+        sgd.zero_grad()
+
+    return job
+
+
+def inference(net: nn.Module, setting: Setting) -> Callable[[], None]:
+    net.eval()
+    net, x = setting.prepare(net)
+
+    def job() -> None:
+        with torch.inference_mode(), setting.autocast():
+            features(net, x)
+
+    return job
+
+
+def deployed(name: str) -> nn.Module:
+    net = build(name)
+    net.switch_to_deploy()
+    return net
+
+
+def summary(times: Times, base: str = 'plain') -> dict[str, dict]:
+    """Milliseconds (median and quartiles) and the ratio of the medians of each job."""
+    reference = statistics.median(times[base])
+    found = {}
+    for name, seconds in times.items():
+        low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+        found[name] = dict(
+            ms=[round(1000 * s, 3) for s in (low, middle, high)],
+            ratio=round(middle / reference, 4),
+            ratio_quartiles=[round(s / reference, 4) for s in (low, high)],
+        )
+    return found
+
+
+def saved_bytes(name: str, shape: tuple[int, ...]) -> int:
+    """Bytes that the graph of a training step keeps for its backward pass.
+
+    Each piece of memory counts once, the parameters not at all.
+    """
+    net = build(name).train()
+    own = {p.untyped_storage().data_ptr() for p in net.parameters()}
+    kept: dict[int, int] = {}
+
+    def pack(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
+        out = features(net, torch.randn(shape))
+    del out
+    return sum(kept.values())
+
+
+def report_peak(name: str, shape: str) -> None:
+    """Print the MiB that two training steps need beyond the network and the input."""
+    quiet()
+    batch, _, size, _ = json.loads(shape)
+    small = training_step(build(name), Setting('cpu', 'fp32', False, 2, 64))
+    small()  # imports and libraries' own buffers
+    job = training_step(build(name), Setting('cpu', 'fp32', False, batch, size))
+    forget_peak()
+    before = memory('VmRSS')
+    job()
+    job()
+    print(memory('VmHWM') - before)
+
+
+def cuda_peak(name: str, setting: Setting) -> float:
+    """MiB that PyTorch's allocator gives to two training steps, network and input included."""
+    torch.cuda.empty_cache()
+    job = training_step(build(name), setting)
+    job()
+    torch.cuda.reset_peak_memory_stats()
+    job()
+    return torch.cuda.max_memory_allocated() / 2**20
+
+
+def clipping(device: str, rounds: int) -> dict[str, dict]:
+    """Our gradient clipping and timm's, on the parameters of NFNet-F0."""
+    from timm.utils.agc import adaptive_clip_grad
+
+    net = MODELS.build(dict(type='NFNet', arch='f0')).to(device)
+    params = list(net.parameters())
+    generator = torch.Generator(device).manual_seed(0)
+    for p in params:
+        p.grad = torch.randn(p.shape, device=device, generator=generator) * 0.01
+    jobs = {
+        'timm': lambda: adaptive_clip_grad(params, 0.01, 1e-3),
+        'ours': lambda: adaptive_clip_grad_(params, 0.01, 1e-3),
+    }
+    return summary(interleaved(jobs, rounds, warmup=3), base='timm')
+
+
+class FactorCounter(TorchDispatchMode):
+    """Counts multiplications of activations by a single number, a constant or a parameter.
+
+    An activation is a 4-D tensor with the batch in front.
+    """
+
+    OPS = ('mul', 'div', 'addcmul', 'addcdiv')
+
+    def __init__(self, batch: int) -> None:
+        super().__init__()
+        self.batch, self.count = batch, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        name = func._schema.name.partition('::')[2].rstrip('_')
+        out = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        if any(x.dim() == 4 and len(x) == self.batch and x[0, 0].numel() > 1 for x in out):
+            numbers = [
+                x
+                for x in args
+                if isinstance(x, (int, float)) or (isinstance(x, Tensor) and x.numel() == 1)
+            ]
+            scaled = name in self.OPS and numbers
+            if scaled or (name in ('add', 'sub') and kwargs.get('alpha', 1) != 1):
+                self.count += 1
+            elif name == 'addcmul' and kwargs.get('value', 1) != 1:
+                self.count += 1
+        return result
+
+
+def factor_passes(net: nn.Module, batch: int = 7) -> int:
+    """Passes over activations, of a training step, that multiply them by a number."""
+    net.train()
+    x = torch.randn(batch, 3, 64, 64)
+    with FactorCounter(batch) as counter:
+        features(net, x).sum().backward()
+    return counter.count
+
+
+def quiet() -> None:
+    MMLogger.get_instance('mmengine').setLevel('ERROR')
+
+
+def settings_of(args: Any) -> list[Setting]:
+    if args.device == 'cpu':
+        return [Setting('cpu', 'fp32', False, 8, size) for size in args.sizes]
+    return [
+        Setting(args.device, dtype, compiled, batch, 224)
+        for dtype in ('bf16', 'fp32')
+        for compiled in (False, True)
+        for batch in args.batches
+    ]
+
+
+def table(results: dict[str, dict]) -> str:
+    """The results in Markdown."""
+    lines = []
+    for part in ('training step', 'inference'):
+        found = results.get(part, {})
+        if not found:
+            continue
+        names = list(dict.fromkeys(name for times in found.values() for name in times))
+        lines += [
+            f'| {part} : plain | ' + ' | '.join(names) + ' |',
+            '| --- |' + ' ---: |' * len(names),
+        ]
+        for label, times in found.items():
+            cells = [f'{times[n]["ratio"]:.3f}' if n in times else '' for n in names]
+            lines.append(f'| {label} | ' + ' | '.join(cells) + ' |')
+        lines.append('')
+    sizes = results.get('memory', {})
+    for label, values in sizes.items():
+        lines += [f'| {label} | MiB | : plain |', '| --- | ---: | ---: |']
+        lines += [
+            f'| {name} | {value:.0f} | {value / values["plain"]:.3f} |'
+            for name, value in values.items()
+        ]
+        lines.append('')
+    if 'clipping' in results:
+        ms = {name: value['ms'][1] for name, value in results['clipping'].items()}
+        ratio = results['clipping']['ours']['ratio']
+        lines += [
+            '| AGC, NFNet-F0 | ms |',
+            '| --- | ---: |',
+            *(f'| {name} | {value:.1f} |' for name, value in ms.items()),
+            f'| ratio | {ratio:.3f} |',
+            '',
+        ]
+    if 'factors' in results:
+        lines += ['| passes that multiply activations by a number | |', '| --- | ---: |']
+        lines += [f'| {name} | {count} |' for name, count in results['factors'].items()]
+        lines.append('')
+    return '\n'.join(lines)
+
+
+def figure(results: dict[str, dict], path: Path) -> None:
+    """Bars of the ratios, with the quartiles."""
+    import io
+
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    panels = [
+        (f'{part}\n{label}', times)
+        for part in ('training step', 'inference')
+        for label, times in results.get(part, {}).items()
+    ]
+    if not panels:
+        return
+    columns = min(4, len(panels))
+    rows = -(-len(panels) // columns)
+    fig, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.9 * rows), squeeze=False)
+    for ax in axes.flat[len(panels) :]:
+        ax.remove()
+    for ax, (title, times) in zip(axes.flat, panels):
+        names = list(times)
+        values = [times[name]['ratio'] for name in names]
+        low, high = zip(*(times[name]['ratio_quartiles'] for name in names))
+        errors = [
+            [max(0.0, v - x) for v, x in zip(values, low)],
+            [max(0.0, x - v) for v, x in zip(values, high)],
+        ]
+        colours = ['0.6' if name == 'plain' else '#0072b2' for name in names]
+        ax.barh(names, values, color=colours, xerr=errors, error_kw=dict(lw=1, ecolor='0.3'))
+        for y, value in enumerate(values):
+            ax.text(0.02, y, f'{value:.2f}', va='center', color='white', fontsize=8)
+        ax.axvline(1, color='0.3', lw=0.8, ls='--')
+        ax.invert_yaxis()
+        ax.set_title(title, fontsize=9)
+        ax.tick_params(labelsize=8)
+        ax.set_xlabel('time : plain', fontsize=8)
+    fig.tight_layout()
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=130)
+    plt.close(fig)
+    atomic_write(path, buffer.getvalue())
+
+
+@command_line
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
+    parser.add_argument('--rounds', type=positive, default=9)
+    parser.add_argument('--sizes', type=positive, nargs='+', default=[224, 128], help='CPU')
+    parser.add_argument('--batches', type=positive, nargs='+', default=[256, 32], help='GPU')
+    parser.add_argument('--saved-batch', type=positive, default=32, help='of the bytes saved')
+    parser.add_argument('--networks', nargs='+', choices=[*CONFIGS, TIMM])
+    parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
+    parser.add_argument('--out', type=Path, help='JSON file')
+    with complaint('bad arguments'):
+        args = parser.parse_args()
+    quiet()
+    if args.device == 'cuda':
+        with complaint('--device cuda needs a GPU'):
+            torch.zeros(1, device='cuda')
+    torch.manual_seed(0)
+    names = args.networks or [*CONFIGS, TIMM]
+    names = list(dict.fromkeys(['plain', *names]))
+    results: dict[str, dict] = {}
+    settings = settings_of(args)
+
+    def measured(jobs: dict[str, Callable[[], None]]) -> dict:
+        return summary(interleaved(jobs, args.rounds, warmup=2))
+
+    for setting in settings:
+        print(setting.label, file=sys.stderr, flush=True)
+        if 'step' in args.parts:
+            jobs = {name: training_step(build(name), setting) for name in names}
+            results.setdefault('training step', {})[setting.label] = measured(jobs)
+        if 'inference' in args.parts:
+            jobs = {name: inference(build(name), setting) for name in names}
+            jobs |= {
+                f'{name} deployed': inference(deployed(name), setting)
+                for name in DEPLOYED
+                if name in names
+            }
+            results.setdefault('inference', {})[setting.label] = measured(jobs)
+        if 'memory' in args.parts and args.device == 'cuda':
+            label = f'peak memory of a training step, {setting.label}'
+            peaks = {name: cuda_peak(name, setting) for name in names}
+            results.setdefault('memory', {})[label] = peaks
+    if 'memory' in args.parts and args.device == 'cpu':
+        shape = (args.saved_batch, 3, args.sizes[0], args.sizes[0])
+        saved = {name: saved_bytes(name, shape) / 2**20 for name in names}
+        peak_shape = json.dumps(settings[0].shape)
+        peaks = {name: peak_beyond('benchmark', 'report_peak', name, peak_shape) for name in names}
+        results['memory'] = {
+            f'saved for the backward pass, {"x".join(map(str, shape))}': saved,
+            f'peak resident memory of a training step, {settings[0].label}': peaks,
+        }
+    if 'agc' in args.parts:
+        results['clipping'] = clipping(args.device, 3 * args.rounds)
+    if 'factors' in args.parts and args.device == 'cpu':
+        results['factors'] = {name: factor_passes(build(name)) for name in names}
+
+    text = table(results)
+    print(text)
+    if args.out:
+        command = shlex.join(['python', 'tools/analysis_tools/benchmark.py', *sys.argv[1:]])
+        found = dict(machine=machine(), command=command, results=results)
+        with complaint(f'cannot write {args.out}'):
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            atomic_write(args.out, json.dumps(found, indent=1) + '\n')
+            atomic_write(args.out.with_suffix('.md'), text)
+            figure(results, args.out.with_suffix('.png'))
+
+
+if __name__ == '__main__':
+    main()
