@@ -33,7 +33,7 @@ def _forward_kernel(
     size,
     fan,
     eps,
-    least_unit,
+    constant,
     CLAMP: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -46,8 +46,8 @@ def _forward_kernel(
     w = tl.load(weight + offset, mask, 0.0).to(tl.float32)
     mean = tl.sum(w, 1) / size
     w = tl.where(mask, w - mean[:, None], 0.0)
-    # A common factor of the row, which cancels, keeps the squares in range.
-    unit = tl.maximum(tl.max(tl.abs(w), 1), least_unit)
+    # A common factor of the row, which cancels, keeps the squares (and eps over it) in range.
+    unit = tl.maximum(tl.max(tl.abs(w), 1), tl.where(eps > 0, 1e-10, 1e-37))
     ratio = w / unit[:, None]
     v = fan * (tl.sum(ratio * ratio, 1) / size)
     floor = eps / unit / unit
@@ -59,7 +59,7 @@ def _forward_kernel(
     else:
         v += fan * floor
     factor = 1.0 / (tl.sqrt(v) * unit)
-    s = tl.load(scale + row, inside, 0.0).to(tl.float32)
+    s = tl.load(scale + row, inside, 0.0).to(tl.float32) * constant
     result = ratio * (s / tl.sqrt(v))[:, None]
     tl.store(out + offset, result.to(out.dtype.element_ty), mask)
     tl.store(stats + row, mean, inside)
@@ -77,6 +77,7 @@ def _backward_kernel(
     grad_scale,
     num,
     size,
+    constant,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -88,7 +89,7 @@ def _backward_kernel(
     mean = tl.load(stats + row, inside, 0.0)
     factor = tl.load(stats + num + row, inside, 0.0)
     slope = tl.load(stats + 2 * num + row, inside, 0.0)
-    s = tl.load(scale + row, inside, 0.0).to(tl.float32)
+    s = tl.load(scale + row, inside, 0.0).to(tl.float32) * constant
     g = tl.load(grad + offset, mask, 0.0).to(tl.float32)
     w = tl.load(weight + offset, mask, 0.0).to(tl.float32)
     normal = tl.where(mask, (w - mean[:, None]) * factor[:, None], 0.0)
@@ -96,7 +97,7 @@ def _backward_kernel(
     g -= (tl.sum(g, 1) / size)[:, None]
     result = (s * factor)[:, None] * (g - normal * (along * slope)[:, None])
     tl.store(grad_weight + offset, result.to(grad_weight.dtype.element_ty), mask)
-    tl.store(grad_scale + row, along.to(grad_scale.dtype.element_ty), inside)
+    tl.store(grad_scale + row, (along * constant).to(grad_scale.dtype.element_ty), inside)
 
 
 def _launch(kernel, rows: Tensor, *args, **constants) -> None:
@@ -111,28 +112,22 @@ def _launch(kernel, rows: Tensor, *args, **constants) -> None:
 
 
 def forward(
-    rows: Tensor,
-    scale: Tensor,
-    fan: float,
-    eps: float,
-    clamp: bool,
-    least_unit: float,
-    out: Tensor,
-) -> tuple[Tensor]:
+    rows: Tensor, scale: Tensor, out: Tensor, fan: float, eps: float, clamp: bool, constant: float
+) -> Tensor:
     """Fill ``out``; returns per row the mean, the factor, and the slope of the variance."""
     num, size = rows.shape
     stats = rows.new_empty(3, num, dtype=torch.float32)
-    args = (rows, scale.contiguous(), out, stats, num, size, float(fan), float(eps), least_unit)
+    args = (rows, scale.contiguous(), out, stats, num, size, fan, eps, constant)
     _launch(_forward_kernel, rows, *args, CLAMP=clamp)
-    return (stats,)
+    return stats
 
 
 def backward(
-    grad: Tensor, rows: Tensor, scale: Tensor, fan: float, stats: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Gradients of the rows and of the scale."""
+    grad: Tensor, rows: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
+) -> Tensor:
+    """Fill ``out`` with the gradient of the rows; returns that of the scale."""
     num, size = rows.shape
-    grad_rows, grad_scale = torch.empty_like(rows), torch.empty_like(scale)
-    args = (grad, rows, scale.contiguous(), stats, grad_rows, grad_scale, num, size)
+    grad_scale = torch.empty_like(scale)
+    args = (grad, rows, scale.contiguous(), stats, out, grad_scale, num, size, constant)
     _launch(_backward_kernel, rows, *args)
-    return grad_rows, grad_scale
+    return grad_scale

@@ -52,8 +52,9 @@ def scaled_standardize_weight(
         True
     """
     eps = EPS[eps_mode] if eps is None else eps
-    scale = weight.new_full((len(weight),), gamma) if gain is None else gain * gamma
-    return standardize(weight, scale, weight[0].numel(), eps, clamp=eps_mode == 'clamp')
+    scale = weight.new_ones(len(weight)) if gain is None else gain
+    fan_in, clamp = weight[0].numel(), eps_mode == 'clamp'
+    return standardize(weight, scale, fan_in, eps, clamp, constant=gamma)
 
 
 def parametric_standardize_weight(

@@ -134,19 +134,15 @@ class StandardizedConv2d(nn.Conv2d):
             skip_gain: another one, a scalar tensor: both join those of the weight.
             dtype: Of the result; None for that of the weight.
         """
-        scale = self.filter_scale(factor)
+        scale, law = self.law()
         if skip_gain is not None:
             scale = scale * skip_gain
-        # The system's allocator is what is slow, and other devices have one of PyTorch.
+        law['constant'] *= factor
         memory = self._memory if self.training else None
-        return standardize(self.weight, scale, **self.law(), dtype=dtype, memory=memory)
+        return standardize(self.weight, scale, **law, dtype=dtype, memory=memory)
 
-    def filter_scale(self, factor: float) -> Tensor:
-        """What each standardized filter is multiplied by, ``(out_channels,)``."""
-        raise NotImplementedError
-
-    def law(self) -> dict[str, Any]:
-        """``fan``, ``eps`` and ``clamp`` of :func:`standardize`."""
+    def law(self) -> tuple[Tensor, dict[str, Any]]:
+        """``scale`` of :func:`standardize`, and ``fan``, ``eps``, ``clamp`` and ``constant``."""
         raise NotImplementedError
 
     def weight_sources(self) -> tuple[Tensor, ...]:
@@ -303,13 +299,10 @@ class ScaledWSConv2d(StandardizedConv2d):
         if hasattr(self, 'gain') and self.gain is not None:
             nn.init.constant_(self.gain, self.gain_init)
 
-    def filter_scale(self, factor: float) -> Tensor:
-        if self.gain is None:
-            return self.weight.new_full((self.out_channels,), self.gamma * factor)
-        return self.gain * (self.gamma * factor)
-
-    def law(self) -> dict[str, Any]:
-        return dict(fan=self.fan_in, eps=self.eps, clamp=self.eps_mode == 'clamp')
+    def law(self) -> tuple[Tensor, dict[str, Any]]:
+        scale = self.weight.new_ones(self.out_channels) if self.gain is None else self.gain
+        clamp = self.eps_mode == 'clamp'
+        return scale, dict(fan=self.fan_in, eps=self.eps, clamp=clamp, constant=self.gamma)
 
     def weight_sources(self) -> tuple[Tensor, ...]:
         return (self.weight,) if self.gain is None else (self.weight, self.gain)
@@ -393,11 +386,9 @@ class PWSConv2d(StandardizedConv2d):
         if hasattr(self, 'alpha'):
             nn.init.ones_(self.alpha)
 
-    def filter_scale(self, factor: float) -> Tensor:
-        return self.alpha.flatten() * factor
-
-    def law(self) -> dict[str, Any]:
-        return dict(fan=self.fan / 2, eps=self.gamma)
+    def law(self) -> tuple[Tensor, dict[str, Any]]:
+        law = dict(fan=self.fan / 2, eps=self.gamma, clamp=False, constant=1.0)
+        return self.alpha.flatten(), law
 
     def weight_sources(self) -> tuple[Tensor, ...]:
         return self.weight, self.alpha
