@@ -40,10 +40,12 @@ def _library() -> ctypes.CDLL | None:
         pointer, size = ctypes.c_void_p, ctypes.c_int64
         real, flag = ctypes.c_double, ctypes.c_int
         for dtype in _DTYPES.values():
-            forward, backward = (getattr(library, f'{x}_{dtype}') for x in ('forward', 'backward'))
+            names = ('forward', 'again', 'backward')
+            forward, again, backward = (getattr(library, f'{name}_{dtype}') for name in names)
             forward.argtypes = [*[pointer] * 4, size, size, real, real, flag, real, flag]
             backward.argtypes = [*[pointer] * 6, size, size, real, flag]
-            forward.restype = backward.restype = None
+            again.argtypes = [*[pointer] * 4, size, size, real, flag]
+            forward.restype = again.restype = backward.restype = None
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
     return library
@@ -91,10 +93,18 @@ def forward(
     return stats
 
 
+def again(rows: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constant: float) -> None:
+    """Fill ``out`` once more, with what :func:`forward` has returned."""
+    call = getattr(_library(), f'again_{_DTYPES[rows.dtype]}')
+    scale = scale.to(rows.dtype).contiguous()
+    tensors = (x.data_ptr() for x in (rows, scale, out, stats))
+    call(*tensors, *rows.shape, constant, torch.get_num_threads())
+
+
 def backward(
     grad: Tensor, rows: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
 ) -> Tensor:
-    """Fill ``out`` with the gradient of the rows; returns that of the scale."""
+    """Fill ``out``, which may be ``grad``, with the rows' gradient; returns the scale's."""
     num, size = rows.shape
     grad_scale = torch.empty_like(scale, dtype=rows.dtype)
     call = getattr(_library(), f'backward_{_DTYPES[rows.dtype]}')

@@ -45,13 +45,28 @@
             int fixed = clamp && v < eps;                                                      \
             v = clamp ? (fixed ? eps : v) : v + fan * eps;                                     \
             const double factor = 1 / sqrt(v);                                                 \
-            const T all = (T)(constant * factor * scale[row]);                                 \
+            const T all = (T)(constant * (T)factor * scale[row]);                              \
             _Pragma("omp simd")                                                                \
             for (int64_t i = 0; i < size; i++)                                                 \
                 o[i] = (w[i] - mean) * all;                                                    \
             stats[row] = mean;                                                                 \
             stats[rows + row] = (T)factor;                                                     \
             stats[2 * rows + row] = fixed ? 0 : (T)(fan / size);                               \
+        }                                                                                      \
+    }                                                                                          \
+                                                                                               \
+    void again_##SUFFIX(const T *weight, const T *scale, T *out, const T *stats,               \
+                        int64_t rows, int64_t size, double constant, int threads)              \
+    {                                                                                          \
+        _Pragma("omp parallel for schedule(static) num_threads(threads)")                      \
+        for (int64_t row = 0; row < rows; row++) {                                             \
+            const T *w = weight + row * size;                                                  \
+            T *o = out + row * size;                                                           \
+            const T mean = stats[row];                                                         \
+            const T all = (T)(constant * stats[rows + row] * scale[row]);                      \
+            _Pragma("omp simd")                                                                \
+            for (int64_t i = 0; i < size; i++)                                                 \
+                o[i] = (w[i] - mean) * all;                                                    \
         }                                                                                      \
     }                                                                                          \
                                                                                                \

@@ -1,9 +1,7 @@
-"""What both weight standardizations share, with few passes over memory.
+"""What both weight standardizations share: the formula, and a convolution that pays little for it.
 
 A network without norms pays for the standardization of its weights alone, so nothing is
-read, written or kept here that need not be: the forward and the backward pass are one kernel
-each, in C on the CPU, in Triton on CUDA. What takes PyTorch's operations apart
-(``torch.compile``, export, ``torch.func``, dispatch modes) gets plain ones that do the same.
+read, written or kept here that need not be.
 """
 
 from __future__ import annotations
@@ -12,6 +10,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
@@ -23,48 +22,6 @@ except ImportError:  # Triton comes with PyTorch for CUDA
     triton_standardization = None
 
 
-class Memory:
-    """Memory for results that are made anew in each step.
-
-    On the CPU fresh memory costs more than the standardization does, because the system
-    has to find and clear its pages. So that of the last time is written again, unless
-    somebody refers to it still, as a graph does that waits for its backward pass.
-
-    Example:
-        >>> memory = Memory()
-        >>> first = memory.take('weight', torch.empty(3))
-        >>> second = memory.take('weight', torch.empty(3))
-        >>> first.data_ptr() == second.data_ptr()
-        False
-        >>> address = second.data_ptr()
-        >>> del second
-        >>> memory.take('weight', torch.empty(3)).data_ptr() == address
-        True
-    """
-
-    def __init__(self) -> None:
-        self.kept: dict[str, Tensor] = {}
-
-    def take(self, name: str, like: Tensor) -> Tensor:
-        """A tensor of the shape, strides, dtype and device of ``like``, with any content."""
-        kept = self.kept.get(name)
-        if kept is not None and _kind(kept) == _kind(like):
-            alias = kept.detach()  # before the count, so that two threads see each other
-            if _references(kept) <= 3:  # by `kept`, `alias`, and the counting itself
-                return alias
-        kept = self.kept[name] = torch.empty_like(like)
-        return kept.detach()
-
-
-def _kind(x: Tensor) -> tuple:
-    return x.shape, x.stride(), x.dtype, x.device
-
-
-def _references(x: Tensor) -> float:
-    count = getattr(torch._C, '_storage_Use_Count', None)
-    return count(x.untyped_storage()._cdata) if count else float('inf')
-
-
 def standardize(
     weight: Tensor,
     scale: Tensor,
@@ -72,8 +29,6 @@ def standardize(
     eps: float,
     clamp: bool = False,
     constant: float = 1.0,
-    dtype: torch.dtype | None = None,
-    memory: Memory | None = None,
 ) -> Tensor:
     r"""Standardize each filter and scale it.
 
@@ -89,36 +44,15 @@ def standardize(
         eps: :math:`\epsilon`.
         clamp: Which :math:`v`.
         constant: :math:`c`.
-        dtype: Of the result; None for that of ``weight``. The arithmetic is done in
-            float32 or wider.
-        memory: Where to put the result, on the CPU.
 
     Returns:
-        The standardized weight.
+        The standardized weight, in float32 or wider.
 
     Example:
         >>> w = standardize(torch.randn(8, 4, 3, 3), torch.ones(8), fan=36, eps=0.0)
         >>> torch.allclose(w.square().sum(dim=(1, 2, 3)), torch.ones(8))
         True
     """
-    dtype = dtype or weight.dtype
-    kernels = _kernels(weight)
-    if kernels is not None:
-        return _FusedStandardization.apply(
-            kernels, weight, scale, (float(fan), float(eps), clamp, float(constant)), dtype, memory
-        )
-    return plain_standardize(weight, scale, fan, eps, clamp, constant).to(dtype)
-
-
-def plain_standardize(
-    weight: Tensor,
-    scale: Tensor,
-    fan: float,
-    eps: float,
-    clamp: bool = False,
-    constant: float = 1.0,
-) -> Tensor:
-    """:func:`standardize` by PyTorch's operations; the result has the arithmetic's dtype."""
     if weight.dtype in (torch.float16, torch.bfloat16):
         weight, scale = weight.float(), scale.float()
     dims = tuple(range(1, weight.dim()))
@@ -132,16 +66,57 @@ def plain_standardize(
     return (weight - mean) * (constant * scale.view_as(mean) * torch.rsqrt(v))
 
 
+class Workspace:
+    """Memory of the CPU for a result that is soon forgotten.
+
+    Fresh memory costs more than the standardization does, because the system has to find
+    and clear its pages. This one is used again unless somebody, in another thread, still
+    refers to it; and what is written again soon does not leave the processor's cache.
+
+    Example:
+        >>> workspace = Workspace()
+        >>> first = workspace.take(torch.empty(3))
+        >>> second = workspace.take(torch.empty(3))
+        >>> first.data_ptr() == second.data_ptr()
+        False
+        >>> address = second.data_ptr()
+        >>> del second
+        >>> workspace.take(torch.empty(2)).data_ptr() == address
+        True
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[torch.dtype, Tensor] = {}
+
+    def take(self, like: Tensor) -> Tensor:
+        """A tensor of the shape, strides and dtype of ``like``, with any content."""
+        kept = self.kept.get(like.dtype)
+        if kept is not None and kept.numel() >= like.numel():
+            taken = kept.as_strided(like.shape, like.stride())
+            if _references(kept) <= 3:  # by `kept`, `taken` and the counting; after `taken` is
+                return taken  # there, so that two threads see each other
+        kept = self.kept[like.dtype] = like.new_empty(like.numel())
+        return kept.as_strided(like.shape, like.stride())
+
+
+def _references(x: Tensor) -> float:
+    count = getattr(torch._C, '_storage_Use_Count', None)
+    return count(x.untyped_storage()._cdata) if count else float('inf')
+
+
+_workspace = Workspace()
+
+
 def _rows(x: Tensor) -> Tensor | None:
     """``(out_channels, fan_in)`` on the memory of ``x``, in the order that it has there."""
     if x.is_contiguous():
         return x.view(len(x), -1)
-    if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+    if x.is_contiguous(memory_format=torch.channels_last):
         return x.permute(0, 2, 3, 1).reshape(len(x), -1)
     return None
 
 
-def _kernels(weight: Tensor) -> ModuleType | None:
+def _kernels(x: Tensor, weight: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """The module with the kernels for a weight, here and now; None for plain operations."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
@@ -149,57 +124,142 @@ def _kernels(weight: Tensor) -> ModuleType | None:
         return None
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return None
-    kernels = {'cpu': cpu_standardization, 'cuda': triton_standardization}.get(weight.device.type)
-    rows = _rows(weight)
-    if kernels is None or rows is None or not weight.numel() or not kernels.supports(rows):
+    device = weight.device.type
+    kernels = {'cpu': cpu_standardization, 'cuda': triton_standardization}.get(device)
+    if kernels is None or x.device != weight.device or x.dim() != 4 or not x.numel():
         return None
-    return kernels
+    if device == 'cpu' and dtype != weight.dtype:
+        return None
+    rows = _rows(weight)
+    return kernels if rows is not None and kernels.supports(rows) else None
 
 
-class _FusedStandardization(torch.autograd.Function):
-    """Keeps for the backward pass the parameters and a few numbers for each filter."""
+def standardized_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+    **law: Any,
+) -> Tensor:
+    r"""A convolution with a standardized weight.
+
+    The same as ``F.conv2d(x, standardize(weight, scale, **law), ...)``, but the standardized
+    weight is made by one kernel (in C on the CPU, in Triton on CUDA) in the dtype that the
+    convolution computes in, forgotten, and made again for the backward pass, in which one
+    more kernel turns the gradient of the standardized weight into that of the weight, in
+    place. So nothing is kept that an ordinary convolution would not keep. What takes
+    PyTorch's operations apart (``torch.compile``, export, ``torch.func``, dispatch modes)
+    gets plain ones that do the same.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weight: See :func:`standardize`.
+        scale: See :func:`standardize`.
+        bias: As in :func:`torch.nn.functional.conv2d`, like
+        stride: this,
+        padding: this,
+        dilation: this and
+        groups: this.
+        **law: ``fan``, ``eps``, ``clamp`` and ``constant`` of :func:`standardize`.
+
+    Returns:
+        The output of the convolution.
+
+    Example:
+        >>> x, weight, scale = torch.randn(1, 4, 5, 5), torch.randn(8, 4, 3, 3), torch.ones(8)
+        >>> out = standardized_conv2d(x, weight, scale, fan=36, eps=0.0)
+        >>> torch.allclose(out, F.conv2d(x, standardize(weight, scale, 36, 0.0)), atol=1e-6)
+        True
+    """
+    dtype = compute_dtype(weight)
+    geometry = (stride, padding, dilation, groups)
+    kernels = _kernels(x, weight, dtype)
+    if kernels is None:
+        standardized = standardize(weight, scale, **law).to(weight.dtype)
+        return F.conv2d(x, standardized, bias, *geometry)
+    if dtype != weight.dtype:
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    law = dict(clamp=False, constant=1.0) | law
+    return _StandardizedConv2d.apply(kernels, x, weight, scale, bias, law, geometry)
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype that a convolution with this weight computes in."""
+    device = weight.device.type
+    if weight.dtype == torch.float32 and torch.amp.is_autocast_available(device):
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+class _StandardizedConv2d(torch.autograd.Function):
+    """Keeps for the backward pass what a convolution keeps, and a few numbers per filter."""
 
     @staticmethod
     def forward(
         ctx: Any,
         kernels: ModuleType,
+        x: Tensor,
         weight: Tensor,
         scale: Tensor,
-        law: tuple[float, float, bool, float],
-        dtype: torch.dtype,
-        memory: Memory | None,
+        bias: Tensor | None,
+        law: dict[str, Any],
+        geometry: tuple,
     ) -> Tensor:
-        if weight.is_cuda:
-            out, memory = torch.empty_like(weight, dtype=dtype), None
-        else:
-            out = _result('weight', weight, memory)
-        stats = kernels.forward(_rows(weight), scale, _rows(out), *law)
-        ctx.save_for_backward(weight, scale, stats)
-        ctx.kernels, ctx.law, ctx.memory = kernels, law, memory
-        return out.to(dtype)
+        standardized = _empty(x, weight)
+        stats = kernels.forward(_rows(weight), scale, _rows(standardized), **law)
+        ctx.save_for_backward(x, weight, scale, bias, stats)
+        ctx.kernels, ctx.law, ctx.geometry = kernels, law, geometry
+        return F.conv2d(x, standardized, bias, *geometry)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple:
-        weight, scale, stats = ctx.saved_tensors
+        x, weight, scale, bias, stats = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:5]
         if torch.is_grad_enabled():  # the result will be differentiated
-            grads = _plain_grads(grad, weight, scale, ctx.law, ctx.needs_input_grad[1:3])
-        else:
-            if grad.stride() != weight.stride():
-                grad = torch.empty_like(weight, dtype=grad.dtype).copy_(grad)
-            out = _result('gradient', weight, ctx.memory)
-            rows = (_rows(x) for x in (grad, weight, out))
-            grads = out, ctx.kernels.backward(*rows, scale, stats, ctx.law[-1])
-        return None, *grads, None, None, None
+            standardized = standardize(weight, scale, **ctx.law).to(x.dtype)
+            out = F.conv2d(x, standardized, bias, *ctx.geometry)
+            wanted = [t for t, need in zip((x, weight, scale, bias), needs) if need]
+            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            return None, *(next(grads) if need else None for need in needs), None, None
+
+        rows, constant = _rows(weight), ctx.law['constant']
+        standardized = _empty(x, weight)
+        if needs[0]:
+            ctx.kernels.again(rows, scale, _rows(standardized), stats, constant)
+        stride, padding, dilation, groups = ctx.geometry
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            standardized,
+            None if bias is None else bias.shape,
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            (needs[0], needs[1] or needs[2], needs[3]),
+        )
+        grad_scale = None
+        if grad_weight is not None:
+            if grad_weight.stride() != weight.stride():
+                grad_weight = torch.empty_like(weight, dtype=x.dtype).copy_(grad_weight)
+            same = grad_weight.dtype == weight.dtype
+            out = grad_weight if same else torch.empty_like(weight)
+            grad_scale = ctx.kernels.backward(
+                _rows(grad_weight), rows, _rows(out), scale, stats, constant
+            )
+            grad_weight = out
+        return None, grad_x, grad_weight, grad_scale, grad_bias, None, None
 
 
-def _result(name: str, weight: Tensor, memory: Memory | None) -> Tensor:
-    return torch.empty_like(weight) if memory is None else memory.take(name, weight.detach())
-
-
-def _plain_grads(
-    grad: Tensor, weight: Tensor, scale: Tensor, law: tuple, needed: tuple[bool, bool]
-) -> list[Tensor | None]:
-    out = plain_standardize(weight, scale, *law).to(grad.dtype)
-    wanted = [x for x, need in zip((weight, scale), needed) if need]
-    grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
-    return [next(grads) if need else None for need in needed]
+def _empty(x: Tensor, weight: Tensor) -> Tensor:
+    """Room for the standardized weight, in the dtype of ``x``."""
+    if weight.is_cuda:
+        return torch.empty_like(weight, dtype=x.dtype)
+    return _workspace.take(weight.detach())

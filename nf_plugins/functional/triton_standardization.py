@@ -60,11 +60,36 @@ def _forward_kernel(
         v += fan * floor
     factor = 1.0 / (tl.sqrt(v) * unit)
     s = tl.load(scale + row, inside, 0.0).to(tl.float32) * constant
-    result = ratio * (s / tl.sqrt(v))[:, None]
+    result = w * (s * factor)[:, None]
     tl.store(out + offset, result.to(out.dtype.element_ty), mask)
     tl.store(stats + row, mean, inside)
     tl.store(stats + num + row, factor, inside)
     tl.store(stats + 2 * num + row, slope, inside)
+
+
+@triton.jit
+def _again_kernel(
+    weight,
+    scale,
+    out,
+    stats,
+    num,
+    size,
+    constant,
+    ROWS: tl.constexpr,
+    COLUMNS: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = row < num
+    mask = inside[:, None] & (column < size)[None, :]
+    offset = row.to(tl.int64)[:, None] * size + column[None, :]
+    mean = tl.load(stats + row, inside, 0.0)
+    factor = tl.load(stats + num + row, inside, 0.0)
+    s = tl.load(scale + row, inside, 0.0).to(tl.float32) * constant
+    w = tl.load(weight + offset, mask, 0.0).to(tl.float32)
+    result = (w - mean[:, None]) * (s * factor)[:, None]
+    tl.store(out + offset, result.to(out.dtype.element_ty), mask)
 
 
 @triton.jit
@@ -122,10 +147,16 @@ def forward(
     return stats
 
 
+def again(rows: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constant: float) -> None:
+    """Fill ``out`` once more, with what :func:`forward` has returned."""
+    args = (rows, scale.contiguous(), out, stats, *rows.shape, constant)
+    _launch(_again_kernel, rows, *args)
+
+
 def backward(
     grad: Tensor, rows: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
 ) -> Tensor:
-    """Fill ``out`` with the gradient of the rows; returns that of the scale."""
+    """Fill ``out``, which may be ``grad``, with the rows' gradient; returns the scale's."""
     num, size = rows.shape
     grad_scale = torch.empty_like(scale)
     args = (grad, rows, scale.contiguous(), stats, out, grad_scale, num, size, constant)

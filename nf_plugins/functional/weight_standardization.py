@@ -54,7 +54,7 @@ def scaled_standardize_weight(
     eps = EPS[eps_mode] if eps is None else eps
     scale = weight.new_ones(len(weight)) if gain is None else gain
     fan_in, clamp = weight[0].numel(), eps_mode == 'clamp'
-    return standardize(weight, scale, fan_in, eps, clamp, constant=gamma)
+    return standardize(weight, scale, fan_in, eps, clamp, gamma).to(weight.dtype)
 
 
 def parametric_standardize_weight(
@@ -85,4 +85,4 @@ def parametric_standardize_weight(
     """
     fan = weight[0].numel() if fan is None else fan
     scale = weight.new_ones(len(weight)) if alpha is None else alpha.flatten()
-    return standardize(weight, scale, fan / 2, gamma)
+    return standardize(weight, scale, fan / 2, gamma).to(weight.dtype)

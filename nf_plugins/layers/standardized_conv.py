@@ -18,7 +18,7 @@ from nf_plugins.functional import (
     channel_statistics,
     same_padding,
 )
-from nf_plugins.functional.standardization import Memory, standardize
+from nf_plugins.functional.standardization import compute_dtype, standardize, standardized_conv2d
 from nf_plugins.functional.weight_standardization import EPS
 from nf_plugins.registry import MODELS
 
@@ -33,15 +33,6 @@ class _Cached(NamedTuple):
     key: tuple
     weight: Tensor
     sources: tuple[Tensor, ...]
-
-
-def _compute_dtype(weight: Tensor) -> torch.dtype:
-    """The dtype that a convolution with this weight computes in."""
-    device = weight.device.type
-    if weight.dtype == torch.float32 and torch.amp.is_autocast_available(device):
-        if torch.is_autocast_enabled(device):
-            return torch.get_autocast_dtype(device)
-    return weight.dtype
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -114,32 +105,26 @@ class StandardizedConv2d(nn.Conv2d):
             **kwargs,
         )
         self._cached: _Cached | None = None
-        self._memory = Memory()
 
     @property
     def fan_in(self) -> int:
         """Inputs of one output: ``in_channels / groups * kh * kw``."""
         return self.weight[0].numel()
 
-    def standardize(
-        self,
-        factor: float = 1.0,
-        skip_gain: Tensor | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
+    def standardize(self, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
         """The standardized weight, computed from the parameters of this moment.
 
         Args:
             factor: A factor of the output, and
             skip_gain: another one, a scalar tensor: both join those of the weight.
-            dtype: Of the result; None for that of the weight.
         """
+        scale, law = self._scaled_law(factor, skip_gain)
+        return standardize(self.weight, scale, **law).to(self.weight.dtype)
+
+    def _scaled_law(self, factor: float, skip_gain: Tensor | None) -> tuple[Tensor, dict]:
         scale, law = self.law()
-        if skip_gain is not None:
-            scale = scale * skip_gain
         law['constant'] *= factor
-        memory = self._memory if self.training else None
-        return standardize(self.weight, scale, **law, dtype=dtype, memory=memory)
+        return (scale if skip_gain is None else scale * skip_gain), law
 
     def law(self) -> tuple[Tensor, dict[str, Any]]:
         """``scale`` of :func:`standardize`, and ``fan``, ``eps``, ``clamp`` and ``constant``."""
@@ -149,28 +134,27 @@ class StandardizedConv2d(nn.Conv2d):
         """The parameters that :meth:`standardize` reads."""
         raise NotImplementedError
 
+    def _is_cacheable(self, sources: tuple[Tensor, ...]) -> bool:
+        if self.training or torch.compiler.is_compiling():
+            return False
+        return not (torch.is_grad_enabled() and any(p.requires_grad for p in sources))
+
     def effective_weight(self, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
-        """The weight that the convolution uses: :meth:`standardize`, cached in evaluation."""
-        sources = (
-            self.weight_sources() if skip_gain is None else (*self.weight_sources(), skip_gain)
-        )
-        dtype = _compute_dtype(self.weight)
-        wants_grad = torch.is_grad_enabled() and any(p.requires_grad for p in sources)
-        if self.training or wants_grad or torch.compiler.is_compiling():
-            # Fused optimizers do not count versions, but a gradient comes before a step.
-            if not torch.compiler.is_compiling():
-                self._cached = None
-            return self.standardize(factor, skip_gain, dtype)
+        """The weight that the convolution uses in evaluation: standardized once, in its dtype."""
+        sources = (*self.weight_sources(), *([] if skip_gain is None else [skip_gain]))
+        dtype = compute_dtype(self.weight)
+        if not self._is_cacheable(sources):
+            return self.standardize(factor, skip_gain).to(dtype)
         try:
             key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in sources)
         except RuntimeError:  # no version or address: inference tensors, torch.func transforms
-            return self.standardize(factor, skip_gain, dtype)
+            return self.standardize(factor, skip_gain).to(dtype)
         key = (factor, dtype, *key)
         cached = self._cached
         if cached is None or cached.key != key:
             # A tensor made in inference mode could not be used outside it.
             with torch.inference_mode(False), torch.no_grad():
-                weight = self.standardize(factor, skip_gain, dtype)
+                weight = self.standardize(factor, skip_gain).to(dtype)
                 cached = _Cached(key, weight, tuple(p.detach() for p in sources))
             self._cached = cached
         return cached.weight
@@ -180,18 +164,37 @@ class StandardizedConv2d(nn.Conv2d):
         bias = self.bias
         if bias is not None and (factor != 1 or skip_gain is not None):
             bias = bias * factor if skip_gain is None else bias * (factor * skip_gain)
-        return self._conv_forward(x, self.effective_weight(factor, skip_gain), bias)
+        sources = (*self.weight_sources(), *([] if skip_gain is None else [skip_gain]))
+        if self._is_cacheable(sources):
+            return self._conv_forward(x, self.effective_weight(factor, skip_gain), bias)
+        if not torch.compiler.is_compiling():
+            # Fused optimizers do not count versions, but a gradient comes before a step.
+            self._cached = None
+        scale, law = self._scaled_law(factor, skip_gain)
+        x, padding = self._pad(x)
+        geometry = (self.stride, padding, self.dilation, self.groups)
+        return standardized_conv2d(x, self.weight, scale, bias, *geometry, **law)
 
-    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._strided_same:
-            return super()._conv_forward(x, weight, bias)
+    def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input, padded where a convolution cannot, and what the convolution pads."""
+        if self.padding_mode != 'zeros':
+            return F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
+        if self.padding == 'valid':
+            return x, (0, 0)
+        if self.padding != 'same' and not self._strided_same:
+            return x, self.padding
         pads = [
             same_padding(x.shape[axis - 2], self.kernel_size[axis], *step)
             for axis, step in enumerate(zip(self.stride, self.dilation))
         ]
-        padding = [before for before, _ in pads]
         if any(before != after for before, after in pads):
-            x, padding = F.pad(x, [*pads[1], *pads[0]]), 0
+            return F.pad(x, [*pads[1], *pads[0]]), (0, 0)
+        return x, tuple(before for before, _ in pads)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self._strided_same:
+            return super()._conv_forward(x, weight, bias)
+        x, padding = self._pad(x)
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     @torch.no_grad()
@@ -216,7 +219,6 @@ class StandardizedConv2d(nn.Conv2d):
     def clear_cache(self) -> None:
         """Forget the standardized weight."""
         self._cached = None
-        self._memory = Memory()
 
     def train(self, mode: bool = True) -> StandardizedConv2d:
         self.clear_cache()
@@ -227,7 +229,7 @@ class StandardizedConv2d(nn.Conv2d):
         return super()._apply(fn, *args, **kwargs)
 
     def __getstate__(self) -> dict:
-        return {**self.__dict__, '_cached': None, '_memory': Memory()}
+        return {**self.__dict__, '_cached': None}
 
     def extra_repr(self) -> str:
         padding = ', padding=same' if self._strided_same else ''
