@@ -26,29 +26,33 @@ _DTYPES = {torch.float32: 'float32', torch.float64: 'float64'}
 _OPTIONS = ('-std=c99', '-O3', '-fopenmp', '-fPIC', '-fno-math-errno')
 
 
-def supports(rows: Tensor) -> bool:
+def supports(weight: Tensor) -> bool:
     """Whether the kernels exist here and take this dtype."""
-    return rows.dtype in _DTYPES and _library() is not None
+    return weight.dtype in _DTYPES and _library() is not None
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
+def _library() -> dict[torch.dtype, tuple] | None:
+    """The functions ``forward``, ``again`` and ``backward`` of each dtype."""
     if os.environ.get('NF_PLUGINS_NO_KERNELS', '') not in ('', '0'):
         return None
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    real, flag = ctypes.c_double, ctypes.c_int
+    arguments = dict(
+        forward=[*[pointer] * 4, size, size, real, real, flag, real, flag],
+        again=[*[pointer] * 4, size, size, real, flag],
+        backward=[*[pointer] * 6, size, size, real, flag],
+    )
     try:
         library = ctypes.CDLL(str(_compiled()))
-        pointer, size = ctypes.c_void_p, ctypes.c_int64
-        real, flag = ctypes.c_double, ctypes.c_int
-        for dtype in _DTYPES.values():
-            names = ('forward', 'again', 'backward')
-            forward, again, backward = (getattr(library, f'{name}_{dtype}') for name in names)
-            forward.argtypes = [*[pointer] * 4, size, size, real, real, flag, real, flag]
-            backward.argtypes = [*[pointer] * 6, size, size, real, flag]
-            again.argtypes = [*[pointer] * 4, size, size, real, flag]
-            forward.restype = again.restype = backward.restype = None
+        found = {}
+        for dtype, suffix in _DTYPES.items():
+            found[dtype] = tuple(getattr(library, f'{name}_{suffix}') for name in arguments)
+            for function, types in zip(found[dtype], arguments.values()):
+                function.argtypes, function.restype = types, None
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
-    return library
+    return found
 
 
 def _compiled() -> Path:
@@ -80,35 +84,40 @@ def _processor() -> str:
     return next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0])
 
 
+def _threads(weight: Tensor) -> int:
+    """As many as there is work for: to wake one takes as long as some ten thousand weights."""
+    return min(torch.get_num_threads(), 1 + (weight.numel() >> 16))
+
+
 def forward(
-    rows: Tensor, scale: Tensor, out: Tensor, fan: float, eps: float, clamp: bool, constant: float
+    weight: Tensor, scale: Tensor, out: Tensor, fan: float, eps: float, clamp: bool, constant: float
 ) -> Tensor:
-    """Fill ``out``; returns per row the mean, the factor, and the slope of the variance."""
-    num, size = rows.shape
-    stats = rows.new_empty(3, num)
-    call = getattr(_library(), f'forward_{_DTYPES[rows.dtype]}')
-    scale = scale.to(rows.dtype).contiguous()
-    tensors = (x.data_ptr() for x in (rows, scale, out, stats))
-    call(*tensors, num, size, fan, eps, clamp, constant, torch.get_num_threads())
+    """Fill ``out``; returns per filter the mean, the factor, and the slope of the variance."""
+    num = weight.shape[0]
+    stats = weight.new_empty(3, num)
+    call = _library()[weight.dtype][0]
+    tensors = (weight.data_ptr(), scale.data_ptr(), out.data_ptr(), stats.data_ptr())
+    size = weight.numel() // num
+    call(*tensors, num, size, fan, eps, clamp, constant, _threads(weight))
     return stats
 
 
-def again(rows: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constant: float) -> None:
+def again(weight: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constant: float) -> None:
     """Fill ``out`` once more, with what :func:`forward` has returned."""
-    call = getattr(_library(), f'again_{_DTYPES[rows.dtype]}')
-    scale = scale.to(rows.dtype).contiguous()
-    tensors = (x.data_ptr() for x in (rows, scale, out, stats))
-    call(*tensors, *rows.shape, constant, torch.get_num_threads())
+    num = weight.shape[0]
+    call = _library()[weight.dtype][1]
+    tensors = (weight.data_ptr(), scale.data_ptr(), out.data_ptr(), stats.data_ptr())
+    call(*tensors, num, weight.numel() // num, constant, _threads(weight))
 
 
 def backward(
-    grad: Tensor, rows: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
+    grad: Tensor, weight: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
 ) -> Tensor:
-    """Fill ``out``, which may be ``grad``, with the rows' gradient; returns the scale's."""
-    num, size = rows.shape
-    grad_scale = torch.empty_like(scale, dtype=rows.dtype)
-    call = getattr(_library(), f'backward_{_DTYPES[rows.dtype]}')
-    grad, scale = grad.to(rows.dtype), scale.to(rows.dtype).contiguous()
-    tensors = (x.data_ptr() for x in (grad, rows, scale, stats, out, grad_scale))
-    call(*tensors, num, size, constant, torch.get_num_threads())
+    """Fill ``out``, which may be ``grad``, with the weight's gradient; returns the scale's."""
+    num = weight.shape[0]
+    grad_scale = torch.empty_like(scale)
+    call = _library()[weight.dtype][2]
+    tensors = (grad, weight, scale, stats, out, grad_scale)
+    pointers = [x.data_ptr() for x in tensors]
+    call(*pointers, num, weight.numel() // num, constant, _threads(weight))
     return grad_scale

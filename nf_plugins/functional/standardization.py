@@ -107,31 +107,26 @@ def _references(x: Tensor) -> float:
 _workspace = Workspace()
 
 
-def _rows(x: Tensor) -> Tensor | None:
-    """``(out_channels, fan_in)`` on the memory of ``x``, in the order that it has there."""
-    if x.is_contiguous():
-        return x.view(len(x), -1)
-    if x.is_contiguous(memory_format=torch.channels_last):
-        return x.permute(0, 2, 3, 1).reshape(len(x), -1)
-    return None
-
-
 def _kernels(x: Tensor, weight: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """The module with the kernels for a weight, here and now; None for plain operations."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
-    if type(weight) not in (Tensor, torch.nn.Parameter) or forward_ad._current_level >= 0:
+    if type(weight) not in (torch.nn.Parameter, Tensor) or forward_ad._current_level >= 0:
         return None
     if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
         return None
-    device = weight.device.type
-    kernels = {'cpu': cpu_standardization, 'cuda': triton_standardization}.get(device)
+    if weight.is_cuda:
+        kernels = triton_standardization
+    else:
+        kernels = cpu_standardization if weight.is_cpu and dtype == weight.dtype else None
     if kernels is None or x.device != weight.device or x.dim() != 4 or not x.numel():
         return None
-    if device == 'cpu' and dtype != weight.dtype:
-        return None
-    rows = _rows(weight)
-    return kernels if rows is not None and kernels.supports(rows) else None
+    return kernels if _is_dense(weight) and kernels.supports(weight) else None
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Whether each filter is one piece of memory after the other, in whatever order inside."""
+    return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def standardized_conv2d(
@@ -183,7 +178,7 @@ def standardized_conv2d(
         return F.conv2d(x, standardized, bias, *geometry)
     if dtype != weight.dtype:
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
-    law = dict(clamp=False, constant=1.0) | law
+    scale, law = scale.to(weight.dtype).contiguous(), dict(clamp=False, constant=1.0) | law
     return _StandardizedConv2d.apply(kernels, x, weight, scale, bias, law, geometry)
 
 
@@ -211,7 +206,7 @@ class _StandardizedConv2d(torch.autograd.Function):
         geometry: tuple,
     ) -> Tensor:
         standardized = _empty(x, weight)
-        stats = kernels.forward(_rows(weight), scale, _rows(standardized), **law)
+        stats = kernels.forward(weight, scale, standardized, **law)
         ctx.save_for_backward(x, weight, scale, bias, stats)
         ctx.kernels, ctx.law, ctx.geometry = kernels, law, geometry
         return F.conv2d(x, standardized, bias, *geometry)
@@ -227,10 +222,9 @@ class _StandardizedConv2d(torch.autograd.Function):
             grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
             return None, *(next(grads) if need else None for need in needs), None, None
 
-        rows, constant = _rows(weight), ctx.law['constant']
-        standardized = _empty(x, weight)
+        constant, standardized = ctx.law['constant'], _empty(x, weight)
         if needs[0]:
-            ctx.kernels.again(rows, scale, _rows(standardized), stats, constant)
+            ctx.kernels.again(weight, scale, standardized, stats, constant)
         stride, padding, dilation, groups = ctx.geometry
         grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
             grad,
@@ -251,9 +245,7 @@ class _StandardizedConv2d(torch.autograd.Function):
                 grad_weight = torch.empty_like(weight, dtype=x.dtype).copy_(grad_weight)
             same = grad_weight.dtype == weight.dtype
             out = grad_weight if same else torch.empty_like(weight)
-            grad_scale = ctx.kernels.backward(
-                _rows(grad_weight), rows, _rows(out), scale, stats, constant
-            )
+            grad_scale = ctx.kernels.backward(grad_weight, weight, out, scale, stats, constant)
             grad_weight = out
         return None, grad_x, grad_weight, grad_scale, grad_bias, None, None
 

@@ -17,10 +17,10 @@ LONGEST_ROW = 32768
 _ROW_BLOCK = 1024  # elements of a program of short rows
 
 
-def supports(rows: Tensor) -> bool:
-    """Whether the kernels take these rows: float32 or narrower, and not too long."""
-    narrow = rows.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return narrow and rows.shape[1] <= LONGEST_ROW
+def supports(weight: Tensor) -> bool:
+    """Whether the kernels take these filters: float32 or narrower, and not too long."""
+    narrow = weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return narrow and weight.numel() <= LONGEST_ROW * len(weight)
 
 
 @triton.jit
@@ -29,11 +29,11 @@ def _forward_kernel(
     scale,
     out,
     stats,
-    num,
-    size,
     fan,
     eps,
     constant,
+    num,
+    size,
     CLAMP: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
@@ -73,9 +73,9 @@ def _again_kernel(
     scale,
     out,
     stats,
+    constant,
     num,
     size,
-    constant,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -94,15 +94,15 @@ def _again_kernel(
 
 @triton.jit
 def _backward_kernel(
-    grad,
     weight,
+    grad,
     scale,
     stats,
     grad_weight,
     grad_scale,
+    constant,
     num,
     size,
-    constant,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
@@ -125,40 +125,37 @@ def _backward_kernel(
     tl.store(grad_scale + row, (along * constant).to(grad_scale.dtype.element_ty), inside)
 
 
-def _launch(kernel, rows: Tensor, *args, **constants) -> None:
-    num, size = rows.shape
+def _launch(kernel, weight: Tensor, *args, **constants) -> None:
+    num = len(weight)
+    size = weight.numel() // num
     columns = triton.next_power_of_2(size)
     block = max(1, min(_ROW_BLOCK // columns, triton.next_power_of_2(num)))
     warps = min(32, max(4, block * columns // 1024))
-    with torch.cuda.device(rows.device) if rows.is_cuda else nullcontext():
+    with torch.cuda.device(weight.device) if weight.is_cuda else nullcontext():
         kernel[(triton.cdiv(num, block),)](
-            *args, **constants, ROWS=block, COLUMNS=columns, num_warps=warps
+            weight, *args, num, size, **constants, ROWS=block, COLUMNS=columns, num_warps=warps
         )
 
 
 def forward(
-    rows: Tensor, scale: Tensor, out: Tensor, fan: float, eps: float, clamp: bool, constant: float
+    weight: Tensor, scale: Tensor, out: Tensor, fan: float, eps: float, clamp: bool, constant: float
 ) -> Tensor:
-    """Fill ``out``; returns per row the mean, the factor, and the slope of the variance."""
-    num, size = rows.shape
-    stats = rows.new_empty(3, num, dtype=torch.float32)
-    args = (rows, scale.contiguous(), out, stats, num, size, fan, eps, constant)
-    _launch(_forward_kernel, rows, *args, CLAMP=clamp)
+    """Fill ``out``; returns per filter the mean, the factor, and the slope of the variance."""
+    stats = weight.new_empty(3, len(weight), dtype=torch.float32)
+    args = (scale, out, stats, fan, eps, constant)
+    _launch(_forward_kernel, weight, *args, CLAMP=clamp)
     return stats
 
 
-def again(rows: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constant: float) -> None:
+def again(weight: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constant: float) -> None:
     """Fill ``out`` once more, with what :func:`forward` has returned."""
-    args = (rows, scale.contiguous(), out, stats, *rows.shape, constant)
-    _launch(_again_kernel, rows, *args)
+    _launch(_again_kernel, weight, scale, out, stats, constant)
 
 
 def backward(
-    grad: Tensor, rows: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
+    grad: Tensor, weight: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
 ) -> Tensor:
-    """Fill ``out``, which may be ``grad``, with the rows' gradient; returns the scale's."""
-    num, size = rows.shape
+    """Fill ``out``, which may be ``grad``, with the weight's gradient; returns the scale's."""
     grad_scale = torch.empty_like(scale)
-    args = (grad, rows, scale.contiguous(), stats, out, grad_scale, num, size, constant)
-    _launch(_backward_kernel, rows, *args)
+    _launch(_backward_kernel, weight, grad, scale, stats, out, grad_scale, constant)
     return grad_scale

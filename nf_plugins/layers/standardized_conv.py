@@ -130,20 +130,21 @@ class StandardizedConv2d(nn.Conv2d):
         """``scale`` of :func:`standardize`, and ``fan``, ``eps``, ``clamp`` and ``constant``."""
         raise NotImplementedError
 
-    def weight_sources(self) -> tuple[Tensor, ...]:
+    def weight_sources(self, skip_gain: Tensor | None = None) -> tuple[Tensor, ...]:
         """The parameters that :meth:`standardize` reads."""
-        raise NotImplementedError
+        named = {**self._parameters, 'bias': None, 'skip_gain': skip_gain}
+        return tuple(p for p in named.values() if p is not None)
 
-    def _is_cacheable(self, sources: tuple[Tensor, ...]) -> bool:
+    def _in_training(self, sources: tuple[Tensor, ...]) -> bool:
+        """Whether the weight is standardized in each forward pass."""
         if self.training or torch.compiler.is_compiling():
-            return False
-        return not (torch.is_grad_enabled() and any(p.requires_grad for p in sources))
+            return True
+        return torch.is_grad_enabled() and any(p.requires_grad for p in sources)
 
     def effective_weight(self, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
-        """The weight that the convolution uses in evaluation: standardized once, in its dtype."""
-        sources = (*self.weight_sources(), *([] if skip_gain is None else [skip_gain]))
-        dtype = compute_dtype(self.weight)
-        if not self._is_cacheable(sources):
+        """The weight that the convolution uses: in evaluation it is standardized once."""
+        sources, dtype = self.weight_sources(skip_gain), compute_dtype(self.weight)
+        if self._in_training(sources):
             return self.standardize(factor, skip_gain).to(dtype)
         try:
             key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in sources)
@@ -164,8 +165,7 @@ class StandardizedConv2d(nn.Conv2d):
         bias = self.bias
         if bias is not None and (factor != 1 or skip_gain is not None):
             bias = bias * factor if skip_gain is None else bias * (factor * skip_gain)
-        sources = (*self.weight_sources(), *([] if skip_gain is None else [skip_gain]))
-        if self._is_cacheable(sources):
+        if not (self.training or self._in_training(self.weight_sources(skip_gain))):
             return self._conv_forward(x, self.effective_weight(factor, skip_gain), bias)
         if not torch.compiler.is_compiling():
             # Fused optimizers do not count versions, but a gradient comes before a step.
@@ -306,9 +306,6 @@ class ScaledWSConv2d(StandardizedConv2d):
         clamp = self.eps_mode == 'clamp'
         return scale, dict(fan=self.fan_in, eps=self.eps, clamp=clamp, constant=self.gamma)
 
-    def weight_sources(self) -> tuple[Tensor, ...]:
-        return (self.weight,) if self.gain is None else (self.weight, self.gain)
-
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, gamma={self.gamma:.4g}, {self.eps_mode} eps={self.eps:g}'
 
@@ -391,9 +388,6 @@ class PWSConv2d(StandardizedConv2d):
     def law(self) -> tuple[Tensor, dict[str, Any]]:
         law = dict(fan=self.fan / 2, eps=self.gamma, clamp=False, constant=1.0)
         return self.alpha.flatten(), law
-
-    def weight_sources(self) -> tuple[Tensor, ...]:
-        return self.weight, self.alpha
 
     def forward(self, x: Tensor, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
         if self._may_initialize and self.training:
