@@ -115,30 +115,56 @@ def adaptive_clip_grad_(
             'them: use DistributedDataParallel or torch.distributed.fsdp.fully_shard'
         )
     params = [p for p in params if p.grad is not None]
-    groups: dict[tuple, list[Tensor]] = defaultdict(list)
+    vectors: dict[tuple, list[Tensor]] = defaultdict(list)
+    matrices: dict[tuple, list[Tensor]] = defaultdict(list)
     sharded = []
     for p in params:
+        kind = p.device, p.dtype, p.grad.dtype
         if _is_distributed(p):
             sharded.append(p)
+        elif _is_vector(p):
+            vectors[kind].append(p)
         else:
-            unit = p.numel() if _is_vector(p) else p[0].numel()
-            groups[unit, p.device, p.dtype, p.grad.dtype].append(p)
+            matrices[(p[0].numel(), *kind)].append(p)
 
-    counts = []
-    for (unit, *_), group in groups.items():
-        weights = torch.cat([p.reshape(-1, unit) for p in group])
-        grads = torch.cat([p.grad.reshape(-1, unit) for p in group])
-        norms = (torch.linalg.vector_norm(x, dim=1, keepdim=True) for x in (weights, grads))
-        factor, clipped = _factors(*norms, clip_factor, eps)
-        rows = grads.mul_(factor).split([p.numel() // unit for p in group])
-        torch._foreach_copy_([p.grad for p in group], [r.view_as(p) for r, p in zip(rows, group)])
-        counts.append((clipped.sum(), clipped.numel()))
+    limits = clip_factor, eps
+    counts = [_clip_vectors(group, *limits) for group in vectors.values()]
+    for (unit, device, *_), group in matrices.items():
+        if device.type == 'cpu':  # where a copy costs more than a call
+            counts += [_clip_rows(p.reshape(-1, unit), p.grad, *limits) for p in group]
+        else:
+            weights = torch.cat([p.reshape(-1, unit) for p in group])
+            grads = torch.cat([p.grad.reshape(-1, unit) for p in group])
+            counts.append(_clip_rows(weights, grads, *limits))
+            rows = grads.split([len(p) for p in group])
+            rows = [r.view_as(p) for r, p in zip(rows, group)]
+            torch._foreach_copy_([p.grad for p in group], rows)
     for p in sharded:
         factor, clipped = _factors(unitwise_norm(p), unitwise_norm(p.grad), clip_factor, eps)
         # Not in place: where a sharded axis has length 1 the product is laid out anew.
         p.grad.copy_((p.grad * factor).redistribute(placements=p.grad.placements))
         counts.append((clipped.sum(), clipped.numel()))
     return _fraction(counts)
+
+
+def _clip_vectors(params: list[Tensor], clip_factor: float, eps: float) -> tuple[Tensor, int]:
+    grads = [p.grad for p in params]
+    norms = (torch.stack(torch._foreach_norm(x)) for x in (params, grads))
+    factor, clipped = _factors(*norms, clip_factor, eps)
+    torch._foreach_mul_(grads, list(factor.to(grads[0].dtype).unbind()))
+    return clipped.sum(), clipped.numel()
+
+
+def _clip_rows(
+    weights: Tensor, grads: Tensor, clip_factor: float, eps: float
+) -> tuple[Tensor, int]:
+    """Clip the gradients, whose first axis is that of the units, in place."""
+    norms = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in (weights, grads))
+    factor, clipped = _factors(*norms, clip_factor, eps)
+    count = clipped.sum()
+    if not count.is_cpu or count:
+        grads.mul_(factor.view(-1, *[1] * (grads.dim() - 1)))
+    return count, clipped.numel()
 
 
 def _fraction(counts: list[tuple[Tensor, int]]) -> Tensor:

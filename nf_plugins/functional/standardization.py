@@ -95,8 +95,10 @@ class Workspace:
             taken = kept.as_strided(like.shape, like.stride())
             if _references(kept) <= 3:  # by `kept`, `taken` and the counting; after `taken` is
                 return taken  # there, so that two threads see each other
-        kept = self.kept[like.dtype] = like.new_empty(like.numel())
-        return kept.as_strided(like.shape, like.stride())
+        kept = like.new_empty(like.numel())
+        taken = kept.as_strided(like.shape, like.stride())
+        self.kept[like.dtype] = kept  # not before `taken` is there
+        return taken
 
 
 def _references(x: Tensor) -> float:

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from .squeeze_excite import channel_means
+
 
 class ECA(nn.Module):
     r"""Gate each channel by a convolution over the channel means of its neighbours.
@@ -33,7 +35,7 @@ class ECA(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """What the channels are multiplied by, ``(N, C, 1, 1)``."""
-        gate = torch.sigmoid(self.conv(x.mean(dim=(2, 3))[:, None]))[:, 0]
+        gate = torch.sigmoid(self.conv(channel_means(x)[:, None]))[:, 0]
         return (self.factor * gate)[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:

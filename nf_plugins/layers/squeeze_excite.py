@@ -6,6 +6,17 @@ import torch
 from torch import Tensor, nn
 
 
+def channel_means(x: Tensor) -> Tensor:
+    """Means over the positions, ``(N, C)``.
+
+    Their gradient is divided by the number of positions while it is small; that of
+    ``x.mean()`` after it is as large as ``x``.
+    """
+    narrow = x.dtype in (torch.float16, torch.bfloat16)
+    total = x.sum(dim=(2, 3), dtype=torch.float32 if narrow else None)
+    return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
+
+
 class SqueezeExcite(nn.Module):
     r"""Gate each channel by a small network on the channel means.
 
@@ -37,7 +48,7 @@ class SqueezeExcite(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """What the channels are multiplied by, ``(N, C, 1, 1)``."""
-        gate = torch.sigmoid(self.fc1(torch.relu(self.fc0(x.mean(dim=(2, 3))))))
+        gate = torch.sigmoid(self.fc1(torch.relu(self.fc0(channel_means(x)))))
         return (self.factor * gate)[:, :, None, None]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from nf_plugins.functional import activation_gamma
 from nf_plugins.layers import ScaledWSConv2d
-from nf_plugins.models import NFResNet, ReLUNeck
+from nf_plugins.models import NFNet, NFRegNet, NFResNet, ReLUNeck
 from nf_plugins.spp import analyze
 
 from ..conftest import DATA, relative_error
@@ -181,6 +181,59 @@ def test_gamma_in_the_activation_is_the_same_network():
     plain.load_state_dict(state)
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)
     assert relative_error(plain(x)[0], net(x)[0]) < 1e-12
+
+
+BLOCKS = [
+    (NFResNet, dict(depth=(1, 2, 1, 1), base_channels=4)),
+    (NFResNet, dict(depth=(1, 2, 1, 1), base_channels=4, attention='se')),
+    (NFResNet, dict(depth=(1, 2, 1, 1), base_channels=4, attention='eca', scale_by_keep=True)),
+    (NFResNet, dict(depth=(1, 2, 1, 1), base_channels=4, conv_cfg=dict(type='PWS'))),
+    (NFResNet, dict(depth=(1, 2, 1, 1), base_channels=4, conv_cfg=None)),
+    (NFRegNet, dict(arch=dict(base='b0', width_mult=0.25, depths=(1, 2, 1, 1)))),
+    (NFNet, dict(arch=dict(base='f0', width_mult=1 / 16, group_width=4, depths=(1, 2, 1, 1)))),
+]
+
+
+@pytest.mark.parametrize('drop_path_rate', [0.0, 0.5])
+@pytest.mark.parametrize('skipinit', [True, 0.7, False])
+@pytest.mark.parametrize(('family', 'options'), BLOCKS)
+def test_scalars_in_the_weights_change_nothing(family, options, skipinit, drop_path_rate):
+    """Blocks against their formula, with every factor on an activation, in float64."""
+    net = family(**options, skipinit=skipinit, drop_path_rate=drop_path_rate).double()
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            if name.endswith(('bias', 'gain')) and 'skip' not in name:
+                p.uniform_(0.5, 1.5)
+
+    def formula(block, x):
+        out = block.act(x) * (block.gamma / block.beta)
+        shortcut = x if block.downsample is None else block.downsample(out)
+        out = block.conv1(out)
+        out = block.conv2(block.act(out) * block.gamma)
+        if block.conv2b is not None:
+            out = block.conv2b(block.act(out) * block.gamma)
+        if isinstance(net, NFRegNet) and block.attention is not None:
+            out = block.attention(out)
+        out = block.conv3(block.act(out) * block.gamma)
+        if not isinstance(net, NFRegNet) and block.attention is not None:
+            out = block.attention(out)
+        branch = 0.2 * block.drop_path(out)
+        return shortcut + (branch if block.skip_gain is None else block.skip_gain * branch)
+
+    for block in (b for stage in net.stages[:4] for b in stage):
+        channels = block.conv1.in_channels
+        results = []
+        for function in (block, lambda x, block=block: formula(block, x)):
+            torch.manual_seed(0)
+            x = torch.randn(16, channels, 6, 6, dtype=torch.float64, requires_grad=True)
+            out = function(x)
+            params = dict(block.named_parameters())
+            grads = torch.autograd.grad(out.square().sum(), [x, *params.values()])
+            results.append((out, *grads))
+        for name, ours, theirs in zip(['out', 'x', *params], *results):
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9, msg=name)
+        if skipinit is True:
+            assert results[0][2 + list(params).index('skip_gain')] != 0
 
 
 def test_beta_and_drop_path_rates():

@@ -145,7 +145,8 @@ def saved_bytes(name: str, shape: tuple[int, ...]) -> int:
 
     Each piece of memory counts once, the parameters not at all.
     """
-    net = build(name).train()
+    net = build(name)
+    net.train()  # returns None in mmpretrain
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
     kept: dict[int, int] = {}
 

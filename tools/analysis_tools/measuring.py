@@ -84,7 +84,8 @@ def machine() -> dict:
     )
     if torch.cuda.is_available():
         found['gpu'] = torch.cuda.get_device_name()
-    for package in ('torch', 'triton', 'timm', 'onedl-mmpretrain', 'mmpretrain', 'nfplugins'):
+    found['torch'] = torch.__version__
+    for package in ('triton', 'timm', 'onedl-mmpretrain', 'mmpretrain', 'nfplugins'):
         try:
             found[package] = version(package)
         except PackageNotFoundError:

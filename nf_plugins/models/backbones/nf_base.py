@@ -402,7 +402,7 @@ class NFBlock(ResidualBlock):
         return self.add_branch(shortcut, scaled_activation(self.act, out, self.gamma))
 
     def add_branch(self, shortcut: Tensor, x: Tensor) -> Tensor:
-        r"""``shortcut + alpha * s * f(x)``, where f is the end of the branch, in one pass."""
+        r"""``shortcut + alpha * s * f(x)``, where f is the end of the branch."""
         scale, alpha = self.skip_gain, self.alpha
         if (
             self.fold_scale
@@ -423,7 +423,8 @@ class NFBlock(ResidualBlock):
             scale = mask if scale is None else scale * mask
         if scale is None:
             return torch.add(shortcut, out, alpha=alpha)
-        return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
+        # Not addcmul, which in its backward pass multiplies all of `out` by 1.
+        return shortcut + out * (alpha * scale).to(out.dtype)
 
     @property
     def branch_ends_in_conv3(self) -> bool:

@@ -1,0 +1,327 @@
+"""The convolution with kernels of its own, against the formula in float64."""
+
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from nf_plugins.functional import cpu_standardization
+from nf_plugins.functional.standardization import (
+    Workspace,
+    standardize,
+    standardized_conv2d,
+)
+
+from ..conftest import relative_error
+
+compiled = pytest.mark.skipif(
+    not cpu_standardization.supports(torch.empty(1)), reason='needs a C compiler'
+)
+LAWS = [
+    dict(eps=1e-4, clamp=True, constant=1.7),
+    dict(eps=1e3, clamp=True, constant=-0.3),  # clamped
+    dict(eps=1e-5),
+    dict(eps=0.0, constant=2.0),
+]
+
+
+def formula(w, scale, fan, eps, clamp=False, constant=1.0):
+    """Weight and its derivative for a gradient g, in numpy float64, filter by filter."""
+    w = np.asarray(w, np.float64).reshape(len(w), -1)
+    n = w.shape[1]
+    centred = w - w.mean(1, keepdims=True)
+    v = fan * (centred**2).mean(1, keepdims=True)
+    fixed = v < eps if clamp else np.zeros_like(v, bool)
+    v = np.where(fixed, eps, v) if clamp else v + fan * eps
+    root = np.sqrt(v)
+    outer = constant * np.asarray(scale, np.float64).reshape(-1, 1)
+
+    def gradients(g):
+        g = np.asarray(g, np.float64).reshape(w.shape)
+        along = (g * centred).sum(1, keepdims=True)
+        inner = np.where(fixed, 0, along * fan / n / v) * centred
+        return outer / root * (g - g.mean(1, keepdims=True) - inner), constant * along / root
+
+    return outer * centred / root, gradients
+
+
+def run_kernels(kernels, w, scale, g, **law):
+    """What the kernels make of a weight, and of the gradient of the result, in place."""
+    law = dict(clamp=False, constant=1.0) | law
+    out, again = torch.full_like(w, torch.nan), torch.full_like(w, torch.nan)
+    stats = kernels.forward(w, scale, out, **law)
+    kernels.again(w, scale, again, stats, law['constant'])
+    grad = g.clone()
+    grad_scale = kernels.backward(grad, w, grad, scale, stats, law['constant'])
+    return out, again, grad, grad_scale
+
+
+def check_kernels(kernels, w, law, tolerance=1e-5):
+    torch.manual_seed(0)
+    scale, g = torch.randn(len(w), dtype=w.dtype), torch.randn_like(w)
+    law = dict(law, fan=float(w[0].numel()))
+    out, again, grad, grad_scale = run_kernels(kernels, w, scale, g, **law)
+    expected, gradients = formula(w, scale, **law)
+    expected_grad, expected_scale = gradients(g)
+    assert relative_error(out.flatten(1), expected) < tolerance
+    assert relative_error(again.double(), out.double()) < tolerance / 10
+    assert relative_error(grad.flatten(1), expected_grad) < tolerance
+    assert relative_error(grad_scale[:, None], expected_scale) < tolerance
+
+
+@compiled
+@pytest.mark.parametrize('law', LAWS)
+@pytest.mark.parametrize('shape', [(5, 9), (3, 20000), (130, 64), (257, 1153), (1, 3)])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+def test_c_kernels(shape, law, dtype):
+    torch.manual_seed(1)
+    check_kernels(cpu_standardization, torch.randn(shape, dtype=dtype) + 1, law, 2e-5)
+
+
+@compiled
+@pytest.mark.parametrize('law', LAWS)
+@pytest.mark.parametrize('size', [1e-30, 1e-12, 1e12, 1e30])
+def test_c_kernels_at_any_size(size, law):
+    torch.manual_seed(1)
+    w = size * (torch.randn(6, 100) + 1)
+    if law['eps'] == 0 or size < 1 or law.get('clamp'):
+        check_kernels(cpu_standardization, w, law)
+    scale = torch.ones(6)
+    if size > 1:  # eps does not count: the norm is that of the scale
+        law = dict(law, fan=100.0)
+        for out in (
+            run_kernels(cpu_standardization, w, scale, w, **law)[0],
+            standardize(w, scale, **law),
+        ):
+            expected = abs(law.get('constant', 1.0))
+            torch.testing.assert_close(out.norm(dim=1), torch.full((6,), expected))
+            assert out.mean(1).abs().max() < 1e-6
+
+
+@compiled
+def test_a_large_mean_does_not_cancel():
+    w = torch.randn(4, 4608) + 1000
+    check_kernels(cpu_standardization, w, LAWS[0], 1e-4)
+
+
+TRITON = """
+import sys
+sys.path[:0] = [{root!r}]
+import torch
+from nf_plugins.functional import triton_standardization
+from tests.test_functional.test_standardization import LAWS, check_kernels, formula, run_kernels
+
+torch.manual_seed(1)
+for law in LAWS:
+    for shape in [(5, 9), (3, 20000), (130, 64), (9, 1153)]:
+        check_kernels(triton_standardization, torch.randn(shape) + 1, law)
+    check_kernels(triton_standardization, 1e-12 * torch.randn(6, 100), law)
+    check_kernels(triton_standardization, 1e30 * torch.randn(6, 100), law)
+# A result, and its gradient, in the dtype of the convolution.
+w, scale = torch.randn(8, 27), torch.rand(8)
+law = dict(fan=27.0, eps=1e-4, clamp=True, constant=1.0)
+out = torch.empty(8, 27, dtype=torch.bfloat16)
+stats = triton_standardization.forward(w, scale, out, **law)
+expected, gradients = formula(w, scale, **law)
+assert (out.double() - torch.from_numpy(expected)).abs().max() < 0.01
+g, grad = torch.randn(8, 27).bfloat16(), torch.empty(8, 27)
+triton_standardization.backward(g, w, grad, scale, stats, 1.0)
+assert (grad.double() - torch.from_numpy(gradients(g.double())[0])).abs().max() < 1e-4
+print('as the formula')
+"""
+
+
+@pytest.mark.slow
+def test_triton_kernels_in_the_interpreter():
+    pytest.importorskip('triton')
+    code = TRITON.format(root=str(Path(__file__).parents[2]))
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        env={**os.environ, 'TRITON_INTERPRET': '1'},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == 'as the formula\n'
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+def test_on_cuda_as_on_the_cpu(dtype, memory_format):
+    x, w, scale, g = (t.double() for t in example())
+    expected = reference(x, w, scale, g)
+    tensors = [t.float().cuda() for t in (x, w, scale)]
+    tensors = [t.to(memory_format=memory_format) if t.dim() == 4 else t for t in tensors]
+    tensors = [t.requires_grad_() for t in tensors]
+    with torch.autocast('cuda', dtype, enabled=dtype != torch.float32):
+        out = standardized_conv2d(*tensors, **CONV, **LAW)
+    out.backward(g.to(out))
+    found = [out, *(t.grad for t in tensors)]
+    assert out.dtype == dtype
+    for a, b in zip(found, expected):
+        assert relative_error(a.detach().double().cpu(), b) < (1e-5 if dtype == w.dtype else 0.03)
+
+
+CONV = dict(stride=(2, 1), padding=(1, 0), dilation=(1, 2), groups=2)
+LAW = dict(fan=36.0, eps=1e-4, clamp=True, constant=1.7)
+
+
+def example(dtype=torch.float32):
+    torch.manual_seed(0)
+    shapes = ((3, 8, 9, 8), (6, 4, 3, 3), (6,), (3, 6, 5, 4))
+    return [torch.randn(shape, dtype=dtype) for shape in shapes]
+
+
+def reference(x, w, scale, g):
+    """Output and gradients, with numpy's weight and torch's gradient of a convolution."""
+    weight, gradients = formula(w, scale, **LAW)
+    weight = torch.from_numpy(weight).view(w.shape).requires_grad_()
+    x = x.clone().requires_grad_()
+    out = F.conv2d(x, weight, None, *CONV.values())
+    out.backward(g)
+    grad_w, grad_scale = gradients(weight.grad)
+    return out.detach(), x.grad, torch.from_numpy(grad_w).view(w.shape), grad_scale[:, 0]
+
+
+@pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize('how', ['kernels', 'plain'])
+def test_convolution_and_gradients(how, memory_format, monkeypatch):
+    if how == 'plain':
+        monkeypatch.setattr(cpu_standardization, '_library', lambda: None)
+    x, w, scale, g = example(torch.float64)
+    expected = reference(x, w, scale, g)
+    x, w = (t.to(memory_format=memory_format) for t in (x, w))
+    inputs = [t.requires_grad_() for t in (x, w, scale)]
+    out = standardized_conv2d(*inputs, **CONV, **LAW)
+    assert ('StandardizedConv2d' in out.grad_fn.name()) == (how == 'kernels')
+    out.backward(g)
+    for a, b in zip([out, *(t.grad for t in inputs)], expected):
+        assert relative_error(a.detach(), b) < 1e-12
+
+    def function(x, w, scale):
+        return standardized_conv2d(x, w, scale, **CONV, **LAW)
+
+    assert gradcheck(function, inputs)
+    assert gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize('frozen', [(0,), (1,), (2,), (0, 2), (1, 2)])
+def test_what_needs_no_gradient_gets_none(frozen):
+    x, w, scale, g = example(torch.float64)
+    expected = reference(x, w, scale, g)
+    inputs = [t.requires_grad_(i not in frozen) for i, t in enumerate((x, w, scale))]
+    standardized_conv2d(*inputs, **CONV, **LAW).backward(g)
+    for i, t in enumerate(inputs):
+        if i in frozen:
+            assert t.grad is None
+        else:
+            assert relative_error(t.grad, expected[i + 1]) < 1e-12
+
+
+def test_two_graphs_at_once():
+    """The memory of the standardized weight is used again, but nothing is mixed up."""
+    x, w, scale, g = example(torch.float64)
+    expected = reference(x, w, scale, g)
+    w.requires_grad_()
+    first = standardized_conv2d(x, w, scale, **CONV, **LAW)
+    other = standardized_conv2d(x, w.detach() * 3 + 1, scale, **CONV, **LAW)
+    second = standardized_conv2d(x, w, scale, **CONV, **LAW)
+    assert relative_error(other, expected[0]) < 1e-12  # invariant
+    (first + 2 * second).backward(g)
+    assert relative_error(w.grad, 3 * expected[2]) < 1e-12
+
+
+def test_nothing_is_kept_that_a_convolution_would_not_keep():
+    x, w, scale, _ = example()
+    w.requires_grad_()
+    scale.requires_grad_()
+    own = {t.untyped_storage().data_ptr() for t in (x, w, scale)}
+    kept = []
+
+    def pack(t):
+        if t.untyped_storage().data_ptr() not in own:
+            kept.append(t)
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        standardized_conv2d(x, w, scale, **CONV, **LAW)
+    assert sum(t.numel() for t in kept) <= 3 * len(w)  # mean, factor and slope of each filter
+
+
+def test_modes_see_plain_operations():
+    class Names(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.append(func.__name__.partition('.')[0])
+            return func(*args, **(kwargs or {}))
+
+    x, w, scale, _ = example()
+    with Names() as seen:
+        out = standardized_conv2d(x, w, scale, **CONV, **LAW)
+    assert {'var_mean', 'convolution'} <= set(seen.names)
+    assert relative_error(out, standardized_conv2d(x, w, scale, **CONV, **LAW)) < 1e-6
+
+
+def test_workspace_is_safe_between_threads():
+    workspace, results = Workspace(), []
+
+    def work(value):
+        for _ in range(300):
+            mine = workspace.take(torch.empty(1000))
+            mine.fill_(value)
+            results.append(bool((mine == value).all()))
+            del mine
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(results) == 1200 and all(results)
+
+
+@compiled
+def test_kernels_are_compiled_once(tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    first = cpu_standardization._compiled()
+    assert first.parent == tmp_path / 'nf_plugins'
+    monkeypatch.setenv('CC', 'cc')
+    calls = []
+    monkeypatch.setattr(cpu_standardization, '_run', calls.append)
+    assert cpu_standardization._compiled() == first and not calls
+    assert [p.name for p in first.parent.iterdir()] == [first.name]
+
+
+@pytest.mark.parametrize(
+    'environment',
+    [dict(CC='no-such-compiler', XDG_CACHE_HOME='{tmp}'), dict(NF_PLUGINS_NO_KERNELS='1')],
+)
+def test_without_a_compiler_it_works_too(environment, tmp_path):
+    code = (
+        'import torch; from nf_plugins.layers import ScaledWSConv2d; '
+        'from nf_plugins.functional import cpu_standardization as c; '
+        'conv = ScaledWSConv2d(3, 4, 3); conv(torch.ones(1, 3, 5, 5)).sum().backward(); '
+        'print(c.supports(conv.weight), conv.weight.grad.isfinite().all().item())'
+    )
+    environment = {name: value.format(tmp=tmp_path) for name, value in environment.items()}
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', code],
+        env={**os.environ, **environment},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == 'False True\n'
