@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check lint format spp-figure docs-figures study clean
+.PHONY: help setup demo test check lint format spp-figure docs-figures study bench clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -81,6 +81,9 @@ docs-figures: setup  ## the figures of docs/reading_spps.md
 
 study: setup  ## networks with and without norms on digits: half an hour on 2 cores; resumable
 	python tools/analysis_tools/study_digits.py
+
+bench: setup  ## what norms and their absence cost: time, memory, clipping; a quarter of an hour
+	python tools/analysis_tools/benchmark.py --out benchmarks/results/cost_cpu.json
 
 clean:  ## remove what make made
 	rm -rf $(VENV) build work_dirs *.egg-info

@@ -304,15 +304,6 @@ def test_inside_mmpretrain_models():
     assert backbone(torch.randn(2, 3, 64, 64))[0].isfinite().all()
 
 
-@pytest.mark.slow
-def test_compiles_to_one_graph():
-    torch.compiler.reset()
-    net = NFResNet(26, base_channels=4, skipinit=1.0, attention='se').eval()
-    x = torch.randn(1, 3, 64, 64)
-    compiled = torch.compile(net, fullgraph=True, backend='aot_eager')
-    assert relative_error(compiled(x)[0], net(x)[0]) < 1e-5
-
-
 @pytest.mark.parametrize(
     ('kwargs', 'message'),
     [

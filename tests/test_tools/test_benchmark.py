@@ -64,7 +64,7 @@ def test_the_tool(benchmark, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(benchmark, 'CONFIGS', configs)
     out = tmp_path / 'new' / 'cost.json'
     arguments = ['--rounds', '2', '--sizes', '32', '--saved-batch', '2', '--networks', 'NF']
-    arguments += ['--parts', 'step', 'inference', 'factors', '--out', str(out)]
+    arguments += ['--parts', 'step', 'inference', 'factors', 'parameters', '--out', str(out)]
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments])
     with pytest.raises(SystemExit) as stop:
         benchmark.main()
@@ -77,6 +77,9 @@ def test_the_tool(benchmark, monkeypatch, tmp_path, capsys):
     assert 0 < low <= middle <= high
     assert times['NF']['ratio'] == pytest.approx(middle / times['plain']['ms'][1], rel=1e-2)
     assert set(found['results']['inference']['8x3x32x32']) == {'plain', 'NF', 'NF deployed'}
+    assert found['results']['parameters']['NF'] == sum(
+        p.numel() for p in MODELS.build(small).parameters()
+    )
     table = capsys.readouterr().out
     assert table.strip() == out.with_suffix('.md').read_text().strip()
     assert f'| 8x3x32x32 | 1.000 | {times["NF"]["ratio"]:.3f} |' in table

@@ -50,7 +50,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 TIMM = 'timm NF'
 DEPLOYED = ('NF', 'PWS')
-PARTS = ('step', 'inference', 'memory', 'agc', 'factors')
+PARTS = ('step', 'inference', 'memory', 'agc', 'factors', 'parameters')
 
 
 def build(name: str) -> nn.Module:
@@ -295,6 +295,10 @@ def table(results: dict[str, dict]) -> str:
         lines += ['| passes that multiply activations by a number | |', '| --- | ---: |']
         lines += [f'| {name} | {count} |' for name, count in results['factors'].items()]
         lines.append('')
+    if 'parameters' in results:
+        lines += ['| parameters, without a classifier | million |', '| --- | ---: |']
+        lines += [f'| {name} | {n / 1e6:.3f} |' for name, n in results['parameters'].items()]
+        lines.append('')
     return '\n'.join(lines)
 
 
@@ -347,7 +351,7 @@ def figure(results: dict[str, dict], path: Path) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--rounds', type=positive, default=9)
+    parser.add_argument('--rounds', type=positive, default=15)
     parser.add_argument('--sizes', type=positive, nargs='+', default=[224, 128], help='CPU')
     parser.add_argument('--batches', type=positive, nargs='+', default=[256, 32], help='GPU')
     parser.add_argument('--saved-batch', type=positive, default=32, help='of the bytes saved')
@@ -399,6 +403,11 @@ def main() -> None:
         results['clipping'] = clipping(args.device, 3 * args.rounds)
     if 'factors' in args.parts and args.device == 'cpu':
         results['factors'] = {name: factor_passes(build(name)) for name in names}
+
+    if 'parameters' in args.parts:
+        results['parameters'] = {
+            name: sum(p.numel() for p in build(name).parameters()) for name in names
+        }
 
     text = table(results)
     print(text)

@@ -1,0 +1,88 @@
+"""Every backbone compiled, in channels_last and with checkpointing gives what it gives."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.registry import MODELS
+
+import nf_plugins.models  # noqa: F401
+
+from ..conftest import relative_error
+
+CONFIGS = {
+    'NFResNet': dict(type='NFResNet', depth=(1, 2, 1, 1), base_channels=4, skipinit=1.0),
+    'NFResNet, SE': dict(
+        type='NFResNet', depth=(1, 2, 1, 1), base_channels=4, skipinit=1.0, attention='se'
+    ),
+    'NFRegNet': dict(
+        type='NFRegNet', arch=dict(base='b0', width_mult=0.25, depths=(1, 2, 1, 1)), skipinit=1.0
+    ),
+    'NFNet': dict(
+        type='NFNet',
+        arch=dict(base='f0', width_mult=1 / 16, group_width=4, depths=(1, 2, 1, 1)),
+        skipinit=1.0,
+    ),
+    'PWSResNet': dict(type='PWSResNet', depth=18, base_channels=4, stem_channels=4),
+    'ResNetV2': dict(type='ResNetV2', depth=26, base_channels=4),
+    'SkipInitResNet': dict(type='SkipInitResNet', depth=26, base_channels=4, skipinit=1.0),
+    'FixupResNet': dict(type='FixupResNet', depth=26, base_channels=4),
+}
+
+
+def step(net, x):
+    """Output and the gradients of a training step."""
+    out = net(x)[0]
+    out.square().mean().backward()
+    return out.detach(), [p.grad.clone() for p in net.parameters()]
+
+
+def check(ours, theirs, tolerance=1e-4):
+    assert relative_error(ours[0], theirs[0]) < tolerance
+    whole = torch.cat([g.flatten() for g in theirs[1]])
+    assert relative_error(torch.cat([g.flatten() for g in ours[1]]), whole) < tolerance
+
+
+@pytest.fixture
+def case(request):
+    net = MODELS.build(CONFIGS[request.param]).train()
+    return net, torch.randn(4, 3, 64, 64)
+
+
+@pytest.mark.parametrize('case', CONFIGS, indirect=True)
+def test_channels_last(case):
+    net, x = case
+    expected = step(copy.deepcopy(net), x)
+    net = net.to(memory_format=torch.channels_last)
+    found = step(net, x.to(memory_format=torch.channels_last))
+    assert found[0].is_contiguous(memory_format=torch.channels_last)
+    for p in net.parameters():  # what the kernels leave has the layout of the parameter
+        assert p.grad.stride() == p.stride()
+    check(found, expected)
+
+
+@pytest.mark.parametrize('case', CONFIGS, indirect=True)
+def test_checkpointing(case):
+    net, x = case
+    expected = step(copy.deepcopy(net), x)
+    blocks = [m for m in net.modules() if hasattr(m, 'with_cp')]
+    for block in blocks:
+        block.with_cp = True
+    assert blocks
+    x.requires_grad_()
+    check(step(net, x), expected, 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('training', [True, False])
+@pytest.mark.parametrize('case', CONFIGS, indirect=True)
+def test_compiles_to_one_graph(case, training):
+    torch.compiler.reset()
+    net, x = case
+    net.train(training)
+    compiled = torch.compile(copy.deepcopy(net), fullgraph=True, backend='aot_eager')
+    if training:
+        check(step(compiled, x), step(net, x))
+    else:
+        with torch.no_grad():
+            assert relative_error(compiled(x)[0], net(x)[0]) < 1e-5
