@@ -1,5 +1,6 @@
 """What the pages say can be run, is there, and is complete."""
 
+import json
 import os
 import re
 import runpy
@@ -99,3 +100,16 @@ def test_a_figure_is_made_of_the_commands_above_it(monkeypatch, tmp_path, capsys
         FIGURES['main']()
     assert status.value.code == 2
     assert 'set the variable of $SIZE' in capsys.readouterr().err
+
+
+def test_the_table_of_costs_is_the_measured_one(monkeypatch):
+    """docs/cost.md has what benchmarks/results has."""
+    page = (ROOT / 'docs/cost.md').read_text('utf-8')
+    results = ROOT / 'benchmarks/results'
+    table = (results / 'cost_cpu.md').read_text('utf-8').strip()
+    assert table and table in page
+    assert '(../benchmarks/results/cost_cpu.png)' in page
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/analysis_tools'))
+    benchmark = runpy.run_path(str(ROOT / 'tools/analysis_tools/benchmark.py'))
+    measured = json.loads((results / 'cost_cpu.json').read_text())
+    assert benchmark['table'](measured['results']).strip() == table

@@ -85,8 +85,8 @@ def _processor() -> str:
 
 
 def _threads(weight: Tensor) -> int:
-    """As many as there is work for: to wake one takes as long as some ten thousand weights."""
-    return min(torch.get_num_threads(), 1 + (weight.numel() >> 16))
+    """Memory is the limit, so more than one pays for large weights alone, if at all."""
+    return min(torch.get_num_threads(), 1 + (weight.numel() >> 19))
 
 
 def forward(

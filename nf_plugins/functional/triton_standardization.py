@@ -142,7 +142,7 @@ def forward(
 ) -> Tensor:
     """Fill ``out``; returns per filter the mean, the factor, and the slope of the variance."""
     stats = weight.new_empty(3, len(weight), dtype=torch.float32)
-    args = (scale, out, stats, fan, eps, constant)
+    args = (scale, out, stats, float(fan), float(eps), float(constant))
     _launch(_forward_kernel, weight, *args, CLAMP=clamp)
     return stats
 

@@ -58,7 +58,7 @@ def build(name: str) -> nn.Module:
         return MODELS.build(CONFIGS[name])
     import timm
 
-    net = timm.create_model('nf_resnet50')
+    net = timm.create_model('nf_resnet50', num_classes=0)
     net.forward = net.forward_features
     return net
 
@@ -351,7 +351,7 @@ def figure(results: dict[str, dict], path: Path) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--rounds', type=positive, default=15)
+    parser.add_argument('--rounds', type=positive, default=11)
     parser.add_argument('--sizes', type=positive, nargs='+', default=[224, 128], help='CPU')
     parser.add_argument('--batches', type=positive, nargs='+', default=[256, 32], help='GPU')
     parser.add_argument('--saved-batch', type=positive, default=32, help='of the bytes saved')

@@ -91,7 +91,7 @@ NETWORKS = {
     'nf': Network('NF, no AGC', _NF, _HALF_NF),
     'plain': Network('plain', 'baselines/resnet-plain_digits.py', _HALF),
 }
-FULL = dict(batch_sizes=[4, 16, 64, 256, 512], lrs=[0.0125, 0.05, 0.2, 0.8, 3.2], seeds=[0, 1, 2])
+FULL = dict(batch_sizes=[4, 16, 64, 512], lrs=[0.0125, 0.05, 0.2, 0.8, 3.2], seeds=[0, 1, 2])
 QUICK = dict(
     batch_sizes=[4, 64], lrs=[0.05, 0.2], seeds=[0], epochs=0.01, min_steps=2, test_images=50
 )
