@@ -79,7 +79,7 @@ docs-figures: setup  ## the figures of docs/reading_spps.md
 	IMAGES=$$(python -c 'import sklearn.datasets; print(sklearn.datasets.__path__[0])')/images \
 		python tools/analysis_tools/spp_figures.py docs/reading_spps.md
 
-study: setup  ## networks with and without norms on digits: half an hour on 2 cores; resumable
+study: setup  ## networks with and without norms on digits: 20 minutes on 2 cores; resumable
 	python tools/analysis_tools/study_digits.py
 
 bench: setup  ## what norms and their absence cost: time, memory, clipping; a quarter of an hour

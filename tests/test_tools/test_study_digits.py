@@ -267,8 +267,16 @@ def test_the_page_has_the_results(study):
     content = read(results)
     assert content['setting'] == json.loads(json.dumps(dataclasses.asdict(study.Setting())))
     rows = {study.Run(*(row[k] for k in study.Run._fields)): row for row in content['runs']}
-    args = argparse.Namespace(networks=list(study.NETWORKS), **study.FULL)
+    sizes = [4, 16, 64, 256, 512]  # one more than the tool takes by itself
+    args = argparse.Namespace(networks=list(study.NETWORKS), **{**study.FULL, 'batch_sizes': sizes})
     assert sorted(rows) == sorted(study.runs_of(args))
+    seconds = {size: 0.0 for size in sizes}
+    for run, row in rows.items():
+        seconds[run.batch_size] += row['cpu_seconds']
+    total, without = sum(seconds.values()), sum(seconds.values()) - seconds[256]
+    assert f'The 450 runs took {total:.0f} CPU seconds' in page
+    assert f'batch size 256 took {without:.0f}, or {without / 120:.0f} minutes' in page
+    assert set(study.FULL['batch_sizes']) == {*sizes} - {256} and without / 120 < 20
     table = study.table(study.Grid(rows, args), study.Setting())
     assert (results / 'table.md').read_text() == table
     lines = {line.lstrip('#') for line in page.splitlines()}
