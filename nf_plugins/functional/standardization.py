@@ -154,13 +154,13 @@ def standardized_conv2d(
 
     Args:
         x: ``(N, C, H, W)``.
-        weight: See :func:`standardize`.
-        scale: See :func:`standardize`.
-        bias: As in :func:`torch.nn.functional.conv2d`, like
-        stride: this,
-        padding: this,
-        dilation: this and
-        groups: this.
+        weight: ``(out_channels, C / groups, kh, kw)``, before it is standardized.
+        scale: ``(out_channels,)``, of :func:`standardize`.
+        bias: ``(out_channels,)``.
+        stride: Stride of each axis.
+        padding: Zeros on both sides of each axis.
+        dilation: Dilation of each axis.
+        groups: Groups of channels.
         **law: ``fan``, ``eps``, ``clamp`` and ``constant`` of :func:`standardize`.
 
     Returns:

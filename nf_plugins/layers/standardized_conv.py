@@ -115,8 +115,8 @@ class StandardizedConv2d(nn.Conv2d):
         """The standardized weight, computed from the parameters of this moment.
 
         Args:
-            factor: A factor of the output, and
-            skip_gain: another one, a scalar tensor: both join those of the weight.
+            factor: A factor of the output, which joins those of the weight.
+            skip_gain: Another one, a learnable scalar.
         """
         scale, law = self._scaled_law(factor, skip_gain)
         return standardize(self.weight, scale, **law).to(self.weight.dtype)

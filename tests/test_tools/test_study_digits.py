@@ -270,7 +270,7 @@ def test_the_page_has_the_results(study):
     sizes = [4, 16, 64, 256, 512]  # one more than the tool takes by itself
     args = argparse.Namespace(networks=list(study.NETWORKS), **{**study.FULL, 'batch_sizes': sizes})
     assert sorted(rows) == sorted(study.runs_of(args))
-    seconds = {size: 0.0 for size in sizes}
+    seconds = dict.fromkeys(sizes, 0.0)
     for run, row in rows.items():
         seconds[run.batch_size] += row['cpu_seconds']
     total, without = sum(seconds.values()), sum(seconds.values()) - seconds[256]
