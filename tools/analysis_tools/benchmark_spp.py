@@ -9,16 +9,13 @@ fresh processes beyond that of the same process before the pass.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from measuring import forget_peak, interleaved, machine, memory, peak_beyond
 from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
@@ -65,44 +62,23 @@ def timm_spp(model: nn.Module, x: Tensor) -> None:
         module._forward_hooks.clear()
 
 
-def interleaved(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
+def medians(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float]:
     """Median seconds of each job, which run in turn."""
-    times = {name: [] for name in jobs}
-    for number in range(rounds + 1):
-        for name, job in jobs.items():
-            start = time.perf_counter()
-            job()
-            if number:  # the first round warms up
-                times[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def peak_beyond(job: str) -> float:
-    """MiB that a fresh process needs for a job beyond the model and the input."""
-    code = (
-        f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); '
-        f'import benchmark_spp; benchmark_spp.report_peak({job!r})'
-    )
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
-    return float(out.stdout.split()[-1])
+    times = interleaved(jobs, rounds)
+    return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
 def report_peak(job: str) -> None:
+    """Print the MiB that a job needs beyond the model and the input."""
     MMLogger.get_instance('mmengine').setLevel('ERROR')
     model, x = resnet50(), torch.randn(SHAPE)
     small = torch.randn(2, 3, 64, 64)
     run = dict(bare=bare, analyze=analyze)[job]
     run(model, small)  # imports and libraries' own buffers
-    Path('/proc/self/clear_refs').write_text('5')  # forget the peak so far
+    forget_peak()
     before = memory('VmRSS')
     run(model, x)
     print(memory('VmHWM') - before)
-
-
-def memory(field: str) -> float:
-    """A size of this process in MiB, as Linux says it."""
-    lines = Path('/proc/self/status').read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 
 
 @command_line
@@ -116,15 +92,18 @@ def main() -> None:
     x, results = torch.randn(SHAPE), {}
 
     model = resnet50()
-    seconds = interleaved(
+    seconds = medians(
         dict(bare=lambda: bare(model, x), analyze=lambda: analyze(model, x)), args.rounds
     )
     results['ResNet-50'] = dict(seconds=seconds, time_ratio=seconds['analyze'] / seconds['bare'])
-    peaks = {job: statistics.median(peak_beyond(job) for _ in range(3)) for job in seconds}
+    peaks = {
+        job: statistics.median(peak_beyond('benchmark_spp', 'report_peak', job) for _ in range(3))
+        for job in seconds
+    }
     results['ResNet-50'].update(peak_mib=peaks, memory_ratio=peaks['analyze'] / peaks['bare'])
 
     nf = timm_nf_resnet50()
-    seconds = interleaved(
+    seconds = medians(
         dict(
             bare=lambda: bare(nf, x),
             analyze=lambda: analyze(nf, x),
@@ -139,7 +118,7 @@ def main() -> None:
     # SPPHook at its default interval on the CIFAR-100 config: 391 steps of 128 in an epoch.
     cifar = MODELS.build(dict(type='mmpretrain.ResNet_CIFAR', depth=50))
     batch, noise = torch.randn(128, 3, 32, 32), torch.randn(8, 3, 32, 32)
-    seconds = interleaved(
+    seconds = medians(
         dict(step=lambda: step(cifar, batch), analyze=lambda: analyze(cifar, noise)), 3
     )
     results['SPPHook, ResNet-50 on CIFAR-100'] = dict(
@@ -151,16 +130,9 @@ def main() -> None:
     analyze(deep, x)
     results['ResNet-V2-600'] = dict(seconds_with_building=time.perf_counter() - start)
 
-    machine = dict(
-        cpus=os.cpu_count(),
-        machine=platform.machine(),
-        python=platform.python_version(),
-        torch=torch.__version__,
-        threads=torch.get_num_threads(),
-        input=SHAPE,
-        command='python tools/analysis_tools/benchmark_spp.py',
-    )
-    text = json.dumps(dict(machine=machine, results=results), indent=1) + '\n'
+    command = 'python tools/analysis_tools/benchmark_spp.py'
+    found = dict(machine=dict(**machine(), input=SHAPE), command=command, results=results)
+    text = json.dumps(found, indent=1) + '\n'
     print(text)
     if args.out:
         with complaint(f'cannot write {args.out}'):
