@@ -53,7 +53,11 @@ def peak_beyond(module: str, function: str, *args: str) -> float:
         f'import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); '
         f'import {module}; {module}.{function}(*{args!r})'
     )
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    # Freed tensors go back at once, else the peak depends on the allocator's history.
+    environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536'}
+    out = subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment
+    )
     return float(out.stdout.split()[-1])
 
 
