@@ -109,7 +109,7 @@ class StandardizedConv2d(nn.Conv2d):
     @property
     def fan_in(self) -> int:
         """Inputs of one output: ``in_channels / groups * kh * kw``."""
-        return self.weight[0].numel()
+        return self.weight.numel() // self.out_channels
 
     def standardize(self, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
         """The standardized weight, computed from the parameters of this moment.

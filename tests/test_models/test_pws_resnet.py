@@ -129,8 +129,8 @@ def test_mm_options():
     twin = PWSResNet(18, base_channels=4, stem_channels=4).eval()
     twin.load_state_dict(net.state_dict())
     net.eval()
-    x = torch.randn(1, 3, 32, 32)
-    for model in (net, twin):
+    x = torch.randn(1, 3, 32, 32, dtype=torch.float64)
+    for model in (net.double(), twin.double()):
         model(x)[0].square().sum().backward()
     for (name, p), q in zip(net.named_parameters(), twin.named_parameters()):
         if p.requires_grad:

@@ -423,6 +423,8 @@ class NFBlock(ResidualBlock):
             scale = mask if scale is None else scale * mask
         if scale is None:
             return torch.add(shortcut, out, alpha=alpha)
+        if scale is self.skip_gain:  # not folded
+            return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
         # Not addcmul, which in its backward pass multiplies all of `out` by 1.
         return shortcut + out * (alpha * scale).to(out.dtype)
 
