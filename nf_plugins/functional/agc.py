@@ -131,7 +131,7 @@ def adaptive_clip_grad_(
     counts = [_clip_vectors(group, *limits) for group in vectors.values()]
     for (unit, device, *_), group in matrices.items():
         if device.type == 'cpu':  # where a copy costs more than a call
-            counts += [_clip_rows(p.reshape(-1, unit), p.grad, *limits) for p in group]
+            counts += [_clip_rows(p, p.grad, *limits) for p in group]
         else:
             weights = torch.cat([p.reshape(-1, unit) for p in group])
             grads = torch.cat([p.grad.reshape(-1, unit) for p in group])
@@ -159,11 +159,10 @@ def _clip_rows(
     weights: Tensor, grads: Tensor, clip_factor: float, eps: float
 ) -> tuple[Tensor, int]:
     """Clip the gradients, whose first axis is that of the units, in place."""
-    norms = (torch.linalg.vector_norm(x.flatten(1), dim=1) for x in (weights, grads))
-    factor, clipped = _factors(*norms, clip_factor, eps)
+    factor, clipped = _factors(unitwise_norm(weights), unitwise_norm(grads), clip_factor, eps)
     count = clipped.sum()
     if not count.is_cpu or count:
-        grads.mul_(factor.view(-1, *[1] * (grads.dim() - 1)))
+        grads.mul_(factor)
     return count, clipped.numel()
 
 

@@ -24,6 +24,17 @@ def supports(weight: Tensor) -> bool:
 
 
 @triton.jit
+def _tile(num, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The rows of a program, which of them exist, and where their elements are."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, COLUMNS)
+    inside = row < num
+    mask = inside[:, None] & (column < size)[None, :]
+    offset = row.to(tl.int64)[:, None] * size + column[None, :]
+    return row, inside, offset, mask
+
+
+@triton.jit
 def _forward_kernel(
     weight,
     scale,
@@ -38,11 +49,7 @@ def _forward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    inside = row < num
-    mask = inside[:, None] & (column < size)[None, :]
-    offset = row.to(tl.int64)[:, None] * size + column[None, :]
+    row, inside, offset, mask = _tile(num, size, ROWS, COLUMNS)
     w = tl.load(weight + offset, mask, 0.0).to(tl.float32)
     mean = tl.sum(w, 1) / size
     w = tl.where(mask, w - mean[:, None], 0.0)
@@ -79,11 +86,7 @@ def _again_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    inside = row < num
-    mask = inside[:, None] & (column < size)[None, :]
-    offset = row.to(tl.int64)[:, None] * size + column[None, :]
+    row, inside, offset, mask = _tile(num, size, ROWS, COLUMNS)
     mean = tl.load(stats + row, inside, 0.0)
     factor = tl.load(stats + num + row, inside, 0.0)
     s = tl.load(scale + row, inside, 0.0).to(tl.float32) * constant
@@ -106,11 +109,7 @@ def _backward_kernel(
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
-    inside = row < num
-    mask = inside[:, None] & (column < size)[None, :]
-    offset = row.to(tl.int64)[:, None] * size + column[None, :]
+    row, inside, offset, mask = _tile(num, size, ROWS, COLUMNS)
     mean = tl.load(stats + row, inside, 0.0)
     factor = tl.load(stats + num + row, inside, 0.0)
     slope = tl.load(stats + 2 * num + row, inside, 0.0)

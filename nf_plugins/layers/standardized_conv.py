@@ -135,17 +135,18 @@ class StandardizedConv2d(nn.Conv2d):
         named = {**self._parameters, 'bias': None, 'skip_gain': skip_gain}
         return tuple(p for p in named.values() if p is not None)
 
-    def _in_training(self, sources: tuple[Tensor, ...]) -> bool:
-        """Whether the weight is standardized in each forward pass."""
-        if self.training or torch.compiler.is_compiling():
+    @staticmethod
+    def _is_recomputed(sources: tuple[Tensor, ...]) -> bool:
+        """Whether the weight is standardized in each forward pass, of evaluation too."""
+        if torch.compiler.is_compiling():
             return True
         return torch.is_grad_enabled() and any(p.requires_grad for p in sources)
 
-    def effective_weight(self, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
-        """The weight that the convolution uses: in evaluation it is standardized once."""
-        sources, dtype = self.weight_sources(skip_gain), compute_dtype(self.weight)
-        if self._in_training(sources):
-            return self.standardize(factor, skip_gain).to(dtype)
+    def _evaluation_weight(
+        self, sources: tuple[Tensor, ...], factor: float, skip_gain: Tensor | None
+    ) -> Tensor:
+        """The weight of evaluation: standardized once per change of its sources."""
+        dtype = compute_dtype(self.weight)
         try:
             key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in sources)
         except RuntimeError:  # no version or address: inference tensors, torch.func transforms
@@ -165,8 +166,11 @@ class StandardizedConv2d(nn.Conv2d):
         bias = self.bias
         if bias is not None and (factor != 1 or skip_gain is not None):
             bias = bias * factor if skip_gain is None else bias * (factor * skip_gain)
-        if not (self.training or self._in_training(self.weight_sources(skip_gain))):
-            return self._conv_forward(x, self.effective_weight(factor, skip_gain), bias)
+        if not self.training:
+            sources = self.weight_sources(skip_gain)
+            if not self._is_recomputed(sources):
+                weight = self._evaluation_weight(sources, factor, skip_gain)
+                return self._conv_forward(x, weight, bias)
         if not torch.compiler.is_compiling():
             # Fused optimizers do not count versions, but a gradient comes before a step.
             self._cached = None
@@ -217,7 +221,7 @@ class StandardizedConv2d(nn.Conv2d):
         self.__class__ = plain
 
     def clear_cache(self) -> None:
-        """Forget the standardized weight."""
+        """Forget the standardized weight of evaluation."""
         self._cached = None
 
     def train(self, mode: bool = True) -> StandardizedConv2d:
