@@ -38,7 +38,7 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
         act_cfg: mm config of an activation, e.g. ``dict(type='ReLU')``. One
             that has no gain here is taken from the registry and must bring its own
             as ``gamma``.
-        inplace: Overwrite the input, where the activation can.
+        inplace: Let a ReLU overwrite its input; others need theirs for the backward pass.
 
     Returns:
         The module (which does not apply the gain) and the gain.
@@ -62,7 +62,7 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
         gamma = GAMMA[name] if gamma is None else gamma
     act = build_activation_layer(act_cfg)
     if hasattr(act, 'inplace'):
-        act.inplace = inplace
+        act.inplace = inplace and isinstance(act, nn.ReLU)
     return act, float(gamma)
 
 

@@ -30,6 +30,11 @@ def check_stages(name: str, values: Sequence[int], num_stages: int = 4) -> tuple
     return tuple(values)
 
 
+def add_shortcut(branch: Tensor, shortcut: Tensor) -> Tensor:
+    """The sum, in the memory of the branch, whose end no backward pass reads."""
+    return branch.add_(shortcut) if branch.dtype == shortcut.dtype else branch + shortcut
+
+
 class ResidualBlock(BaseModule):
     """A block ``x -> shortcut(x) + drop_path(branch(x))``, up to constants.
 

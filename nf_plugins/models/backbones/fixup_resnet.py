@@ -57,7 +57,7 @@ class FixupBlock(ResidualBlock):
         for name in ('bias1a', 'bias1b', 'bias2a', 'bias2b', 'bias3a', 'bias3b'):
             self.register_parameter(name, nn.Parameter(torch.zeros(())))
         self.scale = nn.Parameter(torch.ones(()))
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         self.drop_path = DropPath(drop_path_rate)
 
     def inner_forward(self, x: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ class FixupResNet(StagedBackbone):
         conv = ConvBuilder(None, padding, bias=False)
         self.stem = NFStem(stem, in_channels, base_channels, conv)
         self.bias1 = nn.Parameter(torch.zeros(()))
-        self.relu = nn.ReLU()
+        self.relu = nn.ReLU(inplace=True)
         channels = base_channels
 
         def make_block(stage: int, index: int) -> FixupBlock:

@@ -24,7 +24,7 @@ from nf_plugins.layers import (
 )
 from nf_plugins.registry import MODELS
 
-from .base import ResidualBlock, StagedBackbone, check_choice, check_stages
+from .base import ResidualBlock, StagedBackbone, add_shortcut, check_choice, check_stages
 
 
 @dataclass(frozen=True)
@@ -352,6 +352,7 @@ class NFBlock(ResidualBlock):
     ) -> None:
         super().__init__(with_cp)
         self.act, gamma = build_activation(act_cfg)
+        self.inner_act, _ = build_activation(act_cfg, inplace=True)
         self.gamma = 1.0 if conv.folds_gamma else gamma
         self.beta = 1.0 if conv.folds_gamma else beta
         self.alpha = alpha
@@ -394,12 +395,12 @@ class NFBlock(ResidualBlock):
         out = scaled_activation(self.act, x, self.gamma / self.beta)
         shortcut = x if self.downsample is None else self.downsample(out)
         out = self.conv1(out)
-        out = self.conv2(scaled_activation(self.act, out, self.gamma))
+        out = self.conv2(scaled_activation(self.inner_act, out, self.gamma))
         if self.conv2b is not None:
-            out = self.conv2b(scaled_activation(self.act, out, self.gamma))
+            out = self.conv2b(scaled_activation(self.inner_act, out, self.gamma))
         if self.attention is not None and self.attention_inside:
             out = self.attention(out)
-        return self.add_branch(shortcut, scaled_activation(self.act, out, self.gamma))
+        return self.add_branch(shortcut, scaled_activation(self.inner_act, out, self.gamma))
 
     def add_branch(self, shortcut: Tensor, x: Tensor) -> Tensor:
         r"""``shortcut + alpha * s * f(x)``, where f is the end of the branch."""
@@ -422,11 +423,13 @@ class NFBlock(ResidualBlock):
         if mask is not None:
             scale = mask if scale is None else scale * mask
         if scale is None:
+            if alpha == 1:
+                return add_shortcut(out, shortcut)
             return torch.add(shortcut, out, alpha=alpha)
         if scale is self.skip_gain:  # not folded
             return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
         # Not addcmul, which in its backward pass multiplies all of `out` by 1.
-        return shortcut + out * (alpha * scale).to(out.dtype)
+        return add_shortcut(out * (alpha * scale).to(out.dtype), shortcut)
 
     @property
     def branch_ends_in_conv3(self) -> bool:
@@ -553,7 +556,7 @@ class NFBackbone(StagedBackbone):
         conv = ConvBuilder(conv_cfg, padding, deploy)
         self.arch = arch
         channels, widths = arch.first_channels, arch.stage_channels
-        act, gamma = build_activation(act_cfg)
+        act, gamma = build_activation(act_cfg, inplace=True)
         free_gamma = gamma if arch.gamma_at == 'conv' else 1.0
         self.stem = NFStem(
             arch.stem, in_channels, channels, conv, act, gamma, free_gamma, bias=stem_bias

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nf_plugins.layers import DropPath
 from nf_plugins.registry import MODELS
 
-from .base import ResidualBlock, StagedBackbone, check_choice, check_stages
+from .base import ResidualBlock, StagedBackbone, add_shortcut, check_choice, check_stages
 
 
 def _conv(conv_cfg: dict | None, *args: Any, initalpha: bool = False, **kwargs: Any) -> nn.Module:
@@ -73,6 +73,7 @@ class PWSBlock(ResidualBlock):
             self.conv2 = conv3x3(mid, second, 1, False)
             self.conv3 = None
         self.relu = nn.ReLU()
+        self.inner_relu = nn.ReLU(inplace=True)
         self.drop_path = DropPath(drop_path_rate, scale_by_keep=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
@@ -85,10 +86,10 @@ class PWSBlock(ResidualBlock):
     def inner_forward(self, x: Tensor) -> Tensor:
         out = self.relu(x)
         shortcut = x if self.downsample is None else self.downsample(out)
-        out = self.conv2(self.relu(self.conv1(out)))
+        out = self.conv2(self.inner_relu(self.conv1(out)))
         if self.conv3 is not None:
-            out = self.conv3(self.relu(out))
-        return shortcut + self.drop_path(out)
+            out = self.conv3(self.inner_relu(out))
+        return add_shortcut(self.drop_path(out), shortcut)
 
 
 @MODELS.register_module()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nf_plugins.layers import DropPath, SqueezeExcite, build_activation
 from nf_plugins.registry import MODELS
 
-from .base import ResidualBlock, StagedBackbone, check_choice, check_stages
+from .base import ResidualBlock, StagedBackbone, add_shortcut, check_choice, check_stages
 from .nf_base import ConvBuilder, NFStem
 from .nf_resnet import resnet_depths
 
@@ -64,7 +64,7 @@ class ResNetV2Block(ResidualBlock):
         out = self.conv3(self._preactivate(self.norm3, out))
         if self.se is not None:
             out = self.se(out)
-        return shortcut + self.drop_path(out)
+        return add_shortcut(self.drop_path(out), shortcut)
 
 
 @MODELS.register_module()
