@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -17,18 +18,33 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
         path: The file; its folder must exist.
         data: Its whole content.
     """
-    path = Path(path)
-    data = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    atomic_write_all({path: data})
+
+
+def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
+    """Write files that belong together: none takes its name before all are on the disk.
+
+    Args:
+        contents: File -> its whole content; the folders must exist.
+    """
+    staged: list[tuple[str, Path]] = []
     try:
-        with os.fdopen(handle, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        for name, data in contents.items():
+            path = Path(name)
+            handle, temporary = tempfile.mkstemp(
+                prefix=f'.{path.name[:200]}.', suffix='.tmp', dir=path.parent
+            )
+            staged.append((temporary, path))
+            with os.fdopen(handle, 'wb') as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(temporary, 0o666 & ~_umask())
+        for temporary, path in staged:
+            os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        for temporary, _ in staged:
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 
