@@ -27,25 +27,35 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
     Args:
         contents: File -> its whole content; the folders must exist.
     """
-    staged: list[tuple[str, Path]] = []
+    staged: list[tuple[str, str | os.PathLike]] = []
     try:
-        for name, data in contents.items():
-            path = Path(name)
-            handle, temporary = tempfile.mkstemp(
-                prefix=f'.{path.name[:200]}.', suffix='.tmp', dir=path.parent
-            )
-            staged.append((temporary, path))
-            with os.fdopen(handle, 'wb') as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.chmod(temporary, 0o666 & ~_umask())
+        for path, data in contents.items():
+            staged.append((_stage(Path(path), data), path))
         for temporary, path in staged:
             os.replace(temporary, path)
     except BaseException:
         for temporary, _ in staged:
             Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _stage(path: Path, data: bytes | str) -> str:
+    """Write a temporary file beside ``path``, and return its name."""
+    handle, temporary = tempfile.mkstemp(
+        prefix=f'.{path.name[:200]}.', suffix='.tmp', dir=path.parent
+    )
+    try:
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+    except BaseException as error:
+        os.unlink(temporary)
+        if isinstance(error, OSError):  # of a write, which does not say where
+            error.filename = os.fspath(path)
+        raise
+    return temporary
 
 
 def _umask() -> int:
