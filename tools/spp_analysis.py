@@ -123,7 +123,8 @@ def measure(
     backbone = build_backbone(cfg, config, args.seed)
     if checkpoint is not None:
         backbone.load_state_dict(backbone_weights(checkpoint, backbone)[0])
-    size = args.input_size or config_input_size(cfg)
+    with complaint(f'cannot tell the input size of {config}'):
+        size = args.input_size or config_input_size(cfg)
     channels = image_channels(backbone)
     info = dict(kind=args.input)
     if args.input == 'gaussian':
