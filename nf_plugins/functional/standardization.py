@@ -109,7 +109,7 @@ def _references(x: Tensor) -> float:
 _workspace = Workspace()
 
 
-def _kernels(x: Tensor, weight: Tensor, dtype: torch.dtype) -> ModuleType | None:
+def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """The module with the kernels for a weight, here and now; None for plain operations."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
@@ -121,7 +121,9 @@ def _kernels(x: Tensor, weight: Tensor, dtype: torch.dtype) -> ModuleType | None
         kernels = triton_standardization
     else:
         kernels = cpu_standardization if weight.is_cpu and dtype == weight.dtype else None
-    if kernels is None or x.device != weight.device or x.dim() != 4 or not x.numel():
+    if kernels is None or not x.device == weight.device == scale.device:
+        return None
+    if x.dim() != 4 or not x.numel():
         return None
     return kernels if _is_dense(weight) and kernels.supports(weight) else None
 
@@ -172,9 +174,13 @@ def standardized_conv2d(
         >>> torch.allclose(out, F.conv2d(x, standardize(weight, scale, 36, 0.0)), atol=1e-6)
         True
     """
+    if scale.shape != weight.shape[:1]:  # the kernels would read memory that is not theirs
+        raise ValueError(
+            f'scale needs the shape {tuple(weight.shape[:1])}, got {tuple(scale.shape)}'
+        )
     dtype = compute_dtype(weight)
     geometry = (stride, padding, dilation, groups)
-    kernels = _kernels(x, weight, dtype)
+    kernels = _kernels(x, weight, scale, dtype)
     if kernels is None:
         standardized = standardize(weight, scale, **law).to(weight.dtype)
         return F.conv2d(x, standardized, bias, *geometry)

@@ -15,7 +15,7 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     name in one step.
 
     Args:
-        path: The file; its folder must exist.
+        path: The file; its folder is made.
         data: Its whole content.
     """
     atomic_write_all({path: data})
@@ -25,7 +25,7 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
     """Write files that belong together: none takes its name before all are on the disk.
 
     Args:
-        contents: File -> its whole content; the folders must exist.
+        contents: File -> its whole content.
     """
     staged: list[tuple[str, str | os.PathLike]] = []
     try:
@@ -41,6 +41,7 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
 
 def _stage(path: Path, data: bytes | str) -> str:
     """Write a temporary file beside ``path``, and return its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(
         prefix=f'.{path.name[:200]}.', suffix='.tmp', dir=path.parent
     )

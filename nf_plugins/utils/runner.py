@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
 
+from .checks import check_integer, check_type
 from .cli import UsageError, complaint
 from .files import check_writable_dir
 
@@ -50,16 +51,48 @@ def find_config(path: str) -> str:
     return str(found[0])
 
 
+SECTIONS = dict.fromkeys(
+    (
+        'model',
+        'train_dataloader',
+        'val_dataloader',
+        'test_dataloader',
+        'optim_wrapper',
+        'default_hooks',
+        'auto_scale_lr',
+    ),
+    dict,
+) | dict.fromkeys(('work_dir', 'load_from'), str)
+"""What the settings that are looked at before mmengine does must be."""
+
+
+def check_bases(path: str, above: tuple[str, ...] = ()) -> None:
+    """Raise a ValueError if a config is among its own bases: mmengine would read for ever."""
+    path = osp.realpath(path)
+    if path in above:
+        circle = ' -> '.join(map(osp.basename, [*above[above.index(path) :], path]))
+        raise ValueError(f'its _base_ files go in a circle: {circle}')
+    for base in Config._get_base_files(path):
+        check_bases(Config._get_cfg_path(base, path)[0], (*above, path))
+
+
 def load_config(path: str, options: dict | None = None) -> Config:
     """Read a config file; a :class:`UsageError` says what is wrong with it."""
     path = find_config(path)
     with complaint(f'cannot read the config {path}'):
-        cfg = Config.fromfile(path)
+        check_bases(path)
+        try:
+            cfg = Config.fromfile(path)
+        except SystemExit as stop:
+            raise ValueError('it calls sys.exit()') from stop
         if options:
             cfg.merge_from_dict(options)
-    if not cfg.get('model'):
-        raise UsageError(f'{path} has no model')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+        if not cfg.get('model'):
+            raise UsageError(f'{path} has no model')
+        for name, kind in SECTIONS.items():
+            if cfg.get(name) is not None:
+                check_type(name, cfg[name], kind)
+        init_default_scope(check_type('default_scope', cfg.get('default_scope', 'mmengine'), str))
     return cfg
 
 
@@ -99,6 +132,7 @@ def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
     if 'backbone' not in cfg.model:
         raise UsageError(f'{path} has no backbone: a config needs model.backbone')
     with complaint(f'cannot build the backbone of {path}'), torch.random.fork_rng([]):
+        check_integer('seed', seed, -(2**63), 2**64 - 1)  # what torch takes
         torch.manual_seed(seed)
         backbone = MODELS.build(cfg.model.backbone)
         if hasattr(backbone, 'init_weights'):

@@ -342,29 +342,6 @@ class TestInitalpha:
         assert out.var().item() == pytest.approx(2, rel=1e-4)
 
 
-@pytest.mark.parametrize(
-    ('layer', 'args', 'options', 'message'),
-    [
-        (ScaledWSConv2d, (8, 4, 3), dict(eps_mode='max'), "one of clamp, add, got 'max'"),
-        (ScaledWSConv2d, (8, 4, 3), dict(eps=-1.0), 'eps must be at least 0, got -1.0'),
-        (ScaledWSConv2d, (8, 4, 3), dict(eps=float('nan')), 'eps must be at least 0, got nan'),
-        (ScaledWSConv2d, (0, 4, 3), {}, 'in_channels=0.*fan-in 0'),
-        (ScaledWSConv2d, (4, 0, 3), {}, 'out_channels=0'),
-        (ScaledWSConv2d, (4, 4, 1), dict(groups=4), 'fan-in 1'),
-        (ScaledWSConv2d, (4, 4, 0), {}, 'fan-in 0'),
-        (ScaledWSConv2d, (4, 4, 3, 2, 'same'), dict(padding_mode='reflect'), "'zeros' only"),
-        (ScaledWSConv2d, (4, 4, 3), dict(groups=3), 'divisible'),
-        (ScaledWSConv2d, (4, 4, 3, 1, 'full'), {}, 'Invalid padding string'),
-        (PWSConv2d, (8, 4, 3), dict(mode='fan_avg'), "'fan_in' or 'fan_out', got 'fan_avg'"),
-        (PWSConv2d, (8, 4, 3), dict(gamma=-1e-3), 'gamma must be at least 0'),
-        (PWSConv2d, (0, 4, 3), {}, 'fan-in 0'),
-    ],
-)
-def test_bad_arguments_are_refused(layer, args, options, message):
-    with pytest.raises(ValueError, match=message):
-        layer(*args, **options)
-
-
 @pytest.mark.parametrize('name', ['ScaledWS', 'nf_plugins.ScaledWS', 'PWS', 'nf_plugins.PWS'])
 def test_builds_from_conv_cfg(name):
     conv = build_conv_layer(dict(type=name), 8, 4, 3, stride=2, padding=1, bias=False)

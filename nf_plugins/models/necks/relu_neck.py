@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import check_config, check_integer, check_number
 
 
 @MODELS.register_module()
@@ -49,8 +50,12 @@ class ReLUNeck(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.norm = build_norm_layer(norm_cfg, in_channels)[1] if norm_cfg else None
-        self.act = build_activation_layer(act_cfg)
+        check_integer('in_channels', in_channels)
+        check_number('drop_rate', drop_rate, 'in [0, 1)')
+        self.norm = None
+        if norm_cfg is not None:
+            self.norm = build_norm_layer(check_config('norm_cfg', norm_cfg), in_channels)[1]
+        self.act = build_activation_layer(check_config('act_cfg', act_cfg))
         self.avgpool = avgpool
         self.dropout = nn.Dropout(drop_rate)
 
