@@ -15,3 +15,5 @@ model = dict(
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)
+# A record of the signal propagation after every epoch: `tools/spp_video.py WORK_DIR`.
+custom_hooks = [dict(type='SPPHook')]

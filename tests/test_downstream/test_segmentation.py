@@ -133,6 +133,9 @@ def test_train_test_and_look_inside(tool_env, tmp_path, monkeypatch, capsys):
     assert np.mean(losses[-16:]) < 0.5 * np.mean(losses[:4])
     trained = float(re.findall(r'mIoU: ([\d.]+)', log)[-1])
     assert trained > 1.5 * chance
+    records = [json.loads(path.read_text()) for path in sorted(tmp_path.glob('*/spp/*.json'))]
+    assert [record['epoch'] for record in records] == [0, 1, 2, 3]
+    assert all(record['input']['shape'] == [8, 3, 64, 64] for record in records)
 
     checkpoint = tmp_path / 'epoch_3.pth'
     out = tmp_path / 'metrics.json'

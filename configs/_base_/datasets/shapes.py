@@ -9,8 +9,10 @@ data_preprocessor = dict(
     size=(64, 64),
 )
 
-train_pipeline = [dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
-test_pipeline = [dict(type='PackSegInputs')]
+# They have this size; images that `spp_analysis.py --input` is given get it.
+resize = dict(type='Resize', scale=(64, 64))
+train_pipeline = [resize, dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
+test_pipeline = [resize, dict(type='PackSegInputs')]
 
 train_dataloader = dict(
     batch_size=8,
