@@ -13,6 +13,7 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
 from nf_plugins.registry import HOOKS
 from nf_plugins.spp import RULES, SignalProfile, analyze, unwrap
@@ -218,7 +219,8 @@ class SPPHook(Hook):
     def _check_losses(self, runner: Runner, losses: Any) -> None:
         if not isinstance(losses, dict) or not runner.model.training:
             return
-        values = [v for v in losses.values() if isinstance(v, Tensor) and v.is_floating_point()]
+        leaves = tree_iter(losses)  # detectors have lists, of a loss per level
+        values = [v for v in leaves if isinstance(v, Tensor) and v.is_floating_point()]
         finite = all(bool(torch.isfinite(v).all()) for v in values)
         if finite:
             return

@@ -75,6 +75,7 @@ class GammaAct(nn.Module):
 
     Args:
         act: Type name of the activation.
+        inplace: As in :func:`build_activation`; mm's ``ConvModule`` asks for it.
         **kwargs: Its other arguments, or ``gamma`` to replace the official gain.
 
     Source: Brock et al. 2021a, section 4.1.
@@ -85,9 +86,9 @@ class GammaAct(nn.Module):
         tensor([1.7140])
     """
 
-    def __init__(self, act: str = 'ReLU', **kwargs: Any) -> None:
+    def __init__(self, act: str = 'ReLU', inplace: bool = False, **kwargs: Any) -> None:
         super().__init__()
-        self.act, self.gamma = build_activation(dict(type=act, **kwargs))
+        self.act, self.gamma = build_activation(dict(type=act, **kwargs), inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(x) * self.gamma
