@@ -115,7 +115,7 @@ def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Mo
         return None
     if type(weight) not in (torch.nn.Parameter, Tensor) or forward_ad._current_level >= 0:
         return None
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    if _is_transformed():
         return None
     if weight.is_cuda:
         kernels = triton_standardization
@@ -126,6 +126,12 @@ def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Mo
     if x.dim() != 4 or not x.numel():
         return None
     return kernels if _is_dense(weight) and kernels.supports(weight) else None
+
+
+def _is_transformed() -> bool:
+    """Whether a dispatch mode or ``torch.func`` takes operations apart."""
+    modes = torch._C._len_torch_dispatch_stack()
+    return bool(modes) or torch._C._are_functorch_transforms_active()
 
 
 def _is_dense(weight: Tensor) -> bool:
@@ -223,11 +229,13 @@ class _StandardizedConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, weight, scale, bias, stats = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:5]
-        if torch.is_grad_enabled():  # the result will be differentiated
-            standardized = standardize(weight, scale, **ctx.law).to(x.dtype)
-            out = F.conv2d(x, standardized, bias, *ctx.geometry)
+        again = torch.is_grad_enabled()  # the result will be differentiated
+        if again or _is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad):
             wanted = [t for t, need in zip((x, weight, scale, bias), needs) if need]
-            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            with torch.enable_grad():
+                standardized = standardize(weight, scale, **ctx.law).to(x.dtype)
+                out = F.conv2d(x, standardized, bias, *ctx.geometry)
+                grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=again))
             return None, *(next(grads) if need else None for need in needs), None, None
 
         constant, standardized = ctx.law['constant'], _empty(x, weight)

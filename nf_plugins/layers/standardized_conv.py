@@ -46,8 +46,9 @@ class StandardizedConv2d(nn.Conv2d):
     In training, and wherever a gradient may be wanted, the weight is standardized
     in each forward pass. In evaluation it is standardized once, and again after
     any change of the parameters: loading, an optimizer step, ``copy_``, a move to
-    another device. Only writes through ``.data`` go unseen until the next call of
-    ``train()`` or ``eval()``; mmengine's EMA hook is followed by one.
+    another device. Only writes through ``.data``, and steps of a fused optimizer without a
+    forward pass in training mode, go unseen until the next call of ``train()`` or
+    ``eval()``; mmengine's EMA hook is followed by one.
 
     Args:
         in_channels: Channels of the input.
@@ -137,13 +138,14 @@ class StandardizedConv2d(nn.Conv2d):
 
     def weight_sources(self, skip_gain: Tensor | None = None) -> tuple[Tensor, ...]:
         """The parameters that :meth:`standardize` reads."""
-        named = {**self._parameters, 'bias': None, 'skip_gain': skip_gain}
-        return tuple(p for p in named.values() if p is not None)
+        # By attribute: pruning, parametrizations and replicas keep them elsewhere.
+        own = (getattr(self, name, None) for name in ('weight', 'gain', 'alpha'))
+        return tuple(p for p in (*own, skip_gain) if p is not None)
 
     @staticmethod
     def _is_recomputed(sources: tuple[Tensor, ...]) -> bool:
         """Whether the weight is standardized in each forward pass, of evaluation too."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return True
         return torch.is_grad_enabled() and any(p.requires_grad for p in sources)
 

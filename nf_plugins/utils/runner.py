@@ -7,6 +7,7 @@ import logging
 import os
 import os.path as osp
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint import CheckpointError, check_match, safe_load, state_dict_of
 
 from .checks import check_integer, check_type
 from .cli import UsageError, complaint
@@ -174,18 +175,27 @@ def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> None:
         logging.disable(logging.NOTSET)
 
 
-def check_checkpoint(path: str, model: nn.Module, minimum: float = 1.0) -> None:
+def check_checkpoint(
+    path: str, model: nn.Module, minimum: float = 1.0, resume: bool = False
+) -> None:
     """Raise a :class:`UsageError` unless a local checkpoint is readable and fits a model.
 
     Args:
         path: The checkpoint; what is not a local file (a URL) is left to mmengine.
         model: The model.
         minimum: Share of the model's keys that must be there.
+        resume: Whether a training shall go on from it.
     """
     if '://' in path:
         return
     with complaint('cannot load the checkpoint'):
-        check_match(state_dict_of(safe_load(path), path), model, path, minimum)
+        checkpoint = safe_load(os.path.expanduser(path))
+        check_match(state_dict_of(checkpoint, path), model, path, minimum)
+        meta = checkpoint.get('meta')
+        counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else []
+        whole = 'message_hub' in checkpoint and counts and all(isinstance(n, int) for n in counts)
+        if resume and not whole:
+            raise UsageError(f'{path} holds weights but no training to go on with: use load_from')
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
@@ -202,7 +212,8 @@ def latest_checkpoint(work_dir: str) -> str | None:
     for _, _, path in sorted(found, reverse=True):
         try:
             safe_load(path)
-        except ValueError:
+        except CheckpointError as error:
+            print(f'passed over: {error}', file=sys.stderr)
             continue
         return str(path)
     return None

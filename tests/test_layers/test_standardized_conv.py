@@ -9,6 +9,7 @@ from mmcv.cnn import build_conv_layer
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils import parametrize, prune
 
 from nf_plugins.layers import PWSConv2d, ScaledWSConv2d
 
@@ -214,6 +215,20 @@ def test_fused_optimizers_do_not_leave_a_stale_weight():
     sgd.step()
     with torch.no_grad():
         torch.testing.assert_close(conv(x), F.conv2d(x, conv.standardize(), conv.bias))
+
+
+def test_evaluation_sees_pruning_and_parametrizations():
+    conv, x = ScaledWSConv2d(3, 4, 3).eval(), torch.randn(1, 3, 5, 5)
+    with torch.no_grad():
+        for amount in (0.3, 0.5):
+            prune.random_unstructured(conv, 'weight', amount)
+            torch.testing.assert_close(conv(x), F.conv2d(x, conv.standardize(), conv.bias))
+        prune.remove(conv, 'weight')
+        parametrize.register_parametrization(conv, 'weight', nn.Tanh())
+        for factor in (1.0, 3.0):
+            conv.parametrizations.weight.original.mul_(factor)
+            expected = F.conv2d(x, conv.standardize(), conv.bias)
+            torch.testing.assert_close(conv(x), expected)
 
 
 def test_evaluation_with_gradients_is_not_cached():

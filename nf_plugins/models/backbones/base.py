@@ -14,9 +14,18 @@ from torch.utils.checkpoint import checkpoint
 from nf_plugins.layers import StandardizedConv2d
 
 
-def add_shortcut(branch: Tensor, shortcut: Tensor) -> Tensor:
-    """The sum, in the memory of the branch, whose end no backward pass reads."""
-    return branch.add_(shortcut) if branch.dtype == shortcut.dtype else branch + shortcut
+def may_overwrite(conv: nn.Module) -> bool:
+    """Whether nobody but the next operation gets to see what a convolution returns."""
+    if torch.compiler.is_compiling() or not isinstance(conv, nn.Conv2d):
+        return False
+    hooks = conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    return not (hooks or torch.nn.modules.module._has_any_global_hook())
+
+
+def add_shortcut(branch: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
+    """The sum, in the memory of the branch where that may be overwritten."""
+    inplace = inplace and branch.dtype == shortcut.dtype
+    return branch.add_(shortcut) if inplace else branch + shortcut
 
 
 class ResidualBlock(BaseModule):

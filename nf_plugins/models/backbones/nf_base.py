@@ -32,7 +32,7 @@ from nf_plugins.utils.checks import (
     check_number,
 )
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut
+from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
 
 MOST_BLOCKS = 10_000
 """Of a stage: what has more is a mistake, and would be built for hours."""
@@ -413,12 +413,17 @@ class NFBlock(ResidualBlock):
         out = scaled_activation(self.act, x, self.gamma / self.beta)
         shortcut = x if self.downsample is None else self.downsample(out)
         out = self.conv1(out)
-        out = self.conv2(scaled_activation(self.inner_act, out, self.gamma))
+        out = self.conv2(self._activate(out, self.conv1))
         if self.conv2b is not None:
-            out = self.conv2b(scaled_activation(self.inner_act, out, self.gamma))
+            out = self.conv2b(self._activate(out, self.conv2))
         if self.attention is not None and self.attention_inside:
             out = self.attention(out)
-        return self.add_branch(shortcut, scaled_activation(self.inner_act, out, self.gamma))
+        return self.add_branch(shortcut, self._activate(out, self.conv2b or self.conv2))
+
+    def _activate(self, x: Tensor, conv: nn.Module) -> Tensor:
+        """The activation behind a convolution, times its gain."""
+        act = self.inner_act if may_overwrite(conv) else self.act
+        return scaled_activation(act, x, self.gamma)
 
     def add_branch(self, shortcut: Tensor, x: Tensor) -> Tensor:
         r"""``shortcut + alpha * s * f(x)``, where f is the end of the branch."""
@@ -442,12 +447,12 @@ class NFBlock(ResidualBlock):
             scale = mask if scale is None else scale * mask
         if scale is None:
             if alpha == 1:
-                return add_shortcut(out, shortcut)
+                return add_shortcut(out, shortcut, may_overwrite(self.conv3))
             return torch.add(shortcut, out, alpha=alpha)
         if scale is self.skip_gain:  # not folded
             return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
         # Not addcmul, which in its backward pass multiplies all of `out` by 1.
-        return add_shortcut(out * (alpha * scale).to(out.dtype), shortcut)
+        return add_shortcut(out * (alpha * scale).to(out.dtype), shortcut, inplace=True)
 
     @property
     def branch_ends_in_conv3(self) -> bool:
@@ -573,7 +578,7 @@ class NFBackbone(StagedBackbone):
         conv = ConvBuilder(conv_cfg, padding, deploy)
         self.arch = arch
         channels, widths = arch.first_channels, arch.stage_channels
-        act, gamma = build_activation(act_cfg, inplace=True)
+        act, gamma = build_activation(act_cfg)
         free_gamma = gamma if arch.gamma_at == 'conv' else 1.0
         self.stem = NFStem(
             arch.stem, in_channels, channels, conv, act, gamma, free_gamma, bias=stem_bias

@@ -18,7 +18,7 @@ from nf_plugins.utils.checks import (
     check_number,
 )
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut
+from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
 
 
 def _conv(conv_cfg: dict | None, *args: Any, initalpha: bool = False, **kwargs: Any) -> nn.Module:
@@ -92,10 +92,11 @@ class PWSBlock(ResidualBlock):
     def inner_forward(self, x: Tensor) -> Tensor:
         out = self.relu(x)
         shortcut = x if self.downsample is None else self.downsample(out)
-        out = self.conv2(self.inner_relu(self.conv1(out)))
-        if self.conv3 is not None:
-            out = self.conv3(self.inner_relu(out))
-        return add_shortcut(self.drop_path(out), shortcut)
+        out, last = self.conv1(out), self.conv1
+        for conv in filter(None, (self.conv2, self.conv3)):
+            relu = self.inner_relu if may_overwrite(last) else self.relu
+            out, last = conv(relu(out)), conv
+        return add_shortcut(self.drop_path(out), shortcut, may_overwrite(last))
 
 
 @MODELS.register_module()

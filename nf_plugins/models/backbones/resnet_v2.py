@@ -18,7 +18,7 @@ from nf_plugins.utils.checks import (
     check_number,
 )
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut
+from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
 from .nf_base import ConvBuilder, NFStem
 from .nf_resnet import resnet_depths
 
@@ -71,7 +71,7 @@ class ResNetV2Block(ResidualBlock):
         out = self.conv3(self._preactivate(self.norm3, out))
         if self.se is not None:
             out = self.se(out)
-        return add_shortcut(self.drop_path(out), shortcut)
+        return add_shortcut(self.drop_path(out), shortcut, may_overwrite(self.conv3))
 
 
 @MODELS.register_module()
