@@ -7,9 +7,8 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable
 
 
 class ArgumentParser(argparse.ArgumentParser):
