@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check lint format spp-figure docs-figures study bench clean
+.PHONY: help setup demo test check lint docs long-run format spp-figure docs-figures study bench clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -21,7 +21,7 @@ $(VENV)/.requirements: requirements/constraints.txt $(wildcard requirements/*.tx
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt setuptools wheel
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt $(foreach f,runtime \
-		mminstall digits report export video tests,-r requirements/$(f).txt)
+		mminstall digits report export video tests docs,-r requirements/$(f).txt)
 	touch $@
 
 # A regular wheel: mim does not find configs by name in an editable install.
@@ -52,7 +52,7 @@ demo: setup  ## train, test, inspect and film an NF-ResNet on the embedded digit
 	@echo "Signal propagation after training:    $(CURDIR)/$(DEMO)/spp_trained/spp.png"
 	@echo "Signal propagation while training:    $(CURDIR)/$(DEMO)/training.html, .gif and .mp4"
 
-test: setup lint  ## all tests
+test: setup lint docs  ## all tests
 	python -m pytest
 
 check: setup lint  ## the quick tests
@@ -61,6 +61,12 @@ check: setup lint  ## the quick tests
 lint: setup  ## ruff
 	ruff check .
 	ruff format --check .
+
+docs: setup  ## the pages and the reference as HTML, in work_dirs/docs
+	python -m sphinx -q -W docs work_dirs/docs
+
+long-run: setup  ## 2,000 iterations with an analysis at every tenth: is anything left behind?
+	NF_PLUGINS_LONG_RUN=2000 python -m pytest -s tests/test_engine/test_long_run.py
 
 format: setup  ## let ruff format and mend
 	ruff check --fix .

@@ -32,7 +32,7 @@ from nf_plugins.spp.inputs import (
 from nf_plugins.spp.plot import plot_html, plot_profiles
 from nf_plugins.utils import (
     ArgumentParser,
-    atomic_write,
+    atomic_write_all,
     check_writable_dir,
     command_line,
     complaint,
@@ -204,8 +204,10 @@ def main() -> int:
     files = {form: render(profiles, form) for form in dict.fromkeys([*args.format, 'json'])}
     with complaint(f'cannot write into {out_dir}'):
         out_dir.mkdir(parents=True, exist_ok=True)
-        for form, content in files.items():
-            atomic_write(out_dir / f'spp.{form}', content)
+        atomic_write_all({out_dir / f'spp.{form}': files[form] for form in files})
+        for form in FORMATS:  # of another network, perhaps
+            if form not in files:
+                (out_dir / f'spp.{form}').unlink(missing_ok=True)
     print('written:', *(str(out_dir / f'spp.{form}') for form in files))
     return int(fired)
 

@@ -6,11 +6,12 @@ python tools/test.py configs/nf_resnet/nf-resnet_digits.py work_dirs/.../epoch_2
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mmengine import dump
 from mmengine.evaluator import DumpResults
 
-from nf_plugins.utils import ArgumentParser, UsageError, command_line, complaint
+from nf_plugins.utils import ArgumentParser, UsageError, atomic_write, command_line, complaint
 from nf_plugins.utils.runner import (
     add_common_arguments,
     build_model,
@@ -38,6 +39,15 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
+class AtomicDumpResults(DumpResults):
+    """Predictions in a file that appears whole or not at all."""
+
+    def compute_metrics(self, results: list) -> dict:
+        with complaint(f'cannot write {self.out_file_path}'):
+            atomic_write(self.out_file_path, dump(results, file_format='pkl'))
+        return {}
+
+
 @command_line
 def main() -> None:
     with complaint('bad arguments'):
@@ -54,14 +64,14 @@ def main() -> None:
     runner = build_runner(cfg, args.config)
     if args.out and args.out_item != 'metrics':
         with complaint(f'cannot write {args.out}'):
-            runner.test_evaluator.metrics.append(DumpResults(out_file_path=args.out))
+            runner.test_evaluator.metrics.append(AtomicDumpResults(out_file_path=args.out))
     with complaint(f'cannot prepare the test of {args.config}'):
         _ = runner.test_loop  # builds the data set
         runner.load_or_resume()
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         with complaint(f'cannot write {args.out}'):
-            dump(metrics, args.out)
+            atomic_write(args.out, dump(metrics, file_format=Path(args.out).suffix[1:]))
 
 
 if __name__ == '__main__':

@@ -3,9 +3,25 @@
 import mmengine.runner.checkpoint
 import torch
 
-from .safe_load import SAFE_GLOBALS, check_match, safe_load, state_dict_of
+from . import loader
+from .safe_load import (
+    SAFE_GLOBALS,
+    CheckpointError,
+    CheckpointNotFoundError,
+    check_match,
+    safe_load,
+    state_dict_of,
+)
 
-__all__ = ['SAFE_GLOBALS', 'check_match', 'safe_load', 'state_dict_of']
+__all__ = [
+    'SAFE_GLOBALS',
+    'CheckpointError',
+    'CheckpointNotFoundError',
+    'check_match',
+    'loader',
+    'safe_load',
+    'state_dict_of',
+]
 
 # The original mmengine fails on its own checkpoints with torch >= 2.6 unless these are
 # known. Its fork brings a list of its own, which must not meet another one: torch keeps a

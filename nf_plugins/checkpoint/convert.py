@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from nf_plugins.models.backbones.nf_base import NFBackbone
-from nf_plugins.utils.files import atomic_write
 from nf_plugins.version import __version__
+
+from .tensors import encode_weights
 
 Rename = Callable[[str, Tensor], 'tuple[str, Tensor] | None']
 """Source name and value -> model name and value, or None for an unknown name."""
@@ -67,13 +67,10 @@ def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> d
     return state
 
 
-def save_converted(state: Mapping[str, Tensor], path: str | os.PathLike, source: str) -> None:
-    """Write an mm checkpoint, whole or not at all."""
-    buffer = io.BytesIO()
+def encode_converted(state: Mapping[str, Tensor], path: str | os.PathLike, source: str) -> bytes:
+    """The content of ``path`` with converted weights, and where they come from."""
     meta = dict(source=os.path.basename(source), converter=f'nf_plugins {__version__}')
-    torch.save(dict(meta=meta, state_dict=dict(state)), buffer)
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    atomic_write(path, buffer.getvalue())
+    return encode_weights(state, path, meta)
 
 
 def _nf_backbone(model: nn.Module) -> NFBackbone:

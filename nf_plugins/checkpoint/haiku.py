@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .numpy_pickle import DILL_GLOBALS, GLOBALS
+from .safe_load import CheckpointError, CheckpointNotFoundError, check_sums
 
 
 class _Refused(Exception):
@@ -74,14 +75,15 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
         ``params/`` those are taken.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, is something else, or wants something executed.
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: The file is damaged, is something else, or wants something executed.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'no weights at {path}')
+        raise CheckpointNotFoundError(f'no weights at {path}')
     try:
         if zipfile.is_zipfile(path):
+            check_sums(path)
             with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
                 tree = {name: archive[name] for name in archive.files}
             if any(name.startswith('params/') for name in tree):
@@ -93,15 +95,15 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
             raise ValueError('it holds no parameters')
         tree = _flatten(tree)
     except _Refused as error:
-        raise ValueError(f'{path} is refused: {error}') from None
+        raise CheckpointError(f'{path} is refused: {error}') from None
     except Exception as error:  # garbage can raise almost anything in an unpickler
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f'{path} is not a readable file of weights: {reason}') from None
+        raise CheckpointError(f'{path} is not a readable file of weights: {reason}') from None
     flat = {}
     for name, value in tree.items():
         value = np.asarray(value)
         if value.dtype.kind not in 'fiu' and value.dtype.name != 'bfloat16':
-            raise ValueError(f'{path}: {name} is no array of numbers but of {value.dtype}')
+            raise CheckpointError(f'{path}: {name} is no array of numbers but of {value.dtype}')
         parts = [part for part in name.replace('/', '.').split('.') if part != '~']
         flat['.'.join(parts)] = value
     return flat

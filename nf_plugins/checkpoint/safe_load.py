@@ -6,12 +6,14 @@ import os
 import pickle
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.logging import HistoryBuffer
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from .numpy_pickle import GLOBALS
@@ -33,6 +35,14 @@ SAFE_GLOBALS: list = [
 and numpy's arrays and scalars of numbers."""
 
 
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or refused because it wants more than weights need."""
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint."""
+
+
 @contextmanager
 def _only(allowed: list) -> Iterator[None]:
     """Allow these globals and no others that somebody registered."""
@@ -46,24 +56,31 @@ def _only(allowed: list) -> Iterator[None]:
         torch.serialization.add_safe_globals(before)
 
 
-def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
+def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | None = None) -> Any:
     """Load a checkpoint weights-only, with :data:`SAFE_GLOBALS` allowed.
 
     Args:
-        path: A file written by ``torch.save``.
+        path: A file written by ``torch.save``, or of safetensors (by its suffix).
         map_location: As in :func:`torch.load`.
+        name: What messages call the file; None for ``path``.
 
     Returns:
-        What the file holds.
+        What the file holds; of safetensors the tensors as ``state_dict`` and the rest as
+        ``meta``.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, or names something that is not allowed.
+        CheckpointNotFoundError: There is no such file; it is a FileNotFoundError, too.
+        CheckpointError: The file is damaged, or names something that is not allowed; it is
+            a ValueError.
     """
     path = os.fspath(path)
+    name = path if name is None else name
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'no checkpoint at {path}')
+        raise CheckpointNotFoundError(f'no checkpoint at {name}')
     try:
+        if path.endswith('.safetensors'):
+            return _load_safetensors(path, map_location)
+        check_sums(path)
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # of an unusual pickle protocol: it is read or refused
             with _only(SAFE_GLOBALS):
@@ -71,14 +88,31 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu') -> Any:
     except pickle.UnpicklingError as error:
         named = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is refused', str(error))
         if named:
-            raise ValueError(
-                f'{path} is refused: it names {named[1] or named[2]}, which weights do not need; '
-                'save the state dict alone with torch.save'
+            raise CheckpointError(
+                f'{name} is refused: it names {named[1] or named[2]}, which weights do not need; '
+                'where it can be trusted, load it there and save its state dict alone: '
+                "torch.save(checkpoint['state_dict'], path)"
             ) from None
-        raise ValueError(f'{path} is not a readable checkpoint') from None
+        raise CheckpointError(f'{name} is not a readable checkpoint') from None
     except Exception as error:  # a damaged file can raise almost anything
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f'{path} is not a readable checkpoint: {reason}') from None
+        raise CheckpointError(f'{name} is not a readable checkpoint: {reason}') from None
+
+
+def check_sums(path: str) -> None:
+    """Raise a BadZipFile if a part of a zip (checkpoint, npz) differs from its checksum."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f'its part {damaged} is damaged')
+
+
+def _load_safetensors(path: str, map_location: Any) -> dict[str, Any]:
+    device = 'cpu' if map_location is None or callable(map_location) else str(map_location)
+    with safe_open(path, framework='pt', device=device) as file:
+        state = {name: file.get_tensor(name) for name in file.keys()}
+        return dict(state_dict=state, meta=file.metadata() or {})
 
 
 def state_dict_of(checkpoint: Any, path: str | os.PathLike = 'the checkpoint') -> dict[str, Tensor]:
@@ -87,21 +121,21 @@ def state_dict_of(checkpoint: Any, path: str | os.PathLike = 'the checkpoint') -
     Keys lose the prefix ``module.`` of wrapped models.
 
     Raises:
-        ValueError: There is no state dict.
+        CheckpointError: There is no state dict.
     """
     state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise ValueError(f'{path} holds no state dict')
+        raise CheckpointError(f'{path} holds no state dict')
     state = {key.removeprefix('module.'): value for key, value in state.items()}
     if not any(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f'{path} holds no weights')
+        raise CheckpointError(f'{path} holds no weights')
     return state
 
 
 def check_match(
     state: Mapping[str, Tensor], module: nn.Module, path: str | os.PathLike, minimum: float = 1.0
 ) -> None:
-    """Raise a ValueError unless enough of the module's keys are there in the right shapes.
+    """Raise a CheckpointError unless enough of the module's keys are there in the right shapes.
 
     Args:
         state: State dict.
@@ -125,7 +159,7 @@ def check_match(
     matched = len(wanted) - len(bad)
     if matched == 0 or matched < minimum * len(wanted) or (minimum == 1 and surplus):
         bad += [f'{key} (not in the model)' for key in surplus]
-        raise ValueError(
+        raise CheckpointError(
             f'{path} is for another model: {matched} of {len(wanted)} keys match; '
             f'the first that do not: {", ".join(bad[:3])}'
         )

@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+import io
 import os
+from collections.abc import Mapping
 
 import numpy as np
+import safetensors.torch
 import torch
 from torch import Tensor
 
-from .safe_load import safe_load, state_dict_of
+from .safe_load import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    check_sums,
+    safe_load,
+    state_dict_of,
+)
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """A state dict from ``.pth`` (weights-only), ``.safetensors`` or ``.npz``.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is damaged, holds no weights, or wants something executed.
+        CheckpointNotFoundError: There is no such file.
+        CheckpointError: The file is damaged, holds no weights, or wants something executed.
     """
     path = os.fspath(path)
+    if not path.endswith('.npz'):
+        return state_dict_of(safe_load(path), path)
     if not os.path.isfile(path):
-        raise FileNotFoundError(f'no weights at {path}')
+        raise CheckpointNotFoundError(f'no weights at {path}')
     try:
-        if path.endswith('.safetensors'):
-            from safetensors.torch import load_file
+        check_sums(path)
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
+            return {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except Exception as error:  # a damaged zip raises almost anything
+        raise CheckpointError(f'{path} is not a readable file of weights: {error}') from None
 
-            return load_file(path)
-        if path.endswith('.npz'):
-            with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
-                return {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except ImportError:
-        raise
-    except Exception as error:  # damaged zips raise almost anything, safetensors its own class
-        raise ValueError(f'{path} is not a readable file of weights: {error}') from None
-    return state_dict_of(safe_load(path), path)
+
+def encode_weights(
+    state: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, str]
+) -> bytes:
+    """The content of a checkpoint: of safetensors, or of mm.
+
+    Args:
+        state: State dict.
+        path: Its file; ``.safetensors`` decides.
+        meta: What is known about it.
+    """
+    if os.fspath(path).endswith('.safetensors'):
+        # Each its own memory: safetensors takes no views.
+        tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
+        return safetensors.torch.save(tensors, metadata={'format': 'pt', **meta})
+    buffer = io.BytesIO()
+    torch.save(dict(meta=dict(meta), state_dict=dict(state)), buffer)
+    return buffer.getvalue()

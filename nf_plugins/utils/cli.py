@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import functools
+import logging
 import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from nf_plugins.checkpoint.safe_load import CheckpointError
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -51,28 +55,35 @@ def complaint(about: str) -> Iterator[None]:
 
 
 def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Decorate a tool's ``main``: its exit status, or 2 with one line for a UsageError.
+    """Decorate a tool's ``main``: its exit status, or 2 with one line for bad input.
 
-    Checkpoints are loaded weights-only while it runs, whoever loads them.
+    Bad input is a UsageError, or a checkpoint that cannot be loaded, whoever wants it.
+    A full disk stops the tool in the same way. Checkpoints are loaded weights-only while it
+    runs.
     """
 
     @functools.wraps(main)
     def run() -> None:
         # Whoever calls torch.load in this process, mmengine included: no unpickling of code.
         name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
-        before = os.environ.get(name)
+        before, reported = os.environ.get(name), logging.raiseExceptions
         os.environ[name] = '1'
+        logging.raiseExceptions = False  # a traceback for each line that a full disk refuses
         # Of mmcv without compiled operators, at its import.
         warnings.filterwarnings('ignore', 'Fail to import', UserWarning)
         try:
             status = main()
-        except UsageError as error:
-            print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
-            status = 2
+        except (UsageError, CheckpointError) as error:
+            status = _complain(error)
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            status = _complain(f'{error}: stopped; files written before are whole')
         except KeyboardInterrupt:
             print('interrupted', file=sys.stderr)
             status = 130
         finally:
+            logging.raiseExceptions = reported
             if before is None:
                 del os.environ[name]
             else:
@@ -80,3 +91,11 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
         sys.exit(status or 0)
 
     return run
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def _complain(error: object) -> int:
+    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    return 2

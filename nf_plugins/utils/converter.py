@@ -9,10 +9,10 @@ import torch
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
-from nf_plugins.checkpoint.convert import Rename, convert, save_converted
+from nf_plugins.checkpoint.convert import Rename, convert, encode_converted
 
 from .cli import ArgumentParser, command_line, complaint
-from .files import check_writable_dir
+from .files import atomic_write, check_writable_dir
 from .runner import build_model, load_config
 
 
@@ -45,7 +45,8 @@ def converter(
         with complaint(f'cannot convert {args.src} for {args.config}'), torch.no_grad():
             state = convert(source, model, make_rename(model))
         with complaint(f'cannot write {args.dst}'):
-            save_converted(state, args.dst, args.src)
+            os.makedirs(os.path.dirname(os.path.abspath(args.dst)), exist_ok=True)
+            atomic_write(args.dst, encode_converted(state, args.dst, args.src))
         print(f'{len(source)} arrays of {args.src} -> {args.dst}')
 
     return main

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -17,19 +18,44 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
         path: The file; its folder must exist.
         data: Its whole content.
     """
-    path = Path(path)
-    data = data.encode() if isinstance(data, str) else data
-    handle, temporary = tempfile.mkstemp(prefix=f'.{path.name}.', suffix='.tmp', dir=path.parent)
+    atomic_write_all({path: data})
+
+
+def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
+    """Write files that belong together: none takes its name before all are on the disk.
+
+    Args:
+        contents: File -> its whole content; the folders must exist.
+    """
+    staged: list[tuple[str, str | os.PathLike]] = []
+    try:
+        for path, data in contents.items():
+            staged.append((_stage(Path(path), data), path))
+        for temporary, path in staged:
+            os.replace(temporary, path)
+    except BaseException:
+        for temporary, _ in staged:
+            Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _stage(path: Path, data: bytes | str) -> str:
+    """Write a temporary file beside ``path``, and return its name."""
+    handle, temporary = tempfile.mkstemp(
+        prefix=f'.{path.name[:200]}.', suffix='.tmp', dir=path.parent
+    )
     try:
         with os.fdopen(handle, 'wb') as file:
-            file.write(data)
+            file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         os.unlink(temporary)
+        if isinstance(error, OSError):  # of a write, which does not say where
+            error.filename = os.fspath(path)
         raise
+    return temporary
 
 
 def _umask() -> int:

@@ -204,7 +204,7 @@ def test_bad_weights_are_refused(kind, message, folder, monkeypatch, capsys):
     ('tool', 'args', 'message'),
     [
         ('haiku_to_nf', ['none.npz', 'out.pth', '--config', 'f0.py'], 'no weights at none.npz'),
-        ('timm_to_nf', ['none.pth', 'out.pth', '--config', 'f0.py'], 'no weights at none.pth'),
+        ('timm_to_nf', ['none.pth', 'out.pth', '--config', 'f0.py'], 'no checkpoint at none.pth'),
         ('timm_to_nf', ['zip.npz', 'out.pth', '--config', 'f0.py'], 'source keys have no place'),
         ('timm_to_nf', ['zip.npz', 'out.pth', '--config', 'pws.py'], 'a normalizer-free backbone'),
         ('timm_to_nf', ['evil.pth', 'out.pth', '--config', 'f0.py'], 'it names .*mkdir'),

@@ -10,6 +10,7 @@ table (.md) and a figure (.png) of the same name.
 
 from __future__ import annotations
 
+import io
 import json
 import shlex
 import statistics
@@ -28,7 +29,7 @@ from torch.utils._pytree import tree_iter
 
 import nf_plugins.models  # noqa: F401 (registers them)
 from nf_plugins.functional import adaptive_clip_grad_
-from nf_plugins.utils import ArgumentParser, atomic_write, command_line, complaint, positive
+from nf_plugins.utils import ArgumentParser, atomic_write_all, command_line, complaint, positive
 
 PLAIN = dict(
     conv_cfg=None,
@@ -307,10 +308,8 @@ def table(results: dict[str, dict]) -> str:
     return '\n'.join(lines)
 
 
-def figure(results: dict[str, dict], path: Path) -> None:
-    """Bars of the ratios, with the quartiles."""
-    import io
-
+def figure(results: dict[str, dict]) -> bytes:
+    """Bars of the ratios, with the quartiles, as PNG."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -321,8 +320,6 @@ def figure(results: dict[str, dict], path: Path) -> None:
         for part in ('training step', 'inference')
         for label, times in results.get(part, {}).items()
     ]
-    if not panels:
-        return
     columns = min(4, len(panels))
     rows = -(-len(panels) // columns)
     fig, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.9 * rows), squeeze=False)
@@ -349,14 +346,14 @@ def figure(results: dict[str, dict], path: Path) -> None:
     buffer = io.BytesIO()
     fig.savefig(buffer, dpi=130)
     plt.close(fig)
-    atomic_write(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 @command_line
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
-    parser.add_argument('--rounds', type=positive, default=11)
+    parser.add_argument('--rounds', type=positive, default=15)
     parser.add_argument('--sizes', type=positive, nargs='+', default=[224, 128], help='CPU')
     parser.add_argument('--batches', type=positive, nargs='+', default=[256, 32], help='GPU')
     parser.add_argument('--saved-batch', type=positive, default=32, help='of the bytes saved')
@@ -421,9 +418,11 @@ def main() -> None:
         found = dict(machine=machine(), command=command, results=results)
         with complaint(f'cannot write {args.out}'):
             args.out.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write(args.out, json.dumps(found, indent=1) + '\n')
-            atomic_write(args.out.with_suffix('.md'), text)
-            figure(results, args.out.with_suffix('.png'))
+            files = {args.out: json.dumps(found, indent=1) + '\n'}
+            files[args.out.with_suffix('.md')] = text
+            if {'step', 'inference'} & set(args.parts):
+                files[args.out.with_suffix('.png')] = figure(results)
+            atomic_write_all(files)
 
 
 if __name__ == '__main__':

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -18,14 +19,17 @@ Times = dict[str, list[float]]
 
 
 def interleaved(jobs: dict[str, Callable[[], None]], rounds: int, warmup: int = 1) -> Times:
-    """Seconds of each job in each round; in a round the jobs run in turn.
+    """Seconds of each job in each round; in a round the jobs run in turn, in a random order.
 
-    So a slow minute of the machine meets all jobs. The first rounds warm up and do not count.
+    So a slow minute of the machine meets all jobs, and none has always the same one in front
+    of it. The first rounds warm up and do not count.
     """
     times: Times = {name: [] for name in jobs}
+    order, generator = list(jobs), random.Random(0)
     for number in range(warmup + rounds):
-        for name, job in jobs.items():
-            seconds = timed(job)
+        generator.shuffle(order)
+        for name in order:
+            seconds = timed(jobs[name])
             if number >= warmup:
                 times[name].append(seconds)
     return times

@@ -46,7 +46,14 @@ from torch.nn import functional as F
 import nf_plugins
 from nf_plugins.spp import BlockSignal, SignalProfile, analyze
 from nf_plugins.spp.plot import COLOURS, MARKERS, METRICS, plot_metric
-from nf_plugins.utils import ArgumentParser, UsageError, atomic_write, command_line, complaint
+from nf_plugins.utils import (
+    ArgumentParser,
+    UsageError,
+    atomic_write,
+    atomic_write_all,
+    command_line,
+    complaint,
+)
 from nf_plugins.utils.runner import load_config
 
 SCHEMA = 'nf_plugins.study_digits/1'
@@ -700,15 +707,16 @@ def report(results: Results, args: argparse.Namespace, setting: Setting) -> str:
     rows = {run: row for run, row in results.rows().items() if run in wanted}
     grid = Grid(rows, args)
     text = table(grid, setting)
+    files: dict[Path, bytes | str] = {args.out / 'table.md': text}
+    figures = dict(accuracy=accuracy_figure(grid), lr=lr_figure(grid))
+    figures['spp'] = spp_figure(grid, setting)
+    for name, figure in figures.items():
+        if figure is not None:
+            buffer = io.BytesIO()
+            figure.savefig(buffer, format='png')
+            files[args.out / f'{name}.png'] = buffer.getvalue()
     with complaint(f'cannot write into {args.out}'):
-        atomic_write(args.out / 'table.md', text)
-        figures = dict(accuracy=accuracy_figure(grid), lr=lr_figure(grid))
-        figures['spp'] = spp_figure(grid, setting)
-        for name, figure in figures.items():
-            if figure is not None:
-                buffer = io.BytesIO()
-                figure.savefig(buffer, format='png')
-                atomic_write(args.out / f'{name}.png', buffer.getvalue())
+        atomic_write_all(files)
     if figures['spp'] is None:
         batch_size, lr = setting.reference
         text += f'\nNo spp.png: it is of batch size {batch_size}, lr {lr:g}, seed 0.\n'

@@ -17,7 +17,7 @@ import torch
 from mmengine.logging import MMLogger
 
 from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
-from nf_plugins.checkpoint.convert import save_converted
+from nf_plugins.checkpoint.convert import encode_converted
 from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
@@ -25,7 +25,7 @@ from nf_plugins.spp.inputs import config_input_size, image_channels
 from nf_plugins.utils import (
     ArgumentParser,
     UsageError,
-    atomic_write,
+    atomic_write_all,
     check_writable_dir,
     command_line,
     complaint,
@@ -87,10 +87,11 @@ def main() -> None:
             files[Path(args.onnx)] = export(model, size)
             print(f'ONNX: images of {size}x{size}, any batch size')
     with complaint(f'cannot write {dst}'):
-        save_converted(model.state_dict(), dst, args.checkpoint)
-        for path, content in files.items():
-            atomic_write(path, content)
-    print('written:', dst, *files)
+        files = {dst: encode_converted(model.state_dict(), dst, args.checkpoint), **files}
+        for path in files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write_all(files)
+    print('written:', *files)
 
 
 def export(model: torch.nn.Module, size: int) -> bytes:

@@ -1,0 +1,95 @@
+"""mmengine's ways to a checkpoint, all of which end in :func:`safe_load`.
+
+mmengine's own loaders unpickle whatever comes over HTTP, and those of its fork also unpickle
+local files that weights-only loading refuses. Importing this module replaces them, so that
+``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained')`` never execute anything from
+a file.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+from mmengine.dist import barrier, is_main_process
+from mmengine.fileio import get_local_path
+from mmengine.runner import CheckpointLoader
+from mmengine.runner import checkpoint as mm
+
+from .safe_load import CheckpointNotFoundError, safe_load
+
+
+def load_local(filename: str, map_location: Any = 'cpu') -> Any:
+    """A local file; ``~`` is the home folder."""
+    return safe_load(os.path.expanduser(filename), map_location)
+
+
+def load_http(filename: str, map_location: Any = 'cpu') -> Any:
+    """A URL, kept in torch's cache folder; of several processes the first one downloads."""
+    path = Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(filename).path))
+    try:
+        if is_main_process():
+            _download(filename, path)
+    finally:
+        barrier()  # the others would wait for ever
+    _download(filename, path)  # where the disk is another one
+    return safe_load(path, map_location)
+
+
+def _download(url: str, path: Path) -> None:
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Takes its name when it is complete.
+        torch.hub.download_url_to_file(url, str(path), progress=os.isatty(0))
+
+
+def load_remote(filename: str, map_location: Any = 'cpu') -> Any:
+    """A file of one of mmengine's storage backends (``s3://``, ``petrel://``)."""
+    with get_local_path(filename, dict(backend='petrel')) as path:
+        return safe_load(path, map_location, name=filename)
+
+
+def load_pavi(filename: str, map_location: Any = 'cpu') -> Any:
+    """A model of ``pavi://``."""
+    from pavi import modelcloud
+
+    model = modelcloud.get(filename.partition('://')[2])
+    with tempfile.TemporaryDirectory() as folder:
+        path = os.path.join(folder, model.name)
+        model.download(path)
+        return safe_load(path, map_location, name=filename)
+
+
+def load_zoo(filename: str, map_location: Any = 'cpu') -> Any:
+    """A name in one of mmengine's lists: ``torchvision://``, ``open-mmlab://``, ``mmcls://``."""
+    scheme, _, name = filename.partition('://')
+    if scheme in ('torchvision', 'modelzoo'):
+        known = mm.get_torchvision_models()
+    elif scheme == 'mmcls':
+        known = mm.get_mmcls_models()
+    else:
+        known = mm.get_external_models()
+        name = mm.get_deprecated_model_names().get(name, name)
+    if name not in known:
+        raise CheckpointNotFoundError(f'no checkpoint at {filename}: the list has no {name!r}')
+    if not known[name].startswith(('http://', 'https://')):
+        return load_local(os.path.join(mm._get_mmengine_home(), known[name]), map_location)
+    checkpoint = load_http(known[name], map_location)
+    return mm._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
+
+
+LOADERS = {
+    load_local: ('',),
+    load_http: ('http://', 'https://'),
+    load_remote: (r'(\S+\:)?s3://', r'(\S+\:)?petrel://'),
+    load_pavi: ('pavi://',),
+    load_zoo: ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://'),
+}
+"""Loader -> the prefixes of what it loads, as mmengine writes them."""
+
+for _loader, _prefixes in LOADERS.items():
+    CheckpointLoader.register_scheme(_prefixes, _loader, force=True)
