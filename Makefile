@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check lint docs long-run format spp-figure docs-figures study bench clean
+.PHONY: help setup demo test check compat lint docs long-run format spp-figure docs-figures study bench clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -60,6 +60,9 @@ test: setup lint docs  ## all tests
 check: setup lint  ## the quick tests
 	python -m pytest -m "not slow"
 
+compat:  ## the quick tests on other versions of the libraries: STACKS="original oldest" for some
+	$(PYTHON) benchmarks/stacks.py $(STACKS)
+
 lint: setup  ## ruff
 	ruff check .
 	ruff format --check .
@@ -94,4 +97,4 @@ bench: setup  ## what norms and their absence cost: time, memory, clipping; a qu
 	python tools/analysis_tools/benchmark.py --out benchmarks/results/cost_cpu.json
 
 clean:  ## remove what make made
-	rm -rf $(VENV) build work_dirs *.egg-info
+	rm -rf $(VENV) .compat build work_dirs *.egg-info

@@ -58,7 +58,7 @@ setup(
     license='Apache-2.0',
     packages=find_packages(include=['nf_plugins', 'nf_plugins.*']),
     package_data={'nf_plugins.functional': ['*.c']},
-    python_requires='>=3.9',
+    python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require=EXTRAS,
     cmdclass={'build_py': BuildWithMim},
@@ -67,6 +67,7 @@ setup(
         'Intended Audience :: Developers',
         'Intended Audience :: Science/Research',
         'Programming Language :: Python :: 3',
+        'Programming Language :: Python :: 3.11',
         'Topic :: Scientific/Engineering :: Artificial Intelligence',
     ],
 )

@@ -13,12 +13,14 @@ from .version import __version__
 
 
 def _check_stack() -> None:
-    """Raise one clear ImportError when mmengine or mmcv is missing or too old."""
-    for name, minimum in (('mmengine', '0.10.0'), ('mmcv', '2.0.0')):
-        advice = (
-            f'nf_plugins {__version__} needs {name}>={minimum}: '
-            "install it with `pip install 'nfplugins[mm]'` or follow requirements/mminstall.txt"
-        )
+    """Raise one clear ImportError when a library is missing or too old."""
+    mm = "install it with `pip install 'nfplugins[mm]'` or follow requirements/mminstall.txt"
+    for name, minimum, advice in (
+        ('mmengine', '0.10.0', mm),
+        ('mmcv', '2.0.0', mm),
+        ('torch', '2.6', "install it with `pip install 'torch>=2.6'`"),  # safe globals by name
+    ):
+        advice = f'nf_plugins {__version__} needs {name}>={minimum}: {advice}'
         if find_spec(name) is None:
             raise ImportError(f'{advice}; it is not installed')
         found = import_module(name).__version__

@@ -113,3 +113,13 @@ def test_the_table_of_costs_is_the_measured_one(monkeypatch):
     benchmark = runpy.run_path(str(ROOT / 'tools/analysis_tools/benchmark.py'))
     measured = json.loads((results / 'cost_cpu.json').read_text())
     assert benchmark['table'](measured['results']).strip() == table
+
+
+def test_the_table_of_stacks_is_that_of_the_last_run():
+    """docs/stacks.md has what benchmarks/results has, for each of requirements/stacks."""
+    stacks = runpy.run_path(str(ROOT / 'benchmarks/stacks.py'))
+    results = json.loads((ROOT / 'benchmarks/results/stacks.json').read_text('utf-8'))
+    page = (ROOT / 'docs/stacks.md').read_text('utf-8')
+    assert f'{stacks["START"]}\n{stacks["table"](results)}\n{stacks["END"]}' in page
+    files = {path.stem for path in (ROOT / 'requirements/stacks').glob('*.txt')}
+    assert files == set(stacks['STACKS']) == set(results)

@@ -93,7 +93,7 @@ class Workspace:
         kept = self.kept.get(like.dtype)
         if kept is not None and kept.numel() >= like.numel():
             taken = kept.as_strided(like.shape, like.stride())
-            if _references(kept) <= 3:  # by `kept`, `taken` and the counting; after `taken` is
+            if _references(kept) <= 3:  # by `kept`, `taken` and `storage`; after `taken` is
                 return taken  # there, so that two threads see each other
         kept = like.new_empty(like.numel())
         taken = kept.as_strided(like.shape, like.stride())
@@ -103,7 +103,8 @@ class Workspace:
 
 def _references(x: Tensor) -> float:
     count = getattr(torch._C, '_storage_Use_Count', None)
-    return count(x.untyped_storage()._cdata) if count else float('inf')
+    storage = x.untyped_storage()  # held: whether it counts afterwards depends on torch's version
+    return count(storage._cdata) if count else float('inf')
 
 
 _workspace = Workspace()

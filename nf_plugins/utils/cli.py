@@ -9,9 +9,8 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Callable
 
 from nf_plugins.checkpoint.safe_load import CheckpointError
 

@@ -58,6 +58,13 @@ def test_saved_bytes_are_those_of_the_plain_net(benchmark, monkeypatch):
     assert plain <= ours < 1.05 * plain
 
 
+def test_quartiles_lie_among_the_measured_times(benchmark):
+    found = benchmark.summary({'plain': [0.001, 0.009], 'NF': [0.004]})
+    assert found['plain']['ms'] == [3, 5, 7]
+    assert found['NF']['ms'] == [4, 4, 4]
+    assert found['NF']['ratio'] == pytest.approx(4 / 5)
+
+
 def test_the_tool(benchmark, monkeypatch, tmp_path, capsys):
     small = dict(type='NFResNet', depth=26, base_channels=4)
     configs = {'plain': dict(small, **benchmark.PLAIN), 'NF': small, 'BN': small}

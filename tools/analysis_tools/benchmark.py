@@ -132,7 +132,12 @@ def summary(times: Times, base: str = 'plain') -> dict[str, dict]:
     reference = statistics.median(times[base])
     found = {}
     for name, seconds in times.items():
-        low, middle, high = statistics.quantiles(seconds, n=4) if len(seconds) > 1 else seconds * 3
+        # By default quantiles extrapolate, of few rounds even below zero.
+        low, middle, high = (
+            statistics.quantiles(seconds, n=4, method='inclusive')
+            if len(seconds) > 1
+            else seconds * 3
+        )
         found[name] = dict(
             ms=[round(1000 * s, 3) for s in (low, middle, high)],
             ratio=round(middle / reference, 4),
