@@ -6,6 +6,7 @@ allowed; where a mean far from zero is subtracted, the error grows with their ra
 """
 
 import copy
+import itertools
 import math
 
 import numpy as np
@@ -205,7 +206,7 @@ def split(data, x):
     """Consecutive pieces along the batch."""
     cuts = data.draw(st.lists(st.integers(1, len(x)), max_size=5), 'cuts')
     edges = sorted({0, len(x), *cuts})
-    return [x[a:b] for a, b in zip(edges, edges[1:])]
+    return [x[a:b] for a, b in itertools.pairwise(edges)]
 
 
 # ------------------------------------------------------------ folding
