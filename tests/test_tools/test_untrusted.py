@@ -5,6 +5,7 @@ import pickle
 import re
 import runpy
 import sys
+import uuid
 
 import numpy as np
 import pytest
@@ -71,6 +72,8 @@ def workplace(tmp_path, monkeypatch):
 
 def run(monkeypatch, capsys, tool, args):
     """The exit status of a tool, and what it wrote to stderr."""
+    if tool == 'train':  # mmengine's own name, the second, may come twice
+        args = [*args, '--cfg-options', f'experiment_name={uuid.uuid4().hex}']
     monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
     capsys.readouterr()
     with pytest.raises(SystemExit) as status:
