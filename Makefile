@@ -22,6 +22,8 @@ $(VENV)/.requirements: requirements/constraints.txt $(wildcard requirements/*.tx
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt setuptools wheel
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt $(foreach f,runtime \
 		mminstall digits report export video tests docs,-r requirements/$(f).txt)
+	$(BIN)/python -m pip install -q -c requirements/constraints.txt --no-deps \
+		--no-build-isolation -r requirements/downstream.txt
 	touch $@
 
 # A regular wheel: mim does not find configs by name in an editable install.

@@ -123,7 +123,8 @@ def measure(
     backbone = build_backbone(cfg, config, args.seed)
     if checkpoint is not None:
         backbone.load_state_dict(backbone_weights(checkpoint, backbone)[0])
-    size = args.input_size or config_input_size(cfg)
+    with complaint(f'cannot tell the input size of {config}'):
+        size = args.input_size or config_input_size(cfg)
     channels = image_channels(backbone)
     info = dict(kind=args.input)
     if args.input == 'gaussian':
@@ -203,7 +204,6 @@ def main() -> int:
 
     files = {form: render(profiles, form) for form in dict.fromkeys([*args.format, 'json'])}
     with complaint(f'cannot write into {out_dir}'):
-        out_dir.mkdir(parents=True, exist_ok=True)
         atomic_write_all({out_dir / f'spp.{form}': files[form] for form in files})
         for form in FORMATS:  # of another network, perhaps
             if form not in files:

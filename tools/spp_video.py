@@ -155,7 +155,8 @@ def measure_checkpoints(
         torch.empty(0, device=device)
     cfg = load_config(config, options['cfg_options'])
     fresh = build_backbone(cfg, config, seed)
-    size = options['input_size'] or config_input_size(cfg)
+    with complaint(f'cannot tell the input size of {config}'):
+        size = options['input_size'] or config_input_size(cfg)
     shape = (options['batch_size'], image_channels(fresh), size[0], size[-1])
     with complaint(f'cannot make noise of shape {shape}'):
         inputs = gaussian_batch(shape, seed).to(device)
@@ -218,7 +219,6 @@ def main() -> None:
     with complaint(f'cannot make {out}'), progress(len(records), 'drawing') as advance:
         content = render(records, form, args.fps, title, advance)
     with complaint(f'cannot write {out}'):
-        out.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(out, content)
     print(f'written: {out} ({len(records)} frame{"s" * (len(records) != 1)})')
 

@@ -6,12 +6,21 @@ python tools/test.py configs/nf_resnet/nf-resnet_digits.py work_dirs/.../epoch_2
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import os.path as osp
 
 from mmengine import dump
 from mmengine.evaluator import DumpResults
+from mmengine.fileio.handlers import file_handlers
 
-from nf_plugins.utils import ArgumentParser, UsageError, atomic_write, command_line, complaint
+from nf_plugins.utils import (
+    ArgumentParser,
+    UsageError,
+    atomic_write,
+    check_writable_dir,
+    command_line,
+    complaint,
+)
+from nf_plugins.utils.checks import check_choice
 from nf_plugins.utils.runner import (
     add_common_arguments,
     build_model,
@@ -20,6 +29,9 @@ from nf_plugins.utils.runner import (
     load_config,
     prepare,
 )
+
+FORMATS = dict(metrics=tuple(file_handlers), pred=('pkl', 'pickle'))
+"""Extensions of ``--out``, by what it holds."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -55,6 +67,11 @@ def main() -> None:
     cfg = load_config(args.config, args.cfg_options)
     if cfg.get('test_dataloader') is None:
         raise UsageError(f'{args.config} has no test_dataloader')
+    if args.out:
+        with complaint(f'cannot write {args.out}'):
+            check_writable_dir(osp.dirname(osp.abspath(args.out)))
+            form = osp.splitext(args.out)[1][1:]
+            check_choice('the extension', form, FORMATS[args.out_item or 'pred'])
     check_checkpoint(args.checkpoint, build_model(cfg, args.config))
     prepare(cfg, args, ['test_dataloader'])
     cfg.load_from = args.checkpoint
@@ -71,7 +88,7 @@ def main() -> None:
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         with complaint(f'cannot write {args.out}'):
-            atomic_write(args.out, dump(metrics, file_format=Path(args.out).suffix[1:]))
+            atomic_write(args.out, dump(metrics, file_format=form))
 
 
 if __name__ == '__main__':

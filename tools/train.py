@@ -83,7 +83,7 @@ def main() -> int:
         cfg.resume = cfg.load_from is not None
     if cfg.get('load_from'):
         # A resumed model needs every key; fine-tuning leaves out a head.
-        check_checkpoint(cfg.load_from, model, minimum=1.0 if cfg.resume else 0.0)
+        check_checkpoint(cfg.load_from, model, minimum=float(cfg.resume), resume=cfg.resume)
     del model
     runner = build_runner(cfg, args.config)
     with complaint(f'cannot prepare the training of {args.config}'):  # the data sets, mostly

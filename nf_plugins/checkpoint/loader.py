@@ -8,8 +8,11 @@ a file.
 
 from __future__ import annotations
 
+import functools
 import os
+import re
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -43,8 +46,10 @@ def load_http(filename: str, map_location: Any = 'cpu') -> Any:
 def _download(url: str, path: Path) -> None:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Takes its name when it is complete.
-        torch.hub.download_url_to_file(url, str(path), progress=os.isatty(0))
+        try:  # the file takes its name when it is complete
+            torch.hub.download_url_to_file(url, str(path), progress=os.isatty(0))
+        except (OSError, ValueError) as error:
+            raise CheckpointNotFoundError(f'cannot download {url}: {error}') from None
 
 
 def load_remote(filename: str, map_location: Any = 'cpu') -> Any:
@@ -82,6 +87,37 @@ def load_zoo(filename: str, map_location: Any = 'cpu') -> Any:
     return mm._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
 
 
+def _without_orders(load: Callable[..., Any]) -> Callable[..., Any]:
+    """The loader, without what mmengine would run or delete.
+
+    mmengine executes the config that a checkpoint brings along, when it resumes and for its
+    inferencers; and before it saves a better checkpoint it deletes what the resumed one
+    names as the best so far, be it a folder.
+    """
+
+    @functools.wraps(load)
+    def loader(filename: str, map_location: Any = 'cpu') -> Any:
+        checkpoint = load(filename, map_location)
+        if not isinstance(checkpoint, dict):
+            return checkpoint
+        meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
+        if isinstance(meta, dict):
+            meta.pop('config', None)
+            meta.pop('cfg', None)
+        info = hub.get('runtime_info') if isinstance(hub, dict) else None
+        if isinstance(info, dict):
+            folder = os.path.abspath(os.path.dirname(os.path.expanduser(filename)))
+            for key in [key for key in info if key == 'cfg' or key.startswith('best_ckpt')]:
+                best = info[key] if isinstance(info[key], str) else ''
+                beside = os.path.abspath(os.path.dirname(best)) == folder
+                name = os.path.basename(best)
+                if key == 'cfg' or not (beside and re.fullmatch(r'best_[^/]+\.pth', name)):
+                    del info[key]
+        return checkpoint
+
+    return loader
+
+
 LOADERS = {
     load_local: ('',),
     load_http: ('http://', 'https://'),
@@ -92,4 +128,4 @@ LOADERS = {
 """Loader -> the prefixes of what it loads, as mmengine writes them."""
 
 for _loader, _prefixes in LOADERS.items():
-    CheckpointLoader.register_scheme(_prefixes, _loader, force=True)
+    CheckpointLoader.register_scheme(_prefixes, _without_orders(_loader), force=True)

@@ -57,6 +57,8 @@ class PickledArray(np.ndarray):
         _refuse('numpy.ndarray(...)')
 
     def __setstate__(self, state: tuple) -> None:
+        if self.size:  # its memory would be freed, whoever else looks at it
+            _refuse('an array that gets its numbers twice')
         version, shape, dtype, is_fortran, data = state
         if not isinstance(data, (bytes, bytearray)):
             _refuse('an array without numbers')
@@ -92,7 +94,9 @@ class _FromBuffer(_Function):
     __slots__ = ()
 
     def __call__(self, buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
-        return np.frombuffer(buffer, dtype=_numbers(dtype)).reshape(shape, order=order)
+        if not isinstance(buffer, (bytes, bytearray)):
+            _refuse(f'an array over the memory of a {type(buffer).__name__}')
+        return np.frombuffer(bytes(buffer), dtype=_numbers(dtype)).reshape(shape, order=order)
 
 
 class _Encode(_Function):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import re
+import threading
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
@@ -43,17 +45,21 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
     """There is no such checkpoint."""
 
 
+_ALONE = threading.RLock()
+
+
 @contextmanager
 def _only(allowed: list) -> Iterator[None]:
     """Allow these globals and no others that somebody registered."""
-    before = torch.serialization.get_safe_globals()
-    torch.serialization.clear_safe_globals()
-    torch.serialization.add_safe_globals(allowed)
-    try:
-        yield
-    finally:
+    with _ALONE:  # the list is the whole process's
+        before = torch.serialization.get_safe_globals()
         torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(before)
+        torch.serialization.add_safe_globals(allowed)
+        try:
+            yield
+        finally:
+            torch.serialization.clear_safe_globals()
+            torch.serialization.add_safe_globals(before)
 
 
 def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | None = None) -> Any:
@@ -72,6 +78,7 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
         CheckpointNotFoundError: There is no such file; it is a FileNotFoundError, too.
         CheckpointError: The file is damaged, or names something that is not allowed; it is
             a ValueError.
+        OSError: The file cannot be read at all.
     """
     path = os.fspath(path)
     name = path if name is None else name
@@ -95,6 +102,8 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
             ) from None
         raise CheckpointError(f'{name} is not a readable checkpoint') from None
     except Exception as error:  # a damaged file can raise almost anything
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise  # of the disk or its rights, not of the content
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f'{name} is not a readable checkpoint: {reason}') from None
 

@@ -1,5 +1,6 @@
-"""The embedded data set."""
+"""The embedded data sets."""
 
 from .digits import Digits
+from .shapes import Shapes
 
-__all__ = ['Digits']
+__all__ = ['Digits', 'Shapes']

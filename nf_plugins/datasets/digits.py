@@ -8,6 +8,7 @@ import numpy as np
 from mmengine.dataset import BaseDataset
 
 from nf_plugins.registry import DATASETS
+from nf_plugins.utils.checks import check_choice
 
 
 @DATASETS.register_module()
@@ -38,9 +39,7 @@ class Digits(BaseDataset):
     METAINFO = {'classes': tuple('0123456789')}
 
     def __init__(self, split: str, pipeline: list = [], **kwargs: Any) -> None:
-        if split not in ('train', 'test'):
-            raise ValueError(f"split must be 'train' or 'test', got {split!r}")
-        self.split = split
+        self.split = check_choice('split', split, ('train', 'test'))
         super().__init__(pipeline=pipeline, **kwargs)
 
     def load_data_list(self) -> list[dict]:

@@ -14,20 +14,23 @@ from torch.optim import Optimizer
 
 from nf_plugins.functional import adaptive_clip_grad_
 from nf_plugins.registry import OPTIM_WRAPPERS
+from nf_plugins.utils.checks import check_type
 
 
 class _AGCMixin:
     """Adds ``clip_grad=dict(type='agc', ...)`` to an optimizer wrapper of mmengine."""
 
     def __init__(self, optimizer: Optimizer, clip_grad: dict | None = None, **kwargs: Any) -> None:
-        clip_grad = dict(clip_grad or {})
-        if clip_grad.pop('type', None) != 'agc':
+        clip_grad = dict(check_type('clip_grad', {} if clip_grad is None else clip_grad, dict))
+        kind = clip_grad.pop('type', None)
+        if kind != 'agc':
             raise ValueError(
-                f"{type(self).__name__} needs clip_grad=dict(type='agc', clip_factor=0.01, ...); "
-                "for other kinds of clipping take mmengine's wrappers"
+                f"{type(self).__name__} needs clip_grad=dict(type='agc', clip_factor=0.01, ...), "
+                f"got type={kind!r}; for other kinds of clipping take mmengine's wrappers"
             )
         skip = clip_grad.pop('skip', ())
-        self.skip: tuple[str, ...] = (skip,) if isinstance(skip, str) else tuple(skip)
+        skip = (skip,) if isinstance(skip, str) else check_type('skip', skip, Sequence)
+        self.skip = tuple(check_type('a pattern of skip', pattern, str) for pattern in skip)
         agc = dict(clip_factor=clip_grad.pop('clip_factor', 0.01), eps=clip_grad.pop('eps', 1e-3))
         if clip_grad:
             raise ValueError(
@@ -35,6 +38,7 @@ class _AGCMixin:
             )
         adaptive_clip_grad_([], **agc)  # complains about bad numbers now
         # mmengine knows no such type; non-empty arguments make it unscale before it clips.
+        check_type('optimizer', optimizer, Optimizer)
         super().__init__(optimizer=optimizer, clip_grad=dict(max_norm=1.0), **kwargs)
         self.clip_grad_kwargs = agc
         self._skipped: set[int] | None = None if self.skip else set()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mmengine.fileio import LocalBackend, register_backend
@@ -23,7 +22,6 @@ class AtomicLocalBackend(LocalBackend):
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        os.makedirs(os.path.dirname(filepath) or '.', exist_ok=True)
         atomic_write(filepath, obj)
 
 

@@ -13,13 +13,14 @@ from mmengine.dist import broadcast_object_list, is_main_process
 from mmengine.hooks import Hook
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
+from torch.utils._pytree import tree_iter
 
-from nf_plugins.models.backbones.base import check_choice
 from nf_plugins.registry import HOOKS
 from nf_plugins.spp import RULES, SignalProfile, analyze, unwrap
 from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
 from nf_plugins.spp.plot import METRICS
 from nf_plugins.spp.record import first_non_finite
+from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write
 
 
@@ -85,18 +86,17 @@ class SPPHook(Hook):
         backward: bool = False,
         stop_on: Sequence[str] = (),
     ) -> None:
-        for name, value in dict(interval=interval, batch_size=batch_size).items():
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f'{name} must be a positive integer, got {value!r}')
-        self.interval = interval
+        self.interval = check_integer('interval', interval)
         self.by_epoch = by_epoch
         self.input = check_choice('input', input, ('gaussian', 'batch'))
         self.mode = check_choice('mode', mode, ('train', 'eval'))
-        self.batch_size = batch_size
-        self.input_size = (input_size,) if isinstance(input_size, int) else input_size
-        self.seed = seed
+        self.batch_size = check_integer('batch_size', batch_size)
+        self.input_size = None if input_size is None else check_pair('input_size', input_size)
+        self.seed = check_integer('seed', seed, -(2**63), 2**64 - 1)  # what torch takes
         self.backward = backward
-        stop_on = [stop_on] if isinstance(stop_on, str) else stop_on
+        stop_on = (
+            [stop_on] if isinstance(stop_on, str) else check_type('stop_on', stop_on, Sequence)
+        )
         self.stop_on = [check_choice('stop_on', rule, tuple(RULES)) for rule in stop_on]
         self._data: Any = None
         self._watch: torch.utils.hooks.RemovableHandle | None = None
@@ -163,7 +163,6 @@ class SPPHook(Hook):
         record = {**profile.to_dict(), 'epoch': epoch, 'iter': iteration, 'training': training}
         if is_main_process():
             folder = Path(runner.log_dir) / 'spp'
-            folder.mkdir(parents=True, exist_ok=True)
             text = json.dumps(record, indent=1, allow_nan=False) + '\n'
             atomic_write(folder / f'iter_{iteration:08d}.json', text)
         scalars = {
@@ -220,7 +219,8 @@ class SPPHook(Hook):
     def _check_losses(self, runner: Runner, losses: Any) -> None:
         if not isinstance(losses, dict) or not runner.model.training:
             return
-        values = [v for v in losses.values() if isinstance(v, Tensor) and v.is_floating_point()]
+        leaves = tree_iter(losses)  # detectors have lists, of a loss per level
+        values = [v for v in leaves if isinstance(v, Tensor) and v.is_floating_point()]
         finite = all(bool(torch.isfinite(v).all()) for v in values)
         if finite:
             return

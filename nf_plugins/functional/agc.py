@@ -8,6 +8,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from nf_plugins.utils.checks import check_number, check_type
+
 
 def _is_vector(x: Tensor) -> bool:
     """Whether a parameter is one unit: it has at most one axis longer than 1."""
@@ -47,7 +49,7 @@ def unitwise_norm(x: Tensor) -> Tensor:
         >>> unitwise_norm(torch.tensor([3.0, 4.0]))
         tensor([5.])
     """
-    dims = None if _is_vector(x) else tuple(range(1, x.dim()))
+    dims = None if _is_vector(check_type('x', x, Tensor)) else tuple(range(1, x.dim()))
     norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
     if _is_distributed(norm) and any(p.is_partial() for p in norm.placements):
         from torch.distributed.tensor import Replicate
@@ -102,13 +104,11 @@ def adaptive_clip_grad_(
         tensor([[0.0300, 0.0400],
                 [0.0030, 0.0040]])
     """
-    if not clip_factor > 0 or not eps > 0:
-        raise ValueError(
-            f'clip_factor and eps must be positive, got clip_factor={clip_factor!r}, eps={eps!r}'
-        )
+    check_number('clip_factor', clip_factor, 'a positive number')
+    check_number('eps', eps, 'a positive number')
     if isinstance(params, Tensor):
         params = [params]
-    params = list(params)
+    params = [check_type('each of params', p, Tensor) for p in params]
     if any(_is_flat_piece(p) for p in params):
         raise ValueError(
             'adaptive gradient clipping needs whole units, and FullyShardedDataParallel cuts '

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from nf_plugins.utils.checks import check_type
+
 
 @dataclass
 class ChannelStatistics:
@@ -78,11 +80,13 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
         >>> stats.count, stats.avg_sq_mean.item(), stats.avg_var.item()
         (32, 1.0, 0.0)
     """
-    if x.numel() == 0:
+    if check_type('x', x, Tensor).numel() == 0:
         raise ValueError(f'a signal needs values, got one of shape {tuple(x.shape)}')
     x = x.detach()
     if x.dtype in (torch.float16, torch.bfloat16):
         x = x.float()
+    elif not x.is_floating_point():
+        x = x.double()
     if not -x.dim() <= channel_dim < x.dim():
         raise ValueError(
             f'channel_dim={channel_dim} is no axis of a signal of shape {tuple(x.shape)}'

@@ -50,8 +50,8 @@ def _library() -> dict[torch.dtype, tuple] | None:
             found[dtype] = tuple(getattr(library, f'{name}_{suffix}') for name in arguments)
             for function, types in zip(found[dtype], arguments.values()):
                 function.argtypes, function.restype = types, None
-    except (OSError, subprocess.SubprocessError, AttributeError):
-        return None
+    except (OSError, subprocess.SubprocessError, AttributeError, ValueError, RuntimeError):
+        return None  # no compiler, no home, not ours
     return found
 
 
@@ -61,9 +61,11 @@ def _compiled() -> Path:
     about = (_SOURCE.read_text(), compiler, _OPTIONS, platform.machine(), _processor())
     name = hashlib.sha256(repr(about).encode()).hexdigest()[:24] + '.so'
     root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    folder = Path(root) / 'nf_plugins'
+    folder = Path(root).absolute() / 'nf_plugins'
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     target = folder / name
+    if not all(map(_is_own, (folder, target) if target.exists() else (folder,))):
+        raise OSError(f'{folder} is not ours alone')
     if not target.exists():
         with tempfile.TemporaryDirectory(dir=folder) as work:
             compiled, linked = Path(work) / 'kernels.o', Path(work) / 'kernels.so'
@@ -71,6 +73,12 @@ def _compiled() -> Path:
             _run([*compiler, '-shared', compiled, '-o', linked, '-lm'])
             os.replace(linked, target)
     return target
+
+
+def _is_own(path: Path) -> bool:
+    """Whether nobody else can have put something there."""
+    found = path.lstat()
+    return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def _run(command: list) -> None:

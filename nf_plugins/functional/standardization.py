@@ -110,21 +110,29 @@ def _references(x: Tensor) -> float:
 _workspace = Workspace()
 
 
-def _kernels(x: Tensor, weight: Tensor, dtype: torch.dtype) -> ModuleType | None:
+def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> ModuleType | None:
     """The module with the kernels for a weight, here and now; None for plain operations."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if type(weight) not in (torch.nn.Parameter, Tensor) or forward_ad._current_level >= 0:
         return None
-    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+    if _is_transformed():
         return None
     if weight.is_cuda:
         kernels = triton_standardization
     else:
         kernels = cpu_standardization if weight.is_cpu and dtype == weight.dtype else None
-    if kernels is None or x.device != weight.device or x.dim() != 4 or not x.numel():
+    if kernels is None or not x.device == weight.device == scale.device:
+        return None
+    if x.dim() != 4 or not x.numel():
         return None
     return kernels if _is_dense(weight) and kernels.supports(weight) else None
+
+
+def _is_transformed() -> bool:
+    """Whether a dispatch mode or ``torch.func`` takes operations apart."""
+    modes = torch._C._len_torch_dispatch_stack()
+    return bool(modes) or torch._C._are_functorch_transforms_active()
 
 
 def _is_dense(weight: Tensor) -> bool:
@@ -173,9 +181,13 @@ def standardized_conv2d(
         >>> torch.allclose(out, F.conv2d(x, standardize(weight, scale, 36, 0.0)), atol=1e-6)
         True
     """
+    if scale.shape != weight.shape[:1]:  # the kernels would read memory that is not theirs
+        raise ValueError(
+            f'scale needs the shape {tuple(weight.shape[:1])}, got {tuple(scale.shape)}'
+        )
     dtype = compute_dtype(weight)
     geometry = (stride, padding, dilation, groups)
-    kernels = _kernels(x, weight, dtype)
+    kernels = _kernels(x, weight, scale, dtype)
     if kernels is None:
         standardized = standardize(weight, scale, **law).to(weight.dtype)
         return F.conv2d(x, standardized, bias, *geometry)
@@ -218,11 +230,13 @@ class _StandardizedConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, weight, scale, bias, stats = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:5]
-        if torch.is_grad_enabled():  # the result will be differentiated
-            standardized = standardize(weight, scale, **ctx.law).to(x.dtype)
-            out = F.conv2d(x, standardized, bias, *ctx.geometry)
+        again = torch.is_grad_enabled()  # the result will be differentiated
+        if again or _is_transformed() or torch._C._functorch.is_legacy_batchedtensor(grad):
             wanted = [t for t, need in zip((x, weight, scale, bias), needs) if need]
-            grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=True))
+            with torch.enable_grad():
+                standardized = standardize(weight, scale, **ctx.law).to(x.dtype)
+                out = F.conv2d(x, standardized, bias, *ctx.geometry)
+                grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=again))
             return None, *(next(grads) if need else None for need in needs), None, None
 
         constant, standardized = ctx.law['constant'], _empty(x, weight)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_type
+
 from .standardization import standardize
 
 EPS = {'clamp': 1e-4, 'add': 1e-5}
@@ -51,10 +53,25 @@ def scaled_standardize_weight(
         >>> torch.allclose(w.square().sum(dim=(1, 2, 3)), torch.ones(8))
         True
     """
-    eps = EPS[eps_mode] if eps is None else eps
-    scale = weight.new_ones(len(weight)) if gain is None else gain
+    check_choice('eps_mode', eps_mode, EPS)
+    eps = EPS[eps_mode] if eps is None else check_number('eps', eps, 'at least 0')
+    gamma, scale = check_number('gamma', gamma), _scale(weight, 'gain', gain)
     fan_in, clamp = weight[0].numel(), eps_mode == 'clamp'
     return standardize(weight, scale, fan_in, eps, clamp, gamma).to(weight.dtype)
+
+
+def _scale(weight: Tensor, name: str, scale: Tensor | None) -> Tensor:
+    """The scale of each filter of a weight, ones without one."""
+    check_type('weight', weight, Tensor)
+    if weight.dim() < 2 or not weight.numel():
+        raise ValueError(f'a weight needs (out_channels, ...) values, got {tuple(weight.shape)}')
+    if scale is None:
+        return weight.new_ones(len(weight))
+    if check_type(name, scale, Tensor).numel() != len(weight):
+        raise ValueError(
+            f'{name} needs a value for each of {len(weight)} filters, got {tuple(scale.shape)}'
+        )
+    return scale.flatten()
 
 
 def parametric_standardize_weight(
@@ -83,6 +100,7 @@ def parametric_standardize_weight(
         >>> torch.allclose(w.square().sum(dim=(1, 2, 3)), torch.full((8,), 2.0))
         True
     """
-    fan = weight[0].numel() if fan is None else fan
-    scale = weight.new_ones(len(weight)) if alpha is None else alpha.flatten()
+    scale = _scale(weight, 'alpha', alpha)
+    check_number('gamma', gamma, 'at least 0')
+    fan = weight[0].numel() if fan is None else check_integer('fan', fan)
     return standardize(weight, scale, fan / 2, gamma).to(weight.dtype)

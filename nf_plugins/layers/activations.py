@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nf_plugins.functional import GAMMA, activation_name, knows_activation
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import check_config, check_number
 
 _LAYERS = dict(
     identity=nn.Identity,
@@ -51,10 +52,10 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
         >>> build_activation(dict(type='ReLU'))
         (ReLU(), 1.7139588594436646)
     """
-    if not isinstance(act_cfg, dict) or 'type' not in act_cfg:
-        raise TypeError(f"act_cfg must be a dict with the key 'type', got {act_cfg!r}")
-    act_cfg = dict(act_cfg)
+    act_cfg = dict(check_config('act_cfg', act_cfg))
     gamma = act_cfg.pop('gamma', None)
+    if gamma is not None:
+        check_number('gamma', gamma, 'a positive number')
     name = getattr(act_cfg['type'], '__name__', act_cfg['type'])  # a class, in lazy configs
     if gamma is None or knows_activation(name):
         name = activation_name(name)
@@ -74,6 +75,7 @@ class GammaAct(nn.Module):
 
     Args:
         act: Type name of the activation.
+        inplace: As in :func:`build_activation`; mm's ``ConvModule`` asks for it.
         **kwargs: Its other arguments, or ``gamma`` to replace the official gain.
 
     Source: Brock et al. 2021a, section 4.1.
@@ -84,9 +86,9 @@ class GammaAct(nn.Module):
         tensor([1.7140])
     """
 
-    def __init__(self, act: str = 'ReLU', **kwargs: Any) -> None:
+    def __init__(self, act: str = 'ReLU', inplace: bool = False, **kwargs: Any) -> None:
         super().__init__()
-        self.act, self.gamma = build_activation(dict(type=act, **kwargs))
+        self.act, self.gamma = build_activation(dict(type=act, **kwargs), inplace)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.act(x) * self.gamma

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from nf_plugins.utils.checks import check_number
+
 
 class DropPath(nn.Module):
     r"""Drop the whole branch of a sample with probability ``drop_prob`` in training.
@@ -22,9 +24,7 @@ class DropPath(nn.Module):
 
     def __init__(self, drop_prob: float = 0.0, scale_by_keep: bool = False) -> None:
         super().__init__()
-        if not 0 <= drop_prob < 1:
-            raise ValueError(f'drop_prob must be in [0, 1), got {drop_prob!r}')
-        self.drop_prob = float(drop_prob)
+        self.drop_prob = check_number('drop_prob', drop_prob, 'in [0, 1)')
         self.scale_by_keep = scale_by_keep
 
     def mask(self, x: Tensor) -> Tensor | None:

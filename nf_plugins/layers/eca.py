@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
+from nf_plugins.utils.checks import check_integer, check_number
+
 from .squeeze_excite import channel_means
 
 
@@ -29,7 +31,8 @@ class ECA(nn.Module):
 
     def __init__(self, channels: int, factor: float = 2.0) -> None:
         super().__init__()
-        self.factor = factor
+        check_integer('channels', channels)
+        self.factor = check_number('factor', factor)
         kernel_size = max(int((math.log2(channels) + 1) / 2) | 1, 3)
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from nf_plugins.utils.checks import check_integer, check_number
+
 
 def channel_means(x: Tensor) -> Tensor:
     """Means over the positions, ``(N, C)``.
@@ -39,7 +41,9 @@ class SqueezeExcite(nn.Module):
 
     def __init__(self, channels: int, hidden_channels: int, factor: float = 2.0) -> None:
         super().__init__()
-        self.factor = factor
+        check_integer('channels', channels)
+        check_integer('hidden_channels', hidden_channels)
+        self.factor = check_number('factor', factor)
         self.fc0 = nn.Linear(channels, hidden_channels)
         self.fc1 = nn.Linear(hidden_channels, channels)
         for fc in (self.fc0, self.fc1):

@@ -21,6 +21,7 @@ from nf_plugins.functional import (
 from nf_plugins.functional.standardization import compute_dtype, standardize, standardized_conv2d
 from nf_plugins.functional.weight_standardization import EPS
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_pair
 
 
 class _Cached(NamedTuple):
@@ -45,8 +46,9 @@ class StandardizedConv2d(nn.Conv2d):
     In training, and wherever a gradient may be wanted, the weight is standardized
     in each forward pass. In evaluation it is standardized once, and again after
     any change of the parameters: loading, an optimizer step, ``copy_``, a move to
-    another device. Only writes through ``.data`` go unseen until the next call of
-    ``train()`` or ``eval()``; mmengine's EMA hook is followed by one.
+    another device. Only writes through ``.data``, and steps of a fused optimizer without a
+    forward pass in training mode, go unseen until the next call of ``train()`` or
+    ``eval()``; mmengine's EMA hook is followed by one.
 
     Args:
         in_channels: Channels of the input.
@@ -62,7 +64,8 @@ class StandardizedConv2d(nn.Conv2d):
         **kwargs: ``device`` and ``dtype``.
 
     Raises:
-        ValueError: The fan-in is below 2: a single weight is always its own mean.
+        TypeError, ValueError: A size that is no positive integer, or a fan-in below 2: a
+            single weight is always its own mean.
     """
 
     def __init__(
@@ -78,19 +81,22 @@ class StandardizedConv2d(nn.Conv2d):
         padding_mode: str = 'zeros',
         **kwargs: Any,
     ) -> None:
-        strided = any(s > 1 for s in nn.modules.utils._pair(stride))
-        self._strided_same = padding == 'same' and strided
+        check_integer('in_channels', in_channels)
+        check_integer('out_channels', out_channels)
+        check_integer('groups', groups)
+        kernel_size = check_pair('kernel_size', kernel_size)
+        stride, dilation = check_pair('stride', stride), check_pair('dilation', dilation)
+        self._strided_same = padding == 'same' and max(stride) > 1
         if self._strided_same and padding_mode != 'zeros':
             raise ValueError(
                 "a strided convolution with padding='same' takes padding_mode='zeros' only, "
                 f'got {padding_mode!r}'
             )
-        fan_in = in_channels // max(groups, 1) * math.prod(nn.modules.utils._pair(kernel_size))
-        if fan_in < 2 or out_channels < 1:
+        fan_in = in_channels // groups * math.prod(kernel_size)
+        if fan_in < 2:
             raise ValueError(
-                f'{type(self).__name__} needs at least 1 output channel and a fan-in of 2, got '
-                f'in_channels={in_channels}, out_channels={out_channels}, groups={groups}, '
-                f'kernel_size={kernel_size}: fan-in {fan_in}'
+                f'{type(self).__name__} needs a fan-in of 2, got in_channels={in_channels}, '
+                f'groups={groups}, kernel_size={kernel_size}: fan-in {fan_in}'
             )
         super().__init__(
             in_channels,
@@ -132,13 +138,14 @@ class StandardizedConv2d(nn.Conv2d):
 
     def weight_sources(self, skip_gain: Tensor | None = None) -> tuple[Tensor, ...]:
         """The parameters that :meth:`standardize` reads."""
-        named = {**self._parameters, 'bias': None, 'skip_gain': skip_gain}
-        return tuple(p for p in named.values() if p is not None)
+        # By attribute: pruning, parametrizations and replicas keep them elsewhere.
+        own = (getattr(self, name, None) for name in ('weight', 'gain', 'alpha'))
+        return tuple(p for p in (*own, skip_gain) if p is not None)
 
     @staticmethod
     def _is_recomputed(sources: tuple[Tensor, ...]) -> bool:
         """Whether the weight is standardized in each forward pass, of evaluation too."""
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return True
         return torch.is_grad_enabled() and any(p.requires_grad for p in sources)
 
@@ -283,19 +290,15 @@ class ScaledWSConv2d(StandardizedConv2d):
         gain_init: float | None = 1.0,
         **kwargs: Any,
     ) -> None:
-        if eps_mode not in EPS:
-            raise ValueError(f'eps_mode must be one of {", ".join(EPS)}, got {eps_mode!r}')
-        if eps is not None and not eps >= 0:
-            raise ValueError(f'eps must be at least 0, got {eps!r}')
-        self.gamma = float(gamma)
-        self.eps = EPS[eps_mode] if eps is None else float(eps)
-        self.eps_mode = eps_mode
-        self.gain_init = gain_init
+        self.eps_mode = check_choice('eps_mode', eps_mode, EPS)
+        self.eps = EPS[eps_mode] if eps is None else check_number('eps', eps, 'at least 0')
+        self.gamma = check_number('gamma', gamma)
+        self.gain_init = None if gain_init is None else check_number('gain_init', gain_init)
         super().__init__(*args, **kwargs)
         if gain_init is None:
             self.register_parameter('gain', None)
         else:
-            self.gain = nn.Parameter(torch.full_like(self.weight[:, 0, 0, 0], gain_init))
+            self.gain = nn.Parameter(torch.full_like(self.weight[:, 0, 0, 0], self.gain_init))
 
     def reset_parameters(self) -> None:
         """Gaussian weights of variance ``1 / fan_in`` (standardization hides the scale)."""
@@ -357,15 +360,12 @@ class PWSConv2d(StandardizedConv2d):
         initalpha: bool = False,
         **kwargs: Any,
     ) -> None:
-        if mode not in ('fan_in', 'fan_out'):
-            raise ValueError(f"mode must be 'fan_in' or 'fan_out', got {mode!r}")
-        if not gamma >= 0:
-            raise ValueError(f'gamma must be at least 0, got {gamma!r}')
-        self.mode = mode
+        self.mode = check_choice('mode', mode, ('fan_in', 'fan_out'))
+        gamma = check_number('gamma', gamma, 'at least 0')
         self.equiv = equiv
         self.initalpha = initalpha
         super().__init__(*args, **kwargs)
-        self.gamma = gamma * 2 / self.fan if equiv else float(gamma)
+        self.gamma = gamma * 2 / self.fan if equiv else gamma
         self.alpha = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
         # The buffer persists; this flag spares a look at it (a device sync) per step.
         self._may_initialize = initalpha

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from nf_plugins.registry import MODELS
-
-from .backbones.base import check_choice
+from nf_plugins.utils.checks import check_choice, check_integer
 
 # What all of timm's models do otherwise than the official ones.
 _ARCH = dict(channel_divisor=8, gamma_at='conv', downsample='avg')
@@ -86,6 +85,7 @@ def timm_model(name: str, num_classes: int = 1000) -> dict:
         'add'
     """
     backbone = TIMM_BACKBONES[check_choice('name', name, TIMM_BACKBONES)]
+    check_integer('num_classes', num_classes)
     with torch.device('meta'):  # only to learn its width
         channels = MODELS.build(backbone).feat_dim
     act_cfg = backbone['act_cfg']

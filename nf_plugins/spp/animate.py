@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from nf_plugins.utils.checks import check_choice
+
 from .plot import COLOURS, METRICS
 from .profile import SCHEMA, BlockSignal, SignalProfile
 
@@ -408,8 +410,7 @@ def render(
     Raises:
         ValueError: Unknown format, or records that do not belong together.
     """
-    if form not in FORMATS:
-        raise ValueError(f'the format must be one of {", ".join(FORMATS)}, got {form!r}')
+    check_choice('the format', form, FORMATS)
     if form == 'html':
         return _html(records, fps, title, advance).encode()
     painter = Painter(records, title)

@@ -17,6 +17,8 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from nf_plugins.utils.checks import check_integers
+
 INPUTS = ('gaussian', 'train', 'val', 'test')
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
 
@@ -72,6 +74,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 def gaussian_batch(shape: tuple[int, ...], seed: int) -> Tensor:
     """Unit Gaussian noise, the same for every device and network."""
+    check_integers('shape', shape, len(shape))
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
@@ -101,7 +104,7 @@ def dataset_batch(cfg: Config, split: str, batch_size: int, seed: int) -> Tensor
 def _preprocess(cfg: Config, data: Any, what: str) -> Tensor:
     preprocessor = cfg.model.get('data_preprocessor') or cfg.get('data_preprocessor')
     preprocessor = dict(preprocessor or {})
-    preprocessor.setdefault('type', 'ClsDataPreprocessor')
+    preprocessor.setdefault('type', 'mmpretrain.ClsDataPreprocessor')
     batch = MODELS.build(preprocessor)(data, training=False)['inputs']
     if not isinstance(batch, Tensor):
         raise ValueError(f'{what} give no batch of images but {type(batch).__name__}')
@@ -116,7 +119,8 @@ def image_files(path: str | Path) -> list[Path]:
     """
     path = Path(path)
     if path.is_dir():
-        found = sorted(p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+        files = (p for p in path.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(p for p in files if p.is_file())
         if not found:
             raise ValueError(f'no images in {path} (looked for {", ".join(IMAGE_SUFFIXES)})')
         return found
@@ -139,13 +143,25 @@ def image_batch(
     """
     transforms = [t for t in _pipeline(cfg, 'test_dataloader') if 'Annotations' not in t['type']]
     if not transforms:
-        transforms = [dict(type='Resize', scale=(size[1], size[0])), dict(type='PackInputs')]
+        transforms = [
+            dict(type='Resize', scale=(size[1], size[0])),
+            dict(type='mmpretrain.PackInputs'),
+        ]
     if not transforms[0]['type'].endswith('LoadImageFromFile'):
         colour = 'grayscale' if channels == 1 else 'color'
         transforms.insert(0, dict(type='LoadImageFromFile', color_type=colour))
     # An exception says what is wrong with a file.
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     with seeded(seed):
         pipeline = Compose(transforms)
-        samples = [pipeline(dict(img_path=str(file), img_id=0, gt_label=0)) for file in files]
+        samples = [_sample(pipeline, file) for file in files]
     return _preprocess(cfg, pseudo_collate(samples), 'the images')
+
+
+def _sample(pipeline: Compose, file: Path) -> dict:
+    if file.is_file() and not file.stat().st_size:
+        raise ValueError(f'{file} is empty')
+    try:
+        return pipeline(dict(img_path=str(file), img_id=0, gt_label=0))
+    except Exception as error:  # of many images it is one
+        raise ValueError(f'{file}: {error}') from error

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from nf_plugins.utils.checks import check_choice
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -46,8 +48,7 @@ def plot_metric(ax: Axes, profiles: Sequence[SignalProfile], metric: str) -> Non
         ValueError: Unknown metric.
     """
     metrics = {**METRICS, **GRADIENT_METRICS}
-    if metric not in metrics:
-        raise ValueError(f'metric must be one of {", ".join(metrics)}, got {metric!r}')
+    check_choice('metric', metric, metrics)
     drawn = []
     for number, profile in enumerate(profiles):
         colour = COLOURS[number % len(COLOURS)]

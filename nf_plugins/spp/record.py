@@ -16,6 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from nf_plugins.functional import ChannelStatistics, channel_statistics
+from nf_plugins.utils.checks import check_choice, check_type
 
 from .execution import plain_execution, preserved, run, unwrap
 from .profile import BlockSignal, SignalProfile
@@ -122,15 +123,14 @@ def analyze(
         >>> [block.kind for block in profile.blocks[:3]]
         ['stem', 'transition', 'residual']
     """
-    if mode not in ('train', 'eval'):
-        raise ValueError(f"mode must be 'train' or 'eval', got {mode!r}")
+    check_choice('mode', mode, ('train', 'eval'))
     if not isinstance(model, nn.Module):
         raise TypeError(
             f'model must be an nn.Module, got {model!r} (train() and eval() of most backbones in '
             'mmpretrain return None)'
         )
     model = unwrap(model)
-    inputs = inputs.detach()
+    inputs = check_type('inputs', inputs, Tensor).detach()
     with (
         preserved(model, mode, unit_gain),
         plain_execution(model, len(inputs), inputs.device),

@@ -1,4 +1,4 @@
-"""Small helpers of the tools."""
+"""Small helpers."""
 
 from .cli import ArgumentParser, UsageError, command_line, complaint, positive
 from .files import atomic_write, atomic_write_all, check_writable_dir

@@ -97,5 +97,8 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _complain(error: object) -> int:
-    print(f'error: {" ".join(str(error).split())}', file=sys.stderr)
+    text = ' '.join(str(error).split())
+    # A file's words, which may steer a terminal.
+    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    print(f'error: {text}', file=sys.stderr)
     return 2

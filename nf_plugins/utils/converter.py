@@ -45,7 +45,6 @@ def converter(
         with complaint(f'cannot convert {args.src} for {args.config}'), torch.no_grad():
             state = convert(source, model, make_rename(model))
         with complaint(f'cannot write {args.dst}'):
-            os.makedirs(os.path.dirname(os.path.abspath(args.dst)), exist_ok=True)
             atomic_write(args.dst, encode_converted(state, args.dst, args.src))
         print(f'{len(source)} arrays of {args.src} -> {args.dst}')
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import tempfile
 from collections.abc import Mapping
@@ -15,7 +16,7 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
     name in one step.
 
     Args:
-        path: The file; its folder must exist.
+        path: The file; its folder is made.
         data: Its whole content.
     """
     atomic_write_all({path: data})
@@ -25,12 +26,18 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
     """Write files that belong together: none takes its name before all are on the disk.
 
     Args:
-        contents: File -> its whole content; the folders must exist.
+        contents: File -> its whole content.
     """
-    staged: list[tuple[str, str | os.PathLike]] = []
+    staged: list[tuple[str, Path]] = []
     try:
-        for path, data in contents.items():
-            staged.append((_stage(Path(path), data), path))
+        for name, data in contents.items():
+            path = Path(os.path.realpath(name))  # a link stays one
+            if path.is_dir():
+                raise IsADirectoryError(errno.EISDIR, 'is a folder', os.fspath(name))
+            if path.exists() and not path.is_file():  # /dev/stdout, a pipe
+                path.write_bytes(data.encode() if isinstance(data, str) else data)
+            else:
+                staged.append((_stage(path, data), path))
         for temporary, path in staged:
             os.replace(temporary, path)
     except BaseException:
@@ -41,15 +48,16 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
 
 def _stage(path: Path, data: bytes | str) -> str:
     """Write a temporary file beside ``path``, and return its name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(
-        prefix=f'.{path.name[:200]}.', suffix='.tmp', dir=path.parent
+        prefix=f'.{path.name[:50]}.', suffix='.tmp', dir=path.parent
     )
     try:
         with os.fdopen(handle, 'wb') as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
+        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
     except BaseException as error:
         os.unlink(temporary)
         if isinstance(error, OSError):  # of a write, which does not say where

@@ -7,6 +7,7 @@ import logging
 import os
 import os.path as osp
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint import CheckpointError, check_match, safe_load, state_dict_of
 
+from .checks import check_integer, check_type
 from .cli import UsageError, complaint
 from .files import check_writable_dir
 
@@ -50,16 +52,48 @@ def find_config(path: str) -> str:
     return str(found[0])
 
 
+SECTIONS = dict.fromkeys(
+    (
+        'model',
+        'train_dataloader',
+        'val_dataloader',
+        'test_dataloader',
+        'optim_wrapper',
+        'default_hooks',
+        'auto_scale_lr',
+    ),
+    dict,
+) | dict.fromkeys(('work_dir', 'load_from'), str)
+"""What the settings that are looked at before mmengine does must be."""
+
+
+def check_bases(path: str, above: tuple[str, ...] = ()) -> None:
+    """Raise a ValueError if a config is among its own bases: mmengine would read for ever."""
+    path = osp.realpath(path)
+    if path in above:
+        circle = ' -> '.join(map(osp.basename, [*above[above.index(path) :], path]))
+        raise ValueError(f'its _base_ files go in a circle: {circle}')
+    for base in Config._get_base_files(path):
+        check_bases(Config._get_cfg_path(base, path)[0], (*above, path))
+
+
 def load_config(path: str, options: dict | None = None) -> Config:
     """Read a config file; a :class:`UsageError` says what is wrong with it."""
     path = find_config(path)
     with complaint(f'cannot read the config {path}'):
-        cfg = Config.fromfile(path)
+        check_bases(path)
+        try:
+            cfg = Config.fromfile(path)
+        except SystemExit as stop:
+            raise ValueError('it calls sys.exit()') from stop
         if options:
             cfg.merge_from_dict(options)
-    if not cfg.get('model'):
-        raise UsageError(f'{path} has no model')
-    init_default_scope(cfg.get('default_scope', 'mmengine'))
+        if not cfg.get('model'):
+            raise UsageError(f'{path} has no model')
+        for name, kind in SECTIONS.items():
+            if cfg.get(name) is not None:
+                check_type(name, cfg[name], kind)
+        init_default_scope(check_type('default_scope', cfg.get('default_scope', 'mmengine'), str))
     return cfg
 
 
@@ -99,6 +133,7 @@ def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
     if 'backbone' not in cfg.model:
         raise UsageError(f'{path} has no backbone: a config needs model.backbone')
     with complaint(f'cannot build the backbone of {path}'), torch.random.fork_rng([]):
+        check_integer('seed', seed, -(2**63), 2**64 - 1)  # what torch takes
         torch.manual_seed(seed)
         backbone = MODELS.build(cfg.model.backbone)
         if hasattr(backbone, 'init_weights'):
@@ -140,18 +175,27 @@ def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> None:
         logging.disable(logging.NOTSET)
 
 
-def check_checkpoint(path: str, model: nn.Module, minimum: float = 1.0) -> None:
+def check_checkpoint(
+    path: str, model: nn.Module, minimum: float = 1.0, resume: bool = False
+) -> None:
     """Raise a :class:`UsageError` unless a local checkpoint is readable and fits a model.
 
     Args:
         path: The checkpoint; what is not a local file (a URL) is left to mmengine.
         model: The model.
         minimum: Share of the model's keys that must be there.
+        resume: Whether a training shall go on from it.
     """
     if '://' in path:
         return
     with complaint('cannot load the checkpoint'):
-        check_match(state_dict_of(safe_load(path), path), model, path, minimum)
+        checkpoint = safe_load(os.path.expanduser(path))
+        check_match(state_dict_of(checkpoint, path), model, path, minimum)
+        meta = checkpoint.get('meta')
+        counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else []
+        whole = 'message_hub' in checkpoint and counts and all(isinstance(n, int) for n in counts)
+        if resume and not whole:
+            raise UsageError(f'{path} holds weights but no training to go on with: use load_from')
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
@@ -168,7 +212,8 @@ def latest_checkpoint(work_dir: str) -> str | None:
     for _, _, path in sorted(found, reverse=True):
         try:
             safe_load(path)
-        except ValueError:
+        except CheckpointError as error:
+            print(f'passed over: {error}', file=sys.stderr)
             continue
         return str(path)
     return None

@@ -1,5 +1,6 @@
 import os
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.runner import checkpoint as checkpoint_module
 from torch import nn
 
-from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint import SAFE_GLOBALS, check_match, safe_load, state_dict_of
 from nf_plugins.checkpoint.haiku import read_haiku
 
 
@@ -192,3 +193,32 @@ def test_the_list_of_others_is_left_alone_and_not_mixed_with_ours(tmp_path):
         named = [entry[1] for entry in before if isinstance(entry, tuple)]
         assert 'numpy.dtype' not in named
         assert checkpoint_module._safe_torch_load(file)['value'] == 1.5
+
+
+SAFE_GLOBALS_OF = {entry[1]: entry[0] for entry in SAFE_GLOBALS if isinstance(entry, tuple)}
+
+
+def test_an_array_gets_its_numbers_once():
+    array = SAFE_GLOBALS_OF['numpy._core.multiarray._reconstruct'](np.ndarray, (0,), b'b')
+    state = np.arange(4.0).__reduce__()[2]
+    array.__setstate__(state)
+    with pytest.raises(pickle.UnpicklingError, match='twice'):
+        array.__setstate__(state)
+
+
+def test_no_array_over_somebody_elses_memory():
+    frombuffer = SAFE_GLOBALS_OF['numpy._core.numeric._frombuffer']
+    data = bytearray(np.arange(2.0).tobytes())
+    array = frombuffer(data, np.dtype('f8'), (2,), 'C')
+    data[:] = bytes(16)
+    np.testing.assert_array_equal(array, [0.0, 1.0])
+    with pytest.raises(pickle.UnpicklingError, match='memory of a ndarray'):
+        frombuffer(np.arange(2.0), np.dtype('f8'), (2,), 'C')
+
+
+def test_loading_in_threads_keeps_the_users_list(tmp_path):
+    torch.save(dict(a=HistoryBuffer([1.0], [1]), b=np.arange(3)), tmp_path / 'a.pth')
+    before = set(map(str, torch.serialization.get_safe_globals()))
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: safe_load(tmp_path / 'a.pth'), range(200)))
+    assert set(map(str, torch.serialization.get_safe_globals())) == before

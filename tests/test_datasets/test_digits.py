@@ -33,8 +33,3 @@ def test_the_statistics_in_the_config():
     images = np.stack([item['img'] for item in Digits('train')])
     assert cfg.data_preprocessor.mean == [pytest.approx(images.mean(), abs=0.05)]
     assert cfg.data_preprocessor.std == [pytest.approx(images.std(), abs=0.05)]
-
-
-def test_unknown_split():
-    with pytest.raises(ValueError, match="'train' or 'test', got 'val'"):
-        Digits('val')

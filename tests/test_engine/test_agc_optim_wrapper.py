@@ -7,7 +7,6 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from nf_plugins.engine import AGCOptimWrapper
 from nf_plugins.functional import adaptive_clip_grad_
 
 
@@ -80,21 +79,6 @@ def test_names_under_a_model_wrapper():
     wrapper = make(model, skip=['0.weight'])
     wrapper.initialize_count_status(Wrapper(model), 0, 10)
     assert wrapper._skipped == {id(model[0].weight)}
-
-
-@pytest.mark.parametrize(
-    ('clip_grad', 'message'),
-    [
-        (None, "needs clip_grad=dict\\(type='agc'"),
-        (dict(type='norm', max_norm=1.0), "needs clip_grad=dict\\(type='agc'"),
-        (dict(type='agc', max_norm=1.0), 'takes clip_factor, eps and skip, got max_norm'),
-        (dict(type='agc', clip_factor=-1), 'must be positive, got clip_factor=-1'),
-    ],
-)
-def test_bad_arguments(clip_grad, message):
-    sgd = torch.optim.SGD(network().parameters(), lr=0.1)
-    with pytest.raises(ValueError, match=message):
-        AGCOptimWrapper(sgd, clip_grad=clip_grad)
 
 
 def test_a_pattern_that_matches_nothing_lists_close_names():

@@ -196,10 +196,14 @@ def test_stop_on(how, tmp_path):
     assert message in log
 
 
-def test_the_loss_itself(tmp_path):
+@pytest.mark.parametrize('levels', [False, True])
+def test_the_loss_itself(tmp_path, levels):
     hook = dict(stop_on='non_finite')
     runner = Runner.from_cfg(config(tmp_path, hook=hook, epochs=1, **NF))
     runner.model.head.loss_module.loss_weight = math.nan
+    if levels:  # a detector has a list of losses, one of each level
+        whole = runner.model.loss
+        runner.model.loss = lambda *args: {k: [v] for k, v in whole(*args).items()}
     with pytest.raises(TrainingStopped, match='iteration 1: .*it is the loss itself'):
         runner.train()
 

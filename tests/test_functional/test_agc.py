@@ -66,12 +66,6 @@ def test_not_finite_gradients_stay_visible():
     assert param.grad[1].isfinite().all()
 
 
-@pytest.mark.parametrize('kwargs', [dict(clip_factor=0), dict(eps=-1), dict(eps=float('nan'))])
-def test_bad_numbers(kwargs):
-    with pytest.raises(ValueError, match='clip_factor and eps must be positive, got'):
-        adaptive_clip_grad_([], **kwargs)
-
-
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_on_cuda():
     params = [torch.nn.Parameter(torch.randn(s, device='cuda')) for s in [(8, 3, 3, 3), (8,)]]

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from mmcv.cnn import ConvModule
 
 from nf_plugins.functional import GAMMA, activation_gamma, activation_name
 from nf_plugins.layers import GammaAct
@@ -47,3 +48,17 @@ def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match='unknown activation'):
         GammaAct('HSwish')
     assert GammaAct('HSwish', gamma=1.5).gamma == 1.5
+
+
+@pytest.mark.parametrize('name', GAMMA)
+def test_in_the_modules_of_mmcv(name):
+    """ConvModule asks every activation to work in place."""
+    module = ConvModule(3, 4, 1, act_cfg=dict(type='GammaAct', act=name))
+    x = torch.randn(2, 3, 5, 5)
+    expected = GammaAct(name)(module.conv(x))
+    torch.testing.assert_close(module(x), expected)
+    module(x).sum().backward()
+    inplace = torch.stack([p.grad.norm() for p in module.parameters()])
+    module.zero_grad()
+    GammaAct(name)(module.conv(x)).sum().backward()
+    torch.testing.assert_close(inplace, torch.stack([p.grad.norm() for p in module.parameters()]))

@@ -19,6 +19,7 @@ from nf_plugins.functional.standardization import (
     standardize,
     standardized_conv2d,
 )
+from nf_plugins.layers import ScaledWSConv2d
 
 from ..conftest import relative_error
 
@@ -275,21 +276,36 @@ def test_modes_see_plain_operations():
 
 
 def test_workspace_is_safe_between_threads():
-    workspace, results = Workspace(), []
+    """What two of them hold at the same time is not the same memory."""
+    workspace, barrier, taken = Workspace(), threading.Barrier(4), [None] * 4
+    overlaps = []
 
-    def work(value):
-        for _ in range(300):
-            mine = workspace.take(torch.empty(1000))
-            mine.fill_(value)
-            results.append(bool((mine == value).all()))
-            del mine
+    def work(number):
+        for _ in range(50):
+            barrier.wait()
+            taken[number] = workspace.take(torch.empty(1000))
+            if barrier.wait() == 0:
+                overlaps.append(4 - len({x.data_ptr() for x in taken}))
+            barrier.wait()
+            taken[number] = None
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(results) == 1200 and all(results)
+    assert overlaps == [0] * 50
+
+
+def test_batched_gradients():
+    conv = ScaledWSConv2d(4, 6, 3).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64, requires_grad=True)
+    out, wanted = conv(x), (x, conv.weight, conv.gain, conv.bias)
+    grads = torch.randn(3, *out.shape, dtype=torch.float64)
+    one_by_one = [torch.autograd.grad(out, wanted, g, retain_graph=True) for g in grads]
+    batched = torch.autograd.grad(out, wanted, grads, is_grads_batched=True)
+    for found, expected in zip(batched, zip(*one_by_one)):
+        torch.testing.assert_close(found, torch.stack(expected))
 
 
 @compiled
@@ -304,9 +320,23 @@ def test_kernels_are_compiled_once(tmp_path, monkeypatch):
     assert [p.name for p in first.parent.iterdir()] == [first.name]
 
 
+@compiled
+@pytest.mark.parametrize('what', ['folder', 'file'])
+def test_kernels_that_others_can_write_are_not_loaded(what, tmp_path, monkeypatch):
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    file = cpu_standardization._compiled()
+    (file if what == 'file' else file.parent).chmod(0o777)
+    with pytest.raises(OSError, match='not ours alone'):
+        cpu_standardization._compiled()
+
+
 @pytest.mark.parametrize(
     'environment',
-    [dict(CC='no-such-compiler', XDG_CACHE_HOME='{tmp}'), dict(NF_PLUGINS_NO_KERNELS='1')],
+    [
+        dict(CC='no-such-compiler', XDG_CACHE_HOME='{tmp}'),
+        dict(CC='cc "', XDG_CACHE_HOME='{tmp}'),
+        dict(NF_PLUGINS_NO_KERNELS='1'),
+    ],
 )
 def test_without_a_compiler_it_works_too(environment, tmp_path):
     code = (

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmengine.registry import MODELS
+from torch import nn
 
 import nf_plugins.models  # noqa: F401
 
@@ -70,7 +71,28 @@ def test_checkpointing(case):
         block.with_cp = True
     assert blocks
     x.requires_grad_()
+    first = next(m for m in blocks[0].modules() if isinstance(m, nn.Conv2d))
+    calls = []
+    first.register_forward_pre_hook(lambda *args: calls.append(None))
     check(step(net, x), expected, 1e-6)
+    assert len(calls) == 2  # and once more in the backward pass
+
+
+@pytest.mark.parametrize('case', CONFIGS, indirect=True)
+def test_hooks_keep_what_they_see(case):
+    """Branches work in place, but for convolutions that somebody looks at."""
+    net, x = case
+    expected = step(copy.deepcopy(net), x)
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]
+    seen, grads = [], []
+    x.requires_grad_()
+    for conv in convs:
+        conv.register_forward_hook(lambda m, args, out: seen.append((out, out.clone())))
+        conv.register_full_backward_hook(lambda m, inputs, outputs: grads.append(m))
+    check(step(net, x), expected, 1e-6)
+    assert len(seen) == len(convs)
+    assert all(torch.equal(kept, copied) for kept, copied in seen)
+    assert set(grads) == set(convs)
 
 
 @pytest.mark.slow

@@ -203,7 +203,7 @@ def test_fixup_block_by_hand():
         (lambda: NFNet('f0', out_indices=(5,)), r'out_indices must be in 0..4'),
         (lambda: NFRegNet('b0', attention='cbam'), 'attention must be one of'),
         (lambda: NFRegNet('b0', downsample='max'), 'downsample must be one of conv, avg'),
-        (lambda: NFRegNet('b0', channel_divisor=0), 'channel_divisor must be positive'),
+        (lambda: NFRegNet('b0', channel_divisor=0), 'channel_divisor must be a positive'),
         (lambda: ResNetV2(50, order='relu'), 'order must be one of bn_relu, relu_bn'),
         (lambda: ResNetV2(50, init='xavier'), 'init must be one of None, he, lecun'),
         (lambda: FixupResNet(51), 'depth must be one of'),

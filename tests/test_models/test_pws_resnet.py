@@ -135,23 +135,3 @@ def test_mm_options():
     for (name, p), q in zip(net.named_parameters(), twin.named_parameters()):
         if p.requires_grad:
             torch.testing.assert_close(p.grad, q[1].grad, msg=name)
-
-
-@pytest.mark.parametrize(
-    ('kwargs', 'message'),
-    [
-        (dict(depth=20), 'depth must be one of 18, 34, 50, 101, 152, got 20'),
-        (dict(depth=18, stem='v2'), "stem must be one of imagenet, cifar, got 'v2'"),
-        (dict(depth=18, style='tf'), 'style must be one of'),
-        (dict(depth=18, strides=(1, 2)), 'strides must be 4 positive integers'),
-        (dict(depth=18, dilations=(1, 2, 2, 0)), 'dilations must be 4 positive integers'),
-        (dict(depth=18, out_indices=(4,)), r'out_indices must be in 0..3, got \(4,\)'),
-        (dict(depth=18, frozen_stages=9), r'frozen_stages must be in -1..4, got 9'),
-        (dict(depth=18, num_stages=5), 'num_stages must be one of'),
-        (dict(depth=18, drop_path_rate=1.0), r'drop_prob must be in \[0, 1\)'),
-        (dict(depth=18, in_channels=0), 'fan-in 0'),
-    ],
-)
-def test_bad_arguments_are_refused(kwargs, message):
-    with pytest.raises(ValueError, match=message):
-        PWSResNet(base_channels=4, stem_channels=4, **kwargs)

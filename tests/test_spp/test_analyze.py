@@ -476,11 +476,6 @@ def test_modules_with_a_train_method_of_their_own():
             assert all(m.training == was_training for m in net.modules())
 
 
-def test_bad_mode():
-    with pytest.raises(ValueError, match="mode must be 'train' or 'eval', got 'test'"):
-        analyze(NFResNet(26, base_channels=4), torch.randn(1, 3, 32, 32), mode='test')
-
-
 def profile_with(*values):
     blocks = [
         BlockSignal(i, f'layer{i}', 'transition' if i % 2 else 'residual', (1, 2), v, v, v)

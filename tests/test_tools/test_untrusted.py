@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.infer import BaseInferencer
 from mmengine.registry import MODELS, init_default_scope
+from mmengine.runner import CheckpointLoader
 
 from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.tensors import read_weights
@@ -24,6 +26,9 @@ CONVERTERS = 'model_converters/'
 SHORT = ['train_cfg.max_epochs=1', 'train_dataloader.num_workers=0']
 
 
+RUN_ME = "import os\nos.mkdir('harmed')\nmodel = dict()"
+
+
 class Harmful:
     def __reduce__(self):
         return os.mkdir, ('harmed',)
@@ -35,8 +40,22 @@ def evil(**more):
 
 @pytest.fixture
 def workplace(tmp_path, monkeypatch):
+    init_default_scope('mmpretrain')
+    state = MODELS.build(Config.fromfile(NF).model).state_dict()
+    torch.save(state, tmp_path / 'weights.pth')
     torch.save(evil(), tmp_path / 'evil.pth')
     torch.save(evil(), tmp_path / 'legacy.pth', _use_new_zipfile_serialization=False)
+    orders = dict(
+        state_dict=state,
+        meta=dict(epoch=0, iter=0, config=RUN_ME, cfg=RUN_ME),
+        message_hub=dict(
+            runtime_info=dict(cfg=RUN_ME, best_ckpt=str(tmp_path / 'victim'), best_score=-1.0),
+            log_scalars={},
+            resumed_keys={},
+        ),
+    )
+    torch.save(orders, tmp_path / 'orders.pth')
+    (tmp_path / 'victim').mkdir()
     for name in ('evil.npz', 'evil.safetensors', 'evil.pkl'):
         (tmp_path / name).write_bytes(pickle.dumps({'NFNet': {'w': Harmful()}}))
     np.savez(tmp_path / 'objects.npz', w=np.array([Harmful()], dtype=object))
@@ -73,6 +92,8 @@ CASES = [
     ('train', [NF, '--cfg-options', 'model.init_cfg.type=Pretrained',
                'model.init_cfg.checkpoint=legacy.pth'], NAMED),
     ('train', [NF, '--cfg-options', 'model.pretrained=evil.pth'], NAMED),
+    ('train', [NF, '--resume', 'weights.pth'], 'no training to go on with: use load_from'),
+    ('train', [NF, '--cfg-options', 'load_from=http://127.0.0.1:9/evil.pth'], 'cannot download'),
     ('test', [NF, 'evil.pth'], NAMED),
     ('test', [NF, 'legacy.pth', '--out', 'out.pkl'], NAMED),
     ('test', [NF, 'evil.pkl'], DAMAGED),
@@ -112,6 +133,45 @@ def test_a_harmful_latest_checkpoint_is_passed_over(workplace, monkeypatch, caps
     assert status == 0
     assert not (workplace / 'harmed').exists()
     assert safe_load('work/epoch_1.pth')['meta']['epoch'] == 1
+
+
+class Inferencer(BaseInferencer):
+    _init_pipeline = postprocess = visualize = None
+
+
+def test_what_a_checkpoint_tells_mmengine_to_run_or_to_delete(workplace, monkeypatch, capsys):
+    """Its config, in two places, and the best checkpoint so far, here a folder."""
+    args = [NF, '--resume', 'orders.pth', '--work-dir', 'best', '--cfg-options', *SHORT]
+    args.append('default_hooks.checkpoint.save_best=accuracy/top1')
+    status, errors = run(monkeypatch, capsys, 'train', args)
+    assert status == 0, errors
+    assert list((workplace / 'best').glob('best_accuracy_top1_*.pth'))
+    assert (workplace / 'victim').exists()
+    with pytest.raises(ValueError, match='Cannot find the config in the checkpoint'):
+        Inferencer(weights='orders.pth', device='cpu')
+    assert not (workplace / 'harmed').exists()
+
+
+def test_the_best_checkpoint_of_the_same_training_is_replaced(workplace, monkeypatch, capsys):
+    folder = workplace / 'own'
+    names = ['best_a_epoch_1.pth', 'epoch_1.pth', '../best_b.pth']
+    info = {f'best_ckpt_{i}': str(folder / name) for i, name in enumerate(names)}
+    folder.mkdir()
+    torch.save(dict(message_hub=dict(runtime_info=info)), folder / 'epoch_1.pth')
+    for path in (str(folder / 'epoch_1.pth'), 'own/epoch_1.pth'):
+        checkpoint = CheckpointLoader.load_checkpoint(path)
+        assert list(checkpoint['message_hub']['runtime_info']) == ['best_ckpt_0']
+
+
+def test_control_characters_do_not_reach_the_terminal(workplace, monkeypatch, capsys):
+    state = {'\x1b]0;owned\x07': torch.ones(1)}
+    torch.save(state, 'strange.pth')
+    args = ['strange.pth', 'out.pth', '--config', NF]
+    status, errors = run(monkeypatch, capsys, CONVERTERS + 'timm_to_nf', args)
+    assert status == 2
+    assert '\x1b' not in errors
+    assert '\x07' not in errors
+    assert r'\x1b]0;owned' in errors
 
 
 def damaged(whole, rng):

@@ -417,7 +417,6 @@ def main() -> None:
         command = shlex.join(['python', 'tools/analysis_tools/benchmark.py', *sys.argv[1:]])
         found = dict(machine=machine(), command=command, results=results)
         with complaint(f'cannot write {args.out}'):
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             files = {args.out: json.dumps(found, indent=1) + '\n'}
             files[args.out.with_suffix('.md')] = text
             if {'step', 'inference'} & set(args.parts):

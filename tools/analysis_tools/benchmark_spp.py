@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 import nf_plugins.models  # noqa: F401 (registers them)
 from nf_plugins.spp import analyze
-from nf_plugins.utils import ArgumentParser, atomic_write, command_line, complaint
+from nf_plugins.utils import ArgumentParser, atomic_write, command_line, complaint, positive
 
 SHAPE = (8, 3, 224, 224)
 
@@ -84,7 +84,7 @@ def report_peak(job: str) -> None:
 @command_line
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument('--rounds', type=int, default=9)
+    parser.add_argument('--rounds', type=positive, default=9)
     parser.add_argument('--out', type=Path, help='JSON file')
     with complaint('bad arguments'):
         args = parser.parse_args()
@@ -136,7 +136,6 @@ def main() -> None:
     print(text)
     if args.out:
         with complaint(f'cannot write {args.out}'):
-            args.out.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(args.out, text)
 
 

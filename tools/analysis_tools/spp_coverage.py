@@ -26,7 +26,7 @@ from mmengine.utils import track_iter_progress
 from residual_counts import Case, build, count_residuals, distinct_backbones
 
 from nf_plugins.spp import analyze
-from nf_plugins.utils import ArgumentParser, atomic_write, command_line, complaint
+from nf_plugins.utils import ArgumentParser, UsageError, atomic_write, command_line, complaint
 
 
 def check(case: Case, max_params: float) -> dict:
@@ -65,6 +65,8 @@ def main() -> int:
         args: argparse.Namespace = parser.parse_args()
     MMLogger.get_instance('mmengine').setLevel('ERROR')
     cases = [c for c in distinct_backbones() if not args.types or c.cfg['type'] in args.types]
+    if not cases:
+        raise UsageError(f'no config of mmpretrain has a backbone of {", ".join(args.types)}')
     rows = [check(case, args.max_params) for case in track_iter_progress(cases)]
 
     print('\n')

@@ -80,6 +80,8 @@ def main() -> None:
     args = parser.parse_args()
     with complaint(f'cannot read {args.page}'):
         figures = figures_of(args.page.read_text(encoding='utf-8'))
+    if not figures:
+        raise UsageError(f'{args.page} has no picture behind a command of {TOOL.name}')
     MMLogger.get_instance('mmengine').setLevel('ERROR')
     tool = runpy.run_path(str(TOOL))
     for picture, runs in figures.items():
@@ -88,7 +90,6 @@ def main() -> None:
             continue
         profiles = [profile for arguments in runs for profile in measure(tool, arguments)]
         with complaint(f'cannot write {path}'):
-            path.parent.mkdir(parents=True, exist_ok=True)
             atomic_write(path, png(profiles))
         print(f'{path}: {len(profiles)} networks, {path.stat().st_size / 1000:.0f} kB')
 

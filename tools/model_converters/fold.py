@@ -29,6 +29,7 @@ from nf_plugins.utils import (
     check_writable_dir,
     command_line,
     complaint,
+    positive,
 )
 from nf_plugins.utils.runner import build_model, load_config
 
@@ -39,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('checkpoint', help='its checkpoint')
     parser.add_argument('dst', help='checkpoint to write; the config gets the same name, .py')
     parser.add_argument('--onnx', help='also export the folded network (without preprocessing)')
-    parser.add_argument('--input-size', type=int, help='side for --onnx (default: as trained)')
+    parser.add_argument('--input-size', type=positive, help='side for --onnx (default: as trained)')
     return parser.parse_args()
 
 
@@ -57,6 +58,8 @@ def main() -> None:
     args = parse_args()
     MMLogger.get_instance('mmengine').setLevel('ERROR')
     dst = Path(args.dst)
+    if not dst.name or dst.is_dir():
+        raise UsageError(f'{args.dst!r} is no name of a file to write')
     if dst.suffix == '.py':
         raise UsageError(f'{dst} would be overwritten by the config: name it {dst.stem}.pth')
     cfg = load_config(args.config)
@@ -88,8 +91,6 @@ def main() -> None:
             print(f'ONNX: images of {size}x{size}, any batch size')
     with complaint(f'cannot write {dst}'):
         files = {dst: encode_converted(model.state_dict(), dst, args.checkpoint), **files}
-        for path in files:
-            path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write_all(files)
     print('written:', *files)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from mmengine.model import BaseModule
@@ -14,25 +13,18 @@ from torch.utils.checkpoint import checkpoint
 from nf_plugins.layers import StandardizedConv2d
 
 
-def check_choice(name: str, value: Any, choices: Sequence) -> Any:
-    """Return ``value`` if it is one of ``choices``, else raise a ValueError that lists them."""
-    if value not in choices:
-        raise ValueError(f'{name} must be one of {", ".join(map(str, choices))}, got {value!r}')
-    return value
+def may_overwrite(conv: nn.Module) -> bool:
+    """Whether nobody but the next operation gets to see what a convolution returns."""
+    if torch.compiler.is_compiling() or not isinstance(conv, nn.Conv2d):
+        return False
+    hooks = conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
+    return not (hooks or torch.nn.modules.module._has_any_global_hook())
 
 
-def check_stages(name: str, values: Sequence[int], num_stages: int = 4) -> tuple[int, ...]:
-    """Return ``values`` as a tuple if it has a positive integer per stage, else raise."""
-    if not isinstance(values, Sequence) or isinstance(values, str):
-        raise TypeError(f'{name} must be a sequence of {num_stages} integers, got {values!r}')
-    if len(values) != num_stages or not all(isinstance(v, int) and v > 0 for v in values):
-        raise ValueError(f'{name} must be {num_stages} positive integers, got {values!r}')
-    return tuple(values)
-
-
-def add_shortcut(branch: Tensor, shortcut: Tensor) -> Tensor:
-    """The sum, in the memory of the branch, whose end no backward pass reads."""
-    return branch.add_(shortcut) if branch.dtype == shortcut.dtype else branch + shortcut
+def add_shortcut(branch: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
+    """The sum, in the memory of the branch where that may be overwritten."""
+    inplace = inplace and branch.dtype == shortcut.dtype
+    return branch.add_(shortcut) if inplace else branch + shortcut
 
 
 class ResidualBlock(BaseModule):
@@ -85,8 +77,10 @@ class StagedBackbone(BaseModule):
         super().__init__(init_cfg)
         if isinstance(out_indices, int):
             out_indices = (out_indices,)
-        if not out_indices or not all(
-            isinstance(i, int) and 0 <= i < num_stages for i in out_indices
+        if (
+            not isinstance(out_indices, Sequence)
+            or not out_indices
+            or not all(isinstance(i, int) and 0 <= i < num_stages for i in out_indices)
         ):
             raise ValueError(f'out_indices must be in 0..{num_stages - 1}, got {out_indices!r}')
         if not isinstance(frozen_stages, int) or not -1 <= frozen_stages <= num_stages:

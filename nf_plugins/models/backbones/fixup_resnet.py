@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from nf_plugins.layers import DropPath
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import check_integer, check_integers, check_number
 
-from .base import ResidualBlock, StagedBackbone, check_stages
+from .base import ResidualBlock, StagedBackbone
 from .nf_base import ConvBuilder, NFStem
 from .nf_resnet import resnet_depths
 
@@ -118,7 +119,11 @@ class FixupResNet(StagedBackbone):
         init_cfg: dict | None = None,
     ) -> None:
         depths = resnet_depths(depth)
-        strides, dilations = check_stages('strides', strides), check_stages('dilations', dilations)
+        check_integer('base_channels', base_channels)
+        check_integer('in_channels', in_channels)
+        strides = check_integers('strides', strides, 4)
+        dilations = check_integers('dilations', dilations, 4)
+        check_number('drop_path_rate', drop_path_rate, 'in [0, 1)')
         super().__init__(4, out_indices, frozen_stages, init_cfg=init_cfg)
         conv = ConvBuilder(None, padding, bias=False)
         self.stem = NFStem(stem, in_channels, base_channels, conv)

@@ -23,8 +23,19 @@ from nf_plugins.layers import (
     build_activation,
 )
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import (
+    LARGEST,
+    check_choice,
+    check_config,
+    check_integer,
+    check_integers,
+    check_number,
+)
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut, check_choice, check_stages
+from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
+
+MOST_BLOCKS = 10_000
+"""Of a stage: what has more is a mistake, and would be built for hours."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +87,22 @@ class NFArch:
     gamma_at: str = 'act'
 
     def __post_init__(self) -> None:
-        for name in ('depths', 'widths', 'strides'):
-            object.__setattr__(self, name, check_stages(name, getattr(self, name)))
+        for name, most in dict(depths=MOST_BLOCKS, widths=LARGEST, strides=LARGEST).items():
+            values = check_integers(name, getattr(self, name), 4, maximum=most)
+            object.__setattr__(self, name, values)
         check_choice('stem', self.stem, STEMS)
         check_choice('num_3x3', self.num_3x3, (1, 2))
         check_choice('attention', self.attention, (None, 'se', 'eca'))
         check_choice('downsample', self.downsample, ('conv', 'avg'))
         check_choice('gamma_at', self.gamma_at, ('act', 'conv'))
-        for name in ('width_mult', 'bottleneck_ratio', 'se_ratio', 'channel_divisor'):
-            if not getattr(self, name) > 0:
-                raise ValueError(f'{name} must be positive, got {getattr(self, name)!r}')
+        check_integer('channel_divisor', self.channel_divisor)
+        for name in ('stem_channels', 'group_width'):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name))
+        if self.final_ratio is not None:
+            check_integers('final_ratio', self.final_ratio, 2)
+        for name in ('width_mult', 'bottleneck_ratio', 'se_ratio'):
+            check_number(name, getattr(self, name), 'a positive number')
 
     def round(self, channels: float) -> int:
         """Channels as a multiple of ``channel_divisor``, at least 0.9 of ``channels``."""
@@ -188,7 +205,8 @@ class ConvBuilder:
         deploy: bool = False,
         bias: bool = True,
     ) -> None:
-        self.cfg = dict(type='Conv2d') if deploy or conv_cfg is None else dict(conv_cfg)
+        plain = deploy or conv_cfg is None
+        self.cfg = dict(type='Conv2d') if plain else dict(check_config('conv_cfg', conv_cfg))
         self.padding = check_choice('padding', padding, ('same', 'symmetric'))
         self.bias = bias
         layer = self.cfg.get('type')
@@ -395,12 +413,17 @@ class NFBlock(ResidualBlock):
         out = scaled_activation(self.act, x, self.gamma / self.beta)
         shortcut = x if self.downsample is None else self.downsample(out)
         out = self.conv1(out)
-        out = self.conv2(scaled_activation(self.inner_act, out, self.gamma))
+        out = self.conv2(self._activate(out, self.conv1))
         if self.conv2b is not None:
-            out = self.conv2b(scaled_activation(self.inner_act, out, self.gamma))
+            out = self.conv2b(self._activate(out, self.conv2))
         if self.attention is not None and self.attention_inside:
             out = self.attention(out)
-        return self.add_branch(shortcut, scaled_activation(self.inner_act, out, self.gamma))
+        return self.add_branch(shortcut, self._activate(out, self.conv2b or self.conv2))
+
+    def _activate(self, x: Tensor, conv: nn.Module) -> Tensor:
+        """The activation behind a convolution, times its gain."""
+        act = self.inner_act if may_overwrite(conv) else self.act
+        return scaled_activation(act, x, self.gamma)
 
     def add_branch(self, shortcut: Tensor, x: Tensor) -> Tensor:
         r"""``shortcut + alpha * s * f(x)``, where f is the end of the branch."""
@@ -424,12 +447,12 @@ class NFBlock(ResidualBlock):
             scale = mask if scale is None else scale * mask
         if scale is None:
             if alpha == 1:
-                return add_shortcut(out, shortcut)
+                return add_shortcut(out, shortcut, may_overwrite(self.conv3))
             return torch.add(shortcut, out, alpha=alpha)
         if scale is self.skip_gain:  # not folded
             return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
         # Not addcmul, which in its backward pass multiplies all of `out` by 1.
-        return add_shortcut(out * (alpha * scale).to(out.dtype), shortcut)
+        return add_shortcut(out * (alpha * scale).to(out.dtype), shortcut, inplace=True)
 
     @property
     def branch_ends_in_conv3(self) -> bool:
@@ -540,11 +563,10 @@ class NFBackbone(StagedBackbone):
         if attention is False:
             overrides['attention'] = None
         arch = override_arch(arch, **overrides)
-        dilations = check_stages('dilations', dilations)
-        if not isinstance(alpha, (int, float)) or not alpha > 0 or not math.isfinite(alpha):
-            raise ValueError(f'alpha must be a positive number, got {alpha!r}')
-        if not 0 <= drop_path_rate < 1:
-            raise ValueError(f'drop_path_rate must be in [0, 1), got {drop_path_rate!r}')
+        check_integer('in_channels', in_channels)
+        dilations = check_integers('dilations', dilations, 4)
+        check_number('alpha', alpha, 'a positive number')
+        check_number('drop_path_rate', drop_path_rate, 'in [0, 1)')
         num_stages = 4 if arch.final_ratio is None else 5
         if out_indices is None:
             out_indices = (num_stages - 1,)
@@ -552,17 +574,20 @@ class NFBackbone(StagedBackbone):
         if eps_mode is not None:
             if conv_cfg is None:
                 raise ValueError(f'eps_mode={eps_mode!r} needs conv_cfg=dict(type="ScaledWS")')
-            conv_cfg = {**conv_cfg, 'eps_mode': eps_mode}
+            conv_cfg = {**check_config('conv_cfg', conv_cfg), 'eps_mode': eps_mode}
         conv = ConvBuilder(conv_cfg, padding, deploy)
         self.arch = arch
         channels, widths = arch.first_channels, arch.stage_channels
-        act, gamma = build_activation(act_cfg, inplace=True)
+        act, gamma = build_activation(act_cfg)
         free_gamma = gamma if arch.gamma_at == 'conv' else 1.0
         self.stem = NFStem(
             arch.stem, in_channels, channels, conv, act, gamma, free_gamma, bias=stem_bias
         )
 
-        gain_init = {True: 0.0, False: None}[skipinit] if isinstance(skipinit, bool) else skipinit
+        if skipinit is None or isinstance(skipinit, bool):
+            gain_init = 0.0 if skipinit else None
+        else:
+            gain_init = check_number('skipinit', skipinit)
         expected_var = 1.0
         depths = arch.depths
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import check_choice, check_integer, check_integers
 
-from .base import check_choice, check_stages
-from .nf_base import NFArch, NFBackbone
+from .nf_base import MOST_BLOCKS, NFArch, NFBackbone
 
 DEPTHS = {
     26: (2, 2, 2, 2),
@@ -25,7 +25,7 @@ def resnet_depths(depth: int | Sequence[int]) -> tuple[int, ...]:
     """Blocks per stage of a bottleneck ResNet: of a named depth, or as given."""
     if isinstance(depth, int):
         return DEPTHS[check_choice('depth', depth, DEPTHS)]
-    return check_stages('depth', depth)
+    return check_integers('depth', depth, 4, maximum=MOST_BLOCKS)
 
 
 @MODELS.register_module()
@@ -85,8 +85,7 @@ class NFResNet(NFBackbone):
         gamma_at: str = 'act',
         **kwargs: Any,
     ) -> None:
-        if not isinstance(base_channels, int) or base_channels < 1:
-            raise ValueError(f'base_channels must be a positive integer, got {base_channels!r}')
+        check_integer('base_channels', base_channels)
         arch = NFArch(
             depths=resnet_depths(depth),
             widths=tuple(4 * base_channels * 2**i for i in range(4)),

@@ -10,16 +10,22 @@ from torch import Tensor, nn
 
 from nf_plugins.layers import DropPath
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import (
+    check_choice,
+    check_config,
+    check_integer,
+    check_integers,
+    check_number,
+)
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut, check_choice, check_stages
+from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
 
 
 def _conv(conv_cfg: dict | None, *args: Any, initalpha: bool = False, **kwargs: Any) -> nn.Module:
     """Build a convolution; ``initalpha`` says whether this one may use that option."""
-    conv_cfg = dict(conv_cfg or {})
-    if not initalpha:
-        conv_cfg.pop('initalpha', None)
-    return build_conv_layer(conv_cfg or None, *args, **kwargs)
+    if conv_cfg is not None and not initalpha:
+        conv_cfg = {key: value for key, value in conv_cfg.items() if key != 'initalpha'}
+    return build_conv_layer(conv_cfg, *args, **kwargs)
 
 
 class PWSBlock(ResidualBlock):
@@ -86,10 +92,11 @@ class PWSBlock(ResidualBlock):
     def inner_forward(self, x: Tensor) -> Tensor:
         out = self.relu(x)
         shortcut = x if self.downsample is None else self.downsample(out)
-        out = self.conv2(self.inner_relu(self.conv1(out)))
-        if self.conv3 is not None:
-            out = self.conv3(self.inner_relu(out))
-        return add_shortcut(self.drop_path(out), shortcut)
+        out, last = self.conv1(out), self.conv1
+        for conv in filter(None, (self.conv2, self.conv3)):
+            relu = self.inner_relu if may_overwrite(last) else self.relu
+            out, last = conv(relu(out)), conv
+        return add_shortcut(self.drop_path(out), shortcut, may_overwrite(last))
 
 
 @MODELS.register_module()
@@ -170,8 +177,15 @@ class PWSResNet(StagedBackbone):
         check_choice('stem', stem, ('imagenet', 'cifar'))
         check_choice('style', style, ('pytorch', 'caffe'))
         check_choice('num_stages', num_stages, (1, 2, 3, 4))
-        strides = check_stages('strides', strides, num_stages)
-        dilations = check_stages('dilations', dilations, num_stages)
+        check_integer('in_channels', in_channels)
+        check_integer('stem_channels', stem_channels)
+        check_integer('base_channels', base_channels)
+        strides = check_integers('strides', strides, num_stages)
+        dilations = check_integers('dilations', dilations, num_stages)
+        check_number('drop_path_rate', drop_path_rate, 'in [0, 1)')
+        for name, cfg in dict(conv_cfg=conv_cfg, norm_cfg=norm_cfg).items():
+            if cfg is not None:
+                check_config(name, cfg)
         super().__init__(num_stages, out_indices, frozen_stages, norm_eval, init_cfg)
         bottleneck, depths = self.ARCHS[depth]
         depths = depths[:num_stages]
@@ -181,7 +195,9 @@ class PWSResNet(StagedBackbone):
         self.conv1 = _conv(
             conv_cfg, in_channels, stem_channels, kernel, stride, padding, initalpha=True
         )
-        self.norm1 = build_norm_layer(norm_cfg, stem_channels)[1] if norm_cfg else nn.Identity()
+        self.norm1 = (
+            build_norm_layer(norm_cfg, stem_channels)[1] if norm_cfg is not None else nn.Identity()
+        )
         self.relu = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == 'imagenet' else nn.Identity()
 

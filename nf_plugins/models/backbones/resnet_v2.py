@@ -10,8 +10,15 @@ from torch import Tensor, nn
 
 from nf_plugins.layers import DropPath, SqueezeExcite, build_activation
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import (
+    check_choice,
+    check_config,
+    check_integer,
+    check_integers,
+    check_number,
+)
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut, check_choice, check_stages
+from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
 from .nf_base import ConvBuilder, NFStem
 from .nf_resnet import resnet_depths
 
@@ -64,7 +71,7 @@ class ResNetV2Block(ResidualBlock):
         out = self.conv3(self._preactivate(self.norm3, out))
         if self.se is not None:
             out = self.se(out)
-        return add_shortcut(self.drop_path(out), shortcut)
+        return add_shortcut(self.drop_path(out), shortcut, may_overwrite(self.conv3))
 
 
 @MODELS.register_module()
@@ -143,10 +150,16 @@ class ResNetV2(StagedBackbone):
         init_cfg: dict | None = None,
     ) -> None:
         depths = resnet_depths(depth)
-        strides, dilations = check_stages('strides', strides), check_stages('dilations', dilations)
+        check_integer('base_channels', base_channels)
+        check_integer('in_channels', in_channels)
+        strides = check_integers('strides', strides, 4)
+        dilations = check_integers('dilations', dilations, 4)
         check_choice('order', order, ('bn_relu', 'relu_bn'))
         check_choice('init', init, (None, *INITS))
         check_choice('attention', attention, (None, 'se'))
+        check_number('drop_path_rate', drop_path_rate, 'in [0, 1)')
+        check_config('act_cfg', act_cfg)
+        check_config('norm_cfg', norm_cfg)
         super().__init__(4, out_indices, frozen_stages, norm_eval, init_cfg)
         conv = ConvBuilder(conv_cfg, padding, bias=False)
         self.stem = NFStem(stem, in_channels, base_channels, conv)

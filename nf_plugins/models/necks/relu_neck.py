@@ -9,6 +9,7 @@ from mmengine.model import BaseModule
 from torch import Tensor, nn
 
 from nf_plugins.registry import MODELS
+from nf_plugins.utils.checks import check_config, check_integer, check_number
 
 
 @MODELS.register_module()
@@ -20,15 +21,18 @@ class ReLUNeck(BaseModule):
     its gain: ``act_cfg=dict(type='GammaAct', act='ReLU')``.
 
     Args:
-        in_channels: Channels of the input.
+        in_channels: Channels of the input, or of each input; needed by the norm alone.
         norm_cfg: Config of the norm layer, or None.
         act_cfg: Config of the activation.
         avgpool: Average over the positions.
         drop_rate: Rate of the dropout at the end.
         init_cfg: mm initialisation config.
 
+    Raises:
+        ValueError: A norm without ``in_channels``, or another number of inputs.
+
     Shape:
-        - Input: ``(N, C, H, W)`` or a tuple of such.
+        - Input: ``(N, C, H, W)`` or a tuple of such, e.g. of all stages of a backbone.
         - Output: ``(N, C)`` with ``avgpool``, else as the input; a tuple for a tuple.
 
     Source: the PWSConv repository.
@@ -41,7 +45,7 @@ class ReLUNeck(BaseModule):
 
     def __init__(
         self,
-        in_channels: int,
+        in_channels: int | Sequence[int] | None = None,
         norm_cfg: dict | None = None,
         act_cfg: dict = dict(type='ReLU'),
         avgpool: bool = True,
@@ -49,14 +53,32 @@ class ReLUNeck(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        self.norm = build_norm_layer(norm_cfg, in_channels)[1] if norm_cfg else None
-        self.act = build_activation_layer(act_cfg)
+        several = isinstance(in_channels, (list, tuple))
+        sizes = [] if in_channels is None else in_channels if several else [in_channels]
+        for size in sizes:
+            check_integer('in_channels', size)
+        check_number('drop_rate', drop_rate, 'in [0, 1)')
+        self.norm = None
+        if norm_cfg is not None:
+            check_config('norm_cfg', norm_cfg)
+            if not sizes:
+                raise ValueError(f'norm_cfg={norm_cfg!r} needs in_channels, got {in_channels!r}')
+            norms = nn.ModuleList(build_norm_layer(norm_cfg, size)[1] for size in sizes)
+            self.norm = norms if several else norms[0]
+        self.act = build_activation_layer(check_config('act_cfg', act_cfg))
         self.avgpool = avgpool
         self.dropout = nn.Dropout(drop_rate)
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
-        if not isinstance(inputs, Tensor):
-            return tuple(self(x) for x in inputs)
-        x = inputs if self.norm is None else self.norm(inputs)
-        x = self.act(x)
+        if isinstance(inputs, Tensor):
+            return self((inputs,))[0]
+        norms = self.norm
+        if not isinstance(norms, nn.ModuleList):
+            norms = [norms] * len(inputs)
+        if len(norms) != len(inputs):
+            raise ValueError(f'in_channels are of {len(norms)} inputs, got {len(inputs)}')
+        return tuple(map(self.finish, inputs, norms))
+
+    def finish(self, x: Tensor, norm: nn.Module | None) -> Tensor:
+        x = self.act(x if norm is None else norm(x))
         return self.dropout(x.mean(dim=(2, 3)) if self.avgpool else x)

@@ -1,0 +1,40 @@
+# RetinaNet on NF-ResNet-50, on COCO (8 GPUs x 2 images): mmdet's retinanet_r50_fpn_1x_coco.py
+# with another backbone, as its FPN and head have no norms anyway. Not trained by us. For results
+# like mmdet's, give the backbone weights of ImageNet: see docs/downstream.md.
+_base_ = [
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
+    'mmdet::_base_/datasets/coco_detection.py',
+    'mmdet::_base_/default_runtime.py',
+    '../_base_/schedules/nf_coco_1x.py',
+]
+custom_imports = dict(imports=['nf_plugins'], allow_failed_imports=False)
+
+# With `_scope_` the backbone is built (and its signal plotted) where mmdet's models cannot be
+# imported, for they need mmcv's compiled ops.
+model = dict(
+    backbone=dict(
+        _delete_=True,
+        _scope_='nf_plugins',
+        type='NFResNet',
+        depth=50,
+        act_cfg=dict(type='ReLU'),
+        out_indices=(0, 1, 2, 3),
+    ),
+    # The backbone's outputs are not activated: the first neck does it, for the FPN.
+    neck=[
+        dict(
+            _scope_='nf_plugins',
+            type='ReLUNeck',
+            act_cfg=dict(type='GammaAct', act='ReLU'),
+            avgpool=False,
+        ),
+        dict(
+            type='FPN',
+            in_channels=[256, 512, 1024, 2048],
+            out_channels=256,
+            start_level=1,
+            add_extra_convs='on_input',
+            num_outs=5,
+        ),
+    ],
+)

@@ -1,0 +1,48 @@
+"""What the tests of other libraries' models share."""
+
+import runpy
+import sys
+
+import pytest
+import yaml
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from torch import nn
+
+from ..conftest import ROOT
+
+FOLDER = ROOT / 'configs/downstream'
+NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
+
+
+def load(name):
+    cfg = Config.fromfile(FOLDER / name)
+    init_default_scope(cfg.default_scope)
+    return cfg
+
+
+def norms(model):
+    return [name for name, module in model.named_modules() if isinstance(module, NORMS)]
+
+
+def run_tool(monkeypatch, name, *args):
+    """Run a tool in this process; its exit status."""
+    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
+    with pytest.raises(SystemExit) as status:
+        runpy.run_path(str(ROOT / f'tools/{name}.py'), run_name='__main__')
+    return status.value.code
+
+
+def decay(model, wrapper):
+    """Name of each parameter -> its weight decay."""
+    settings = {
+        id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']
+    }
+    return {name: settings[id(p)] for name, p in model.named_parameters()}
+
+
+def listed_parameters(name):
+    """The parameters of a config's model as the metafile has them."""
+    models = yaml.safe_load((FOLDER / 'metafile.yml').read_text())['Models']
+    (model,) = [m for m in models if m['Config'] == f'configs/downstream/{name}']
+    return model['Metadata']['Parameters']
