@@ -250,8 +250,9 @@ CASES = [
       for args, message in (
           (['missing.npz', 'out.pth'], 'no weights at missing.npz'),
           (['empty.npz', 'out.pth'], 'empty.npz is not a readable file of weights'),
-          (['garbage.safetensors', 'out.pth'], 'garbage.safetensors is not a readable file'),
-          (['empty', 'out.pth'], 'no weights at empty'),
+          (['garbage.safetensors', 'out.pth'],
+           'garbage.safetensors is not a readable (file|checkpoint)'),
+          (['empty', 'out.pth'], 'no (weights|checkpoint) at empty'),
           (['one.npz', 'out.pth'], 'cannot convert one.npz for .*no place in the model: a'),
           (['one.npz', 'a_file/out.pth'], 'cannot write a_file/out.pth'),
           (['one.npz', '/proc/out.pth'], 'cannot write /proc/out.pth'),
