@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-import nf_plugins.models  # noqa: F401
+from nf_plugins.models.backbones.base import may_overwrite
 
 from ..conftest import relative_error
 
@@ -108,3 +108,15 @@ def test_compiles_to_one_graph(case, training):
     else:
         with torch.no_grad():
             assert relative_error(compiled(x)[0], net(x)[0]) < 1e-5
+
+
+@pytest.mark.parametrize('kind', ['forward', 'forward_pre', 'full_backward', 'full_backward_pre'])
+def test_no_memory_is_overwritten_that_a_hook_on_all_modules_may_see(kind):
+    conv = nn.Conv2d(1, 1, 1)
+    assert may_overwrite(conv)
+    hook = getattr(nn.modules.module, f'register_module_{kind}_hook')(lambda *args: None)
+    try:
+        assert not may_overwrite(conv)
+    finally:
+        hook.remove()
+    assert may_overwrite(conv)

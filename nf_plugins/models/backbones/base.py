@@ -17,8 +17,16 @@ def may_overwrite(conv: nn.Module) -> bool:
     """Whether nobody but the next operation gets to see what a convolution returns."""
     if torch.compiler.is_compiling() or not isinstance(conv, nn.Conv2d):
         return False
-    hooks = conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks
-    return not (hooks or torch.nn.modules.module._has_any_global_hook())
+    all_modules = torch.nn.modules.module
+    return not (
+        conv._forward_hooks
+        or conv._backward_hooks
+        or conv._backward_pre_hooks
+        or all_modules._global_forward_pre_hooks
+        or all_modules._global_forward_hooks
+        or all_modules._global_backward_hooks
+        or all_modules._global_backward_pre_hooks
+    )
 
 
 def add_shortcut(branch: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
