@@ -116,6 +116,7 @@ def runs(tmp_path_factory):
     return one, [safe_load(folder / f'rank{rank}.pt') for rank in range(2)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spread', SPREADS)
 def test_equals_a_single_process(spread, runs):
     one, ranks = runs

@@ -57,6 +57,7 @@ def records(work_dir):
     return sorted(found, key=lambda record: record['iter'])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('network', ['nf_resnet/nf-resnet', 'baselines/resnet-bn'])
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 @pytest.mark.parametrize('source', ['gaussian', 'batch'])

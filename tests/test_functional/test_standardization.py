@@ -193,6 +193,7 @@ def reference(x, w, scale, g):
     return out.detach(), x.grad, torch.from_numpy(grad_w).view(w.shape), grad_scale[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('how', ['kernels', 'plain'])
 def test_convolution_and_gradients(how, memory_format, monkeypatch):
@@ -330,6 +331,7 @@ def test_kernels_that_others_can_write_are_not_loaded(what, tmp_path, monkeypatc
         cpu_standardization._compiled()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'environment',
     [

@@ -65,6 +65,7 @@ def test_quartiles_lie_among_the_measured_times(benchmark):
     assert found['NF']['ratio'] == pytest.approx(4 / 5)
 
 
+@pytest.mark.slow
 def test_the_tool(benchmark, monkeypatch, tmp_path, capsys):
     small = dict(type='NFResNet', depth=26, base_channels=4)
     configs = {'plain': dict(small, **benchmark.PLAIN), 'NF': small, 'BN': small}
