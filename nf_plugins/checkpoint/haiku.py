@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 
 from .numpy_pickle import DILL_GLOBALS, GLOBALS
-from .safe_load import CheckpointError, CheckpointNotFoundError, check_sums
+from .safe_load import CheckpointError, CheckpointNotFoundError
+from .tensors import read_archive
 
 
 class _Refused(Exception):
@@ -83,9 +84,7 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
         raise CheckpointNotFoundError(f'no weights at {path}')
     try:
         if zipfile.is_zipfile(path):
-            check_sums(path)
-            with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
-                tree = {name: archive[name] for name in archive.files}
+            tree = read_archive(path)
             if any(name.startswith('params/') for name in tree):
                 tree = {k[len('params/') :]: v for k, v in tree.items() if k.startswith('params/')}
         else:

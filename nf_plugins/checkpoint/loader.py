@@ -106,16 +106,21 @@ def _without_orders(load: Callable[..., Any]) -> Callable[..., Any]:
             meta.pop('cfg', None)
         info = hub.get('runtime_info') if isinstance(hub, dict) else None
         if isinstance(info, dict):
-            folder = os.path.abspath(os.path.dirname(os.path.expanduser(filename)))
-            for key in [key for key in info if key == 'cfg' or key.startswith('best_ckpt')]:
-                best = info[key] if isinstance(info[key], str) else ''
-                beside = os.path.abspath(os.path.dirname(best)) == folder
-                name = os.path.basename(best)
-                if key == 'cfg' or not (beside and re.fullmatch(r'best_[^/]+\.pth', name)):
+            info.pop('cfg', None)
+            for key in [key for key in info if str(key).startswith('best_ckpt')]:
+                if not _is_best_beside(info[key], filename):
                     del info[key]
         return checkpoint
 
     return loader
+
+
+def _is_best_beside(best: Any, filename: str) -> bool:
+    """Whether ``best`` is the name of a best checkpoint in the folder of ``filename``."""
+    if not isinstance(best, str) or not re.fullmatch(r'best_.+\.pth', os.path.basename(best)):
+        return False
+    here = os.path.dirname(os.path.expanduser(filename))
+    return os.path.abspath(os.path.dirname(best)) == os.path.abspath(here)
 
 
 LOADERS = {

@@ -31,11 +31,12 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
     staged: list[tuple[str, Path]] = []
     try:
         for name, data in contents.items():
+            data = data.encode() if isinstance(data, str) else data
             path = Path(os.path.realpath(name))  # a link stays one
             if path.is_dir():
                 raise IsADirectoryError(errno.EISDIR, 'is a folder', os.fspath(name))
             if path.exists() and not path.is_file():  # /dev/stdout, a pipe
-                path.write_bytes(data.encode() if isinstance(data, str) else data)
+                path.write_bytes(data)
             else:
                 staged.append((_stage(path, data), path))
         for temporary, path in staged:
@@ -46,7 +47,7 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
         raise
 
 
-def _stage(path: Path, data: bytes | str) -> str:
+def _stage(path: Path, data: bytes) -> str:
     """Write a temporary file beside ``path``, and return its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(
@@ -54,7 +55,7 @@ def _stage(path: Path, data: bytes | str) -> str:
     )
     try:
         with os.fdopen(handle, 'wb') as file:
-            file.write(data.encode() if isinstance(data, str) else data)
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
