@@ -45,6 +45,10 @@ def measure(tensor: Tensor, channel_dim: int, backward: bool = False) -> Measure
     return found
 
 
+_ALLOCATIONS = ('empty', 'new_empty')
+"""How the names of operations begin that return memory with any content."""
+
+
 class _FirstNonFinite(TorchDispatchMode):
     """Finds the operation that first makes a non-finite value out of finite ones."""
 
@@ -55,13 +59,19 @@ class _FirstNonFinite(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if self.found is None:
+        if self.found is None and _computes(func):
             for out in tree_iter(result):
                 if isinstance(out, Tensor) and out.is_floating_point() and out.numel():
                     if not bool(torch.isfinite(out).all()):
                         op = func.__name__.partition('.')[0]
                         self.found = f'{self.tracer.stack[-1] or "the backbone itself"} ({op})'
         return result
+
+
+def _computes(func: torch._ops.OpOverload) -> bool:
+    """Whether an operation makes values: allocations and views only show what is in memory."""
+    name = func.name().removeprefix('aten::')
+    return not (name.startswith(_ALLOCATIONS) or func.is_view)
 
 
 def first_non_finite(

@@ -10,6 +10,7 @@ from torch import nn
 
 from nf_plugins.models import NFNet, NFRegNet, NFResNet, PWSResNet, ResNetV2
 from nf_plugins.spp import RULES, BlockSignal, SignalProfile, analyze
+from nf_plugins.spp.record import first_non_finite
 
 X = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 
@@ -203,6 +204,21 @@ def test_the_module_that_first_made_a_non_finite_value(where):
     assert list(found) == ['non_finite']
     assert module in found['non_finite']['message']
     assert found['non_finite']['severity'] == 'error'
+
+
+@pytest.fixture
+def unwritten_memory_is_nan():
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_memory_that_nobody_has_written_is_no_value(unwritten_memory_is_nan):
+    assert torch.empty(1).isnan()
+    net = built(NFResNet, depth=26, skipinit=1.0, drop_path_rate=0.5).train()
+    assert first_non_finite(net, X) is None
+    net.layer2[1].conv2.bias.data[3] = math.nan
+    assert first_non_finite(net, X).startswith('layer2.1.conv2 ')
 
 
 def blocks_with(**curves):
