@@ -2,6 +2,8 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
+# Two processes, as a test keeps one core busy; the tests of a file stay together.
+PYTEST = python -m pytest -n 2 --dist loadfile
 DEMO := work_dirs/demo
 CONFIG := nf-resnet_digits.py
 
@@ -55,10 +57,10 @@ demo: setup  ## train, test, inspect and film an NF-ResNet on the embedded digit
 	@echo "Signal propagation while training:    $(CURDIR)/$(DEMO)/training.html, .gif and .mp4"
 
 test: setup lint docs  ## all tests
-	python -m pytest
+	$(PYTEST)
 
 check: setup lint  ## the quick tests
-	python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 compat:  ## the quick tests on other versions of the libraries: STACKS="original oldest" for some
 	$(PYTHON) benchmarks/stacks.py $(STACKS)

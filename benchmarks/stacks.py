@@ -83,9 +83,9 @@ def run(stack: str) -> dict:
     report = VENVS / f'{stack}.xml'
     report.unlink(missing_ok=True)
     path = os.pathsep.join([str(python.parent), os.environ['PATH']])
-    tests = [python, '-m', 'pytest', '-m', 'not slow', '-p', 'no:cacheprovider']
+    options = ['-m', 'not slow or stacks', '-n', '2', '--dist', 'loadfile']
     result = subprocess.run(
-        [*tests, f'--junitxml={report}'],
+        [python, '-m', 'pytest', *options, '-p', 'no:cacheprovider', f'--junitxml={report}'],
         cwd=ROOT,
         env={**os.environ, 'PATH': path, 'OMP_WAIT_POLICY': 'PASSIVE'},
         check=False,

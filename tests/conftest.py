@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from mmengine.registry import DefaultScope
 
 DATA = Path(__file__).parent / 'data'
 ROOT = Path(__file__).parents[1]
@@ -20,6 +21,15 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor | np.ndarray) -> flo
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    """The default scope that a test sets, as a Runner does, is not that of the next one."""
+    before = dict(DefaultScope._instance_dict)
+    yield
+    DefaultScope._instance_dict.clear()
+    DefaultScope._instance_dict.update(before)
 
 
 @pytest.fixture(scope='session')

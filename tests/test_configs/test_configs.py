@@ -151,6 +151,7 @@ def test_published_pws_settings(name):
     assert (cfg.train_cfg.max_epochs, schedule.milestones) == (epochs, steps)
 
 
+@pytest.mark.slow
 def test_the_model_index_lists_every_config_of_ours():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
     listed = {}

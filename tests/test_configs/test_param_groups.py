@@ -15,7 +15,7 @@ from nf_plugins.engine import agc_optim_wrapper
 from nf_plugins.layers import PWSConv2d, ScaledWSConv2d
 from nf_plugins.models.backbones.nf_base import NFBlock
 
-from .test_configs import CONFIGS, load
+from .test_configs import CONFIGS, load, mark
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -62,7 +62,7 @@ def clipped_parameters(wrapper, model, monkeypatch):
     return clipped
 
 
-@pytest.mark.parametrize('name', CONFIGS)
+@pytest.mark.parametrize('name', [mark(name) for name in CONFIGS])
 def test_decayed_and_clipped(name, monkeypatch):
     cfg = load(name)
     # mmpretrain's ResNet cannot be built without memory; it is small.

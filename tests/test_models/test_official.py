@@ -86,8 +86,11 @@ def official(name, **kwargs):
     return FAMILIES[family](variant, **kwargs)
 
 
+LARGE = ('152', '200', '288', '600', 'F2', 'F3', 'F4', 'F5', 'F6', 'F7', 'B6', 'B7', 'B8')
+
+
 def mark(name):
-    large = any(part in name for part in ('288', '600', 'F4', 'F5', 'F6', 'F7', 'B6', 'B7', 'B8'))
+    large = any(part in name for part in LARGE)
     return pytest.param(name, marks=[pytest.mark.slow] * large)
 
 

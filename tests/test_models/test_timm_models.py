@@ -30,18 +30,20 @@ def test_every_model_is_known():
     assert set(TIMM_BACKBONES) == set(NAMES)
 
 
-@pytest.mark.parametrize('name', NAMES)
-def test_parameter_counts(name):
-    with torch.device('meta'):
-        assert parameter_count(build(name)) == parameter_count(timm.create_model(name))
-
-
 def is_small(name):
     with torch.device('meta'):
         return parameter_count(timm.create_model(name)) < 60e6
 
 
 SMALL = [name for name in NAMES if is_small(name)]
+
+
+@pytest.mark.parametrize(
+    'name', [pytest.param(n, marks=[pytest.mark.slow] * (n not in SMALL)) for n in NAMES]
+)
+def test_parameter_counts(name):
+    with torch.device('meta'):
+        assert parameter_count(build(name)) == parameter_count(timm.create_model(name))
 
 
 @pytest.mark.parametrize(

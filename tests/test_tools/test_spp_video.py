@@ -301,6 +301,7 @@ def ticks(page):
     )
 
 
+@pytest.mark.slow
 def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
     # A branch that is zero at first: the third panel's axis is symlog, which plotly lacks.
     for path in work_dir.glob('*/spp/epoch_1.json'):

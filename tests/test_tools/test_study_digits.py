@@ -40,6 +40,13 @@ def study():
     del sys.modules['study_digits']
 
 
+@pytest.fixture(autouse=True)
+def _fresh(study):
+    """Nothing cached: reading a config sets the default scope, as in a process of its own."""
+    study.config_of.cache_clear()
+    study.load_images.cache_clear()
+
+
 @pytest.fixture
 def run(study, monkeypatch, tmp_path):
     """Run the tool in this process, and count the trainings."""
