@@ -42,6 +42,9 @@ def read_archive(path: str) -> dict[str, np.ndarray]:
     """The arrays of an ``.npz``, whose checksums are right; no pickles."""
     check_sums(path)
     with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
+        for entry in archive.zip.namelist():
+            if not entry.endswith('.npy'):  # a checkpoint of PyTorch is a zip file, too
+                raise ValueError(f'it is no archive of arrays, as {entry} is in it')
         return {name: archive[name] for name in archive.files}
 
 

@@ -109,7 +109,7 @@ CASES = [
     (CONVERTERS + 'fold', [NF, 'evil.pth', 'out.pth'], NAMED),
     (CONVERTERS + 'haiku_to_nf', ['evil.npz', 'out.pth', '--config', NF], r'is refused.*mkdir'),
     (CONVERTERS + 'haiku_to_nf', ['objects.npz', 'out.pth', '--config', NF], DAMAGED),
-    (CONVERTERS + 'haiku_to_nf', ['evil.pth', 'out.pth', '--config', NF], 'no array of numbers'),
+    (CONVERTERS + 'haiku_to_nf', ['evil.pth', 'out.pth', '--config', NF], 'no archive of arrays'),
     (CONVERTERS + 'timm_to_nf', ['evil.pth', 'out.pth', '--config', NF], NAMED),
     (CONVERTERS + 'timm_to_nf', ['objects.npz', 'out.pth', '--config', NF], DAMAGED),
     (CONVERTERS + 'timm_to_nf', ['evil.safetensors', 'out.pth', '--config', NF], DAMAGED),
