@@ -62,7 +62,7 @@ test: setup lint docs  ## all tests
 check: setup lint  ## the quick tests
 	$(PYTEST) -m "not slow"
 
-compat:  ## the quick tests on other versions of the libraries: STACKS="original oldest" for some
+compat:  ## the quick tests and some more on other versions of the libraries: STACKS="original oldest" for some
 	$(PYTHON) benchmarks/stacks.py $(STACKS)
 
 lint: setup  ## ruff
