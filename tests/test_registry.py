@@ -25,6 +25,7 @@ def run(code):
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_prefixed_names_need_no_import():
     code = """
 import sys
@@ -37,6 +38,7 @@ print(type(conv).__name__)
     assert result.stdout.splitlines()[-1] == 'ScaledWSConv2d', result.stderr
 
 
+@pytest.mark.slow
 def test_the_package_does_not_import_mmpretrain_or_plotting():
     result = run(
         'import sys, nf_plugins; print([m for m in ("mmpretrain", "matplotlib", "sklearn") '

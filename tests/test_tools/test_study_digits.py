@@ -42,9 +42,8 @@ def study():
 
 @pytest.fixture(autouse=True)
 def _fresh(study):
-    """Nothing cached: reading a config sets the default scope, as in a process of its own."""
+    """No config is cached: reading one sets the default scope, as in a process of its own."""
     study.config_of.cache_clear()
-    study.load_images.cache_clear()
 
 
 @pytest.fixture
