@@ -106,6 +106,7 @@ def test_the_running_batch_is_what_was_trained_on(tmp_path):
     assert record['input']['shape'] == [64, 1, 16, 16]
 
 
+@pytest.mark.slow
 def test_scalars_reach_the_visualizer(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

@@ -69,6 +69,7 @@ def test_a_checkpoint_is_what_is_measured(monkeypatch, tmp_path, capsys):
         assert f'{block.avg_var:.4g}' in printed
 
 
+@pytest.mark.slow
 def test_compare_mode_size_and_data(monkeypatch, tmp_path):
     run(
         monkeypatch,

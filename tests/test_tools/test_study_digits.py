@@ -121,6 +121,7 @@ def test_a_quick_study_and_its_resumption(run, study, capsys):
     assert run(*TINY) == []
 
 
+@pytest.mark.slow
 def test_a_study_grows(run):
     run(*TINY, '--batch-sizes', 4, '--lrs', 0.05)
     assert 'spp.png' not in os.listdir(run.out)
@@ -130,6 +131,7 @@ def test_a_study_grows(run):
     assert 'over 2 seeds' in (run.out / 'table.md').read_text()
 
 
+@pytest.mark.slow
 def test_divergence_is_counted(run, study):
     torch.manual_seed(0)
     absurd = ['--batch-sizes', 16, '--min-steps', 5, '--seeds', 0, 1]
