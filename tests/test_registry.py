@@ -62,6 +62,7 @@ def test_the_package_does_not_import_mmpretrain_or_plotting():
         ),
     ],
 )
+@pytest.mark.slow
 def test_a_missing_or_old_library_is_one_clear_error(stub, message):
     result = run(f'import sys; {stub}\nimport nf_plugins')
     last = result.stderr.strip().splitlines()[-1]

@@ -136,6 +136,7 @@ SPP = json.loads((DATA / 'spp_jax.json').read_text())
         ('relu_bn', 'BN_ResNet50_lecun_relubn_b8_224', 1.0),
     ],
 )
+@pytest.mark.slow
 def test_resnet_v2_has_the_official_signal_at_initialisation(order, case, branch):
     profile = analyze(ResNetV2(50, order=order), torch.randn(8, 3, 224, 224), mode='train')
     theirs = SPP[case]

@@ -165,6 +165,7 @@ def test_chance_level(study):
     assert study.train(which, study.Setting(**quick, chance=-1))['diverged'] is None
 
 
+@pytest.mark.slow
 def test_it_learns(study):
     """The whole loop: a normalised network knows most digits after 60 steps."""
     row = study.train(study.Run('bn', 32, 0.05, 0), study.Setting(epochs=0.1, min_steps=60))
