@@ -83,7 +83,7 @@ def run(stack: str) -> dict:
     report = VENVS / f'{stack}.xml'
     report.unlink(missing_ok=True)
     path = os.pathsep.join([str(python.parent), os.environ['PATH']])
-    options = ['-m', 'not slow or stacks', '-n', '2', '--dist', 'loadfile']
+    options = ['-m', 'not slow', '-n', '2', '--dist', 'loadfile']
     result = subprocess.run(
         [python, '-m', 'pytest', *options, '-p', 'no:cacheprovider', f'--junitxml={report}'],
         cwd=ROOT,

@@ -250,11 +250,19 @@ CASES = [
       for args, message in (
           (['missing.npz', 'out.pth'], 'no weights at missing.npz'),
           (['empty.npz', 'out.pth'], 'empty.npz is not a readable file of weights'),
-          (['garbage.safetensors', 'out.pth'], 'garbage.safetensors is not a readable'),
-          (['empty', 'out.pth'], 'no (weights|checkpoint) at empty'),
           (['one.npz', 'out.pth'], 'cannot convert one.npz for .*no place in the model: a'),
           (['one.npz', 'a_file/out.pth'], 'cannot write a_file/out.pth'),
           (['one.npz', '/proc/out.pth'], 'cannot write /proc/out.pth'),
+      )),
+    *((tool, [path, 'out.pth', '--config', NF], message)
+      for tool, what, kind in (
+          (HAIKU, 'weights', 'file of weights'),
+          (TIMM, 'checkpoint', 'checkpoint'),
+          (PWS, 'checkpoint', 'checkpoint'),
+      )
+      for path, message in (
+          ('garbage.safetensors', f'garbage.safetensors is not a readable {kind}'),
+          ('empty', f'no {what} at empty'),
       )),
     (HAIKU, ['one.npz', 'out.pth'], 'required: --config'),
     (BENCHMARK, ['--rounds', '0'], "'0' is not a positive integer"),

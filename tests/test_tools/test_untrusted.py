@@ -129,7 +129,7 @@ def test_nothing_is_executed(tool, args, message, workplace, monkeypatch, capsys
     assert not (workplace / 'out.pth').exists()
 
 
-@pytest.mark.slow
+@pytest.mark.stacks
 def test_a_harmful_latest_checkpoint_is_passed_over(workplace, monkeypatch, capsys):
     """`--resume` alone takes the newest readable file, and there is none."""
     args = [NF, '--resume', '--work-dir', 'work', '--cfg-options', *SHORT]
@@ -143,7 +143,7 @@ class Inferencer(BaseInferencer):
     _init_pipeline = postprocess = visualize = None
 
 
-@pytest.mark.slow
+@pytest.mark.stacks
 def test_what_a_checkpoint_tells_mmengine_to_run_or_to_delete(workplace, monkeypatch, capsys):
     """Its config, in two places, and the best checkpoint so far, here a folder."""
     args = [NF, '--resume', 'orders.pth', '--work-dir', 'best', '--cfg-options', *SHORT]
