@@ -1,7 +1,8 @@
 """Package nfplugins: the import name is nf_plugins.
 
 The wheel carries configs, tools and model-index.yml under ``nf_plugins/.mim``,
-where `mim` looks for them. The distribution has no underscore in its name, as mim
+where `mim` looks for them, and ``nf_plugins/configs``, where configs of mmengine's new style
+(``with read_base()``) look for theirs. The distribution has no underscore in its name, as mim
 takes the first folder of the wheel's sorted record for the package: `nf_plugins`
 sorts before `nfplugins-*.dist-info`.
 """
@@ -44,6 +45,26 @@ class BuildWithMim(build_py):
             else:
                 target.mkdir(parents=True, exist_ok=True)
                 shutil.copy2(source, target / name)
+        write_new_style(target / 'configs', target.parent / 'configs')
+
+
+NEW_STYLE = """from os.path import dirname
+
+from mmengine.config import Config
+
+globals().update(Config.fromfile(f'{{dirname(__file__)}}/../../.mim/configs/{name}'))
+"""
+
+
+def write_new_style(configs, target):
+    """Write a config of mmengine's new style for each one, in a file that can be imported."""
+    shutil.rmtree(target, ignore_errors=True)
+    for path in configs.rglob('*.py'):
+        name = path.relative_to(configs)
+        if name.parts[0] != '_base_':
+            module = target / name.parent / name.name.replace('-', '_')
+            module.parent.mkdir(parents=True, exist_ok=True)
+            module.write_text(NEW_STYLE.format(name=name.as_posix()))
 
 
 EXTRAS = {name: requirements(name) for name in ('digits', 'report', 'export', 'video', 'tests')}

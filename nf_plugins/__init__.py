@@ -35,10 +35,14 @@ with warnings.catch_warnings():
     # Of mmcv-lite, about an op that nothing here needs.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
     from . import checkpoint, datasets, engine, functional, layers, models, spp
+    from .config_names import config_path, install
+
+install()  # names of configs for mmengine and mmpretrain
 
 __all__ = [
     '__version__',
     'checkpoint',
+    'config_path',
     'datasets',
     'engine',
     'functional',

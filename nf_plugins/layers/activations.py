@@ -8,7 +8,7 @@ from mmcv.cnn import build_activation_layer
 from torch import Tensor, nn
 
 from nf_plugins.functional import GAMMA, activation_name, knows_activation
-from nf_plugins.registry import MODELS
+from nf_plugins.registry import MODELS, class_of
 from nf_plugins.utils.checks import check_config, check_number
 
 _LAYERS = dict(
@@ -36,9 +36,9 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
     """Build an activation and look up its variance-preserving gain.
 
     Args:
-        act_cfg: mm config of an activation, e.g. ``dict(type='ReLU')``. One
-            that has no gain here is taken from the registry and must bring its own
-            as ``gamma``.
+        act_cfg: mm config of an activation, e.g. ``dict(type='ReLU')``; the type is a
+            name or a class, see :func:`nf_plugins.registry.class_of`. One that has no
+            gain here is taken from the registry and must bring its own as ``gamma``.
         inplace: Let a ReLU overwrite its input; others need theirs for the backward pass.
 
     Returns:
@@ -56,7 +56,7 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
     gamma = act_cfg.pop('gamma', None)
     if gamma is not None:
         check_number('gamma', gamma, 'a positive number')
-    name = getattr(act_cfg['type'], '__name__', act_cfg['type'])  # a class, in lazy configs
+    name = _plain_name(act_cfg['type'])
     if gamma is None or knows_activation(name):
         name = activation_name(name)
         act_cfg['type'] = _LAYERS[name]
@@ -67,6 +67,17 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
     return act, float(gamma)
 
 
+def _plain_name(kind: Any) -> Any:
+    """The name of an activation, without its path if it is one of torch or mmcv."""
+    if isinstance(kind, str) and '.' not in kind:
+        return kind
+    layer = class_of(kind)
+    if layer is None:
+        return kind
+    known = layer.__module__.split('.')[0] in ('torch', 'mmcv')
+    return layer.__name__ if known else f'{layer.__module__}.{layer.__qualname__}'
+
+
 @MODELS.register_module()
 class GammaAct(nn.Module):
     r"""An activation times its variance-preserving gain, ``act_cfg=dict(type='GammaAct')``.
@@ -74,7 +85,7 @@ class GammaAct(nn.Module):
     .. math:: y = \gamma\, \mathrm{act}(x), \qquad \mathrm{Var}[y] = 1 \text{ for } x \sim N(0, 1)
 
     Args:
-        act: Type name of the activation.
+        act: Type of the activation: a name or a class.
         inplace: As in :func:`build_activation`; mm's ``ConvModule`` asks for it.
         **kwargs: Its other arguments, or ``gamma`` to replace the official gain.
 
@@ -86,7 +97,7 @@ class GammaAct(nn.Module):
         tensor([1.7140])
     """
 
-    def __init__(self, act: str = 'ReLU', inplace: bool = False, **kwargs: Any) -> None:
+    def __init__(self, act: str | type = 'ReLU', inplace: bool = False, **kwargs: Any) -> None:
         super().__init__()
         self.act, self.gamma = build_activation(dict(type=act, **kwargs), inplace)
 

@@ -17,6 +17,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from nf_plugins.registry import type_name
 from nf_plugins.utils.checks import check_integers
 
 INPUTS = ('gaussian', 'train', 'val', 'test')
@@ -141,13 +142,14 @@ def image_batch(
         channels: 1 reads them as grey images, where the pipeline does not read them.
         seed: Seed of the pipeline.
     """
-    transforms = [t for t in _pipeline(cfg, 'test_dataloader') if 'Annotations' not in t['type']]
+    steps = _pipeline(cfg, 'test_dataloader')
+    transforms = [t for t in steps if 'Annotations' not in type_name(t['type'])]
     if not transforms:
         transforms = [
             dict(type='Resize', scale=(size[1], size[0])),
             dict(type='mmpretrain.PackInputs'),
         ]
-    if not transforms[0]['type'].endswith('LoadImageFromFile'):
+    if not type_name(transforms[0]['type']).endswith('LoadImageFromFile'):
         colour = 'grayscale' if channels == 1 else 'color'
         transforms.insert(0, dict(type='LoadImageFromFile', color_type=colour))
     # An exception says what is wrong with a file.

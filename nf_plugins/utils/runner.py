@@ -19,6 +19,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from nf_plugins.checkpoint import CheckpointError, check_match, safe_load, state_dict_of
+from nf_plugins.config_names import config_path
 
 from .checks import check_integer, check_type
 from .cli import UsageError, complaint
@@ -42,14 +43,14 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def find_config(path: str) -> str:
-    """A config file, or one of the installed package by its bare file name."""
-    if osp.isfile(path):
-        return path
-    packaged = Path(__file__).parents[1] / '.mim' / 'configs'
-    found = sorted(packaged.rglob(path)) if osp.basename(path) == path else []
-    if len(found) != 1:
-        raise UsageError(f'no config at {path}, and none of that name comes with nf_plugins')
-    return str(found[0])
+    """A config file, or one of ours by its name; ``.py`` can be left out."""
+    for file in (path, f'{path}.py'):
+        if osp.isfile(file):
+            return file
+    try:
+        return config_path(path)
+    except FileNotFoundError as error:
+        raise UsageError(f'no config at {path}, and {error}') from error
 
 
 SECTIONS = dict.fromkeys(

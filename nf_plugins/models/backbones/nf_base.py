@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from nf_plugins.layers import (
     StandardizedConv2d,
     build_activation,
 )
-from nf_plugins.registry import MODELS
+from nf_plugins.registry import class_of
 from nf_plugins.utils.checks import (
     LARGEST,
     check_choice,
@@ -209,12 +208,10 @@ class ConvBuilder:
         self.cfg = dict(type='Conv2d') if plain else dict(check_config('conv_cfg', conv_cfg))
         self.padding = check_choice('padding', padding, ('same', 'symmetric'))
         self.bias = bias
-        layer = self.cfg.get('type')
-        if isinstance(layer, str):
-            with MODELS.parent.switch_scope_and_registry(None) as registry:
-                layer = registry.get(layer)
-        if not inspect.isclass(layer):
+        layer = class_of(self.cfg.get('type'))
+        if layer is None:
             raise ValueError(f'unknown convolution conv_cfg.type={self.cfg.get("type")!r}')
+        self.cfg['type'] = layer
         self.scaled = issubclass(layer, ScaledWSConv2d)
         self.plain = layer is nn.Conv2d
         self.folds_gamma = self.scaled or deploy
@@ -536,7 +533,7 @@ class NFBackbone(StagedBackbone):
         in_channels: int = 3,
         alpha: float = 0.2,
         act_cfg: dict = dict(type='ReLU'),
-        conv_cfg: dict | None = dict(type='ScaledWS'),
+        conv_cfg: dict | None = dict(type='nf_plugins.ScaledWS'),
         eps_mode: str | None = None,
         skipinit: bool | float = True,
         zero_init_residual: bool = False,

@@ -166,7 +166,7 @@ class PWSResNet(StagedBackbone):
         style: str = 'pytorch',
         avg_down: bool = False,
         frozen_stages: int = -1,
-        conv_cfg: dict | None = dict(type='PWS'),
+        conv_cfg: dict | None = dict(type='nf_plugins.PWS'),
         norm_cfg: dict | None = dict(type='GN', num_groups=1),
         norm_eval: bool = False,
         drop_path_rate: float = 0.0,
