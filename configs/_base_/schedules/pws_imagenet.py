@@ -2,7 +2,8 @@
 # 100 epochs, lr / 10 after 30, 60 and 90.
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.025, momentum=0.9, weight_decay=1e-4),
-    paramwise_cfg=dict(custom_keys={'.alpha': dict(decay_mult=0.0)}),
+    constructor='nf_plugins.NFOptimWrapperConstructor',
+    paramwise_cfg=dict(gain_decay_mult=0.0, bias_decay_mult=1.0, norm_decay_mult=1.0),
 )
 param_scheduler = dict(type='MultiStepLR', by_epoch=True, milestones=[30, 60, 90], gamma=0.1)
 train_cfg = dict(by_epoch=True, max_epochs=100, val_interval=1)

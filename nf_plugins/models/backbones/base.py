@@ -124,6 +124,35 @@ class StagedBackbone(BaseModule):
                 outs.append(x)
         return tuple(outs)
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        """Find the layer of a parameter, for learning rates that differ by layer.
+
+        The stem is layer 0, each block is the next one, and what follows the backbone is
+        the last one.
+
+        Args:
+            param_name: Name of the parameter in the model.
+            prefix: What the names of this backbone's parameters begin with.
+
+        Returns:
+            The layer, and the number of layers.
+        """
+        starts = [1]
+        for stage in self.stages:
+            starts.append(starts[-1] + (len(stage) if isinstance(stage, nn.Sequential) else 1))
+        last = starts[-1]
+        if not param_name.startswith(prefix):
+            return last, last + 1
+        path = param_name.removeprefix(prefix)
+        for start, (name, stage) in zip(starts, self._named_stages()):
+            if path.startswith(f'{name}.'):
+                block = path.split('.')[1] if isinstance(stage, nn.Sequential) else 0
+                return start + int(block), last + 1
+        return 0, last + 1
+
+    def _named_stages(self) -> list[tuple[str, nn.Module]]:
+        return [(name, m) for name, m in self.named_children() if m in self.stages]
+
     def freeze_stages(self) -> None:
         """Freeze what ``frozen_stages`` says; a constructor calls it last."""
         frozen = [] if self.frozen_stages < 0 else self.stem_modules()

@@ -155,6 +155,10 @@ class FixupResNet(StagedBackbone):
     def stem_modules(self) -> list[nn.Module]:
         return [self.stem]
 
+    def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
+        depth, layers = super().get_layer_depth(param_name, prefix)
+        return (layers - 1 if param_name == f'{prefix}bias2' else depth), layers
+
     def freeze_stages(self) -> None:
         super().freeze_stages()
         if self.frozen_stages >= 0:
