@@ -5,28 +5,44 @@ dict(imports=['nf_plugins'])`` is all that a config needs for the bare names;
 the prefixed names (``type='nf_plugins.NFResNet'``) need nothing.
 """
 
+import re
 import warnings
 from importlib import import_module
+from importlib.metadata import distributions
 from importlib.util import find_spec
 
 from .version import __version__
 
 
 def _check_stack() -> None:
-    """Raise one clear ImportError when a library is missing or too old."""
-    mm = "install it with `pip install 'nfplugins[mm]'` or follow requirements/mminstall.txt"
-    for name, minimum, advice in (
-        ('mmengine', '0.10.0', mm),
-        ('mmcv', '2.0.0', mm),
-        ('torch', '2.6', "install it with `pip install 'torch>=2.6'`"),  # safe globals by name
+    """Raise one clear ImportError when libraries are missing or too old."""
+    problems, wanted = [], []
+    for name, minimum, fork, original in (
+        ('torch', '2.6', 'torch', 'torch'),  # safe globals by name
+        ('mmengine', '0.10.0', 'onedl-mmengine', 'mmengine'),
+        ('mmcv', '2.0.0', 'onedl-mmcv', 'mmcv-lite'),
     ):
-        advice = f'nf_plugins {__version__} needs {name}>={minimum}: {advice}'
-        if find_spec(name) is None:
-            raise ImportError(f'{advice}; it is not installed')
-        found = import_module(name).__version__
-        digit_version = import_module('mmengine.utils').digit_version
-        if digit_version(found) < digit_version(minimum):
-            raise ImportError(f'{advice}; found {found}')
+        found = import_module(name).__version__ if find_spec(name) else None
+        if found and _release(found) >= _release(minimum):
+            continue
+        problems.append(f'{name}>={minimum} ({f"found {found}" if found else "not installed"})')
+        # The forks and the originals share their import names: never one beside the other.
+        wanted.append(f"'{original if any(map(_is_installed, _ORIGINALS)) else fork}>={minimum}'")
+    if problems:
+        raise ImportError(
+            f'nf_plugins {__version__} needs {", ".join(problems)}: pip install -U {" ".join(wanted)}'
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    return tuple(map(int, re.findall(r'\d+', version.partition('+')[0])[:3]))
+
+
+_ORIGINALS = ('mmengine', 'mmcv', 'mmcv-lite')
+
+
+def _is_installed(distribution: str) -> bool:
+    return any(True for _ in distributions(name=distribution))
 
 
 _check_stack()

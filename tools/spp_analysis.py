@@ -38,7 +38,12 @@ from nf_plugins.utils import (
     complaint,
     positive,
 )
-from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
+from nf_plugins.utils.runner import (
+    backbone_weights,
+    build_backbone,
+    complaint_about_data,
+    load_config,
+)
 
 FORMATS = ('png', 'svg', 'json', 'csv', 'html')
 
@@ -132,7 +137,8 @@ def measure(
         with complaint(f'cannot make noise of shape {shape}'):
             inputs = gaussian_batch(shape, args.seed)
     elif args.input in INPUTS:
-        with complaint(f'cannot read the {args.input} data of {config}'):
+        about = f'cannot read the {args.input} data of {config}'
+        with complaint_about_data(about, cfg, [f'{args.input}_dataloader']):
             inputs = dataset_batch(cfg, args.input, args.batch_size, args.seed)
     else:
         info = dict(kind='images', path=args.input)

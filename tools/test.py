@@ -26,6 +26,7 @@ from nf_plugins.utils.runner import (
     build_model,
     build_runner,
     check_checkpoint,
+    complaint_about_data,
     load_config,
     prepare,
 )
@@ -82,7 +83,8 @@ def main() -> None:
     if args.out and args.out_item != 'metrics':
         with complaint(f'cannot write {args.out}'):
             runner.test_evaluator.metrics.append(AtomicDumpResults(out_file_path=args.out))
-    with complaint(f'cannot prepare the test of {args.config}'):
+    about = f'cannot prepare the test of {args.config}'
+    with complaint_about_data(about, cfg, ['test_dataloader']):
         _ = runner.test_loop  # builds the data set
         runner.load_or_resume()
     metrics = runner.test()

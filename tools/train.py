@@ -18,9 +18,11 @@ from nf_plugins.utils.runner import (
     build_runner,
     check_checkpoint,
     check_optim_wrapper,
+    complaint_about_data,
     latest_checkpoint,
     load_config,
     prepare,
+    use_mixed_precision,
 )
 
 
@@ -66,10 +68,7 @@ def main() -> int:
     if args.amp:
         if not torch.cuda.is_available():
             raise UsageError('--amp needs an accelerator, and there is none')
-        kind = cfg.optim_wrapper.get('type', 'OptimWrapper')
-        if 'Amp' not in kind:  # OptimWrapper, AGCOptimWrapper
-            cfg.optim_wrapper.type = kind.replace('OptimWrapper', 'AmpOptimWrapper')
-        cfg.optim_wrapper.setdefault('loss_scale', 'dynamic')
+        use_mixed_precision(cfg.optim_wrapper)
     check_optim_wrapper(cfg, args.config, model)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
@@ -86,7 +85,8 @@ def main() -> int:
         check_checkpoint(cfg.load_from, model, minimum=float(cfg.resume), resume=cfg.resume)
     del model
     runner = build_runner(cfg, args.config)
-    with complaint(f'cannot prepare the training of {args.config}'):  # the data sets, mostly
+    about = f'cannot prepare the training of {args.config}'
+    with complaint_about_data(about, cfg, ['train_dataloader', 'val_dataloader']):
         _ = runner.train_loop, runner.val_loop
     try:
         runner.train()

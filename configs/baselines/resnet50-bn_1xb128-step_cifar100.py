@@ -37,4 +37,4 @@ val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(base_batch_size=128)
 
-custom_hooks = [dict(type='SPPHook', interval=1, by_epoch=True)]
+custom_hooks = [dict(type='nf_plugins.SPPHook', interval=1, by_epoch=True)]

@@ -16,4 +16,4 @@ auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)
 # A record of the signal propagation after every epoch: `tools/spp_video.py WORK_DIR`.
-custom_hooks = [dict(type='SPPHook')]
+custom_hooks = [dict(type='nf_plugins.SPPHook')]

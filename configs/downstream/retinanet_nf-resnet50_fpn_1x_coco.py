@@ -15,7 +15,7 @@ model = dict(
     backbone=dict(
         _delete_=True,
         _scope_='nf_plugins',
-        type='NFResNet',
+        type='nf_plugins.NFResNet',
         depth=50,
         act_cfg=dict(type='ReLU'),
         out_indices=(0, 1, 2, 3),
@@ -24,8 +24,8 @@ model = dict(
     neck=[
         dict(
             _scope_='nf_plugins',
-            type='ReLUNeck',
-            act_cfg=dict(type='GammaAct', act='ReLU'),
+            type='nf_plugins.ReLUNeck',
+            act_cfg=dict(type='nf_plugins.GammaAct', act='ReLU'),
             avgpool=False,
         ),
         dict(

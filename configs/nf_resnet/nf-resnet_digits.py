@@ -19,4 +19,4 @@ model = dict(
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)
 # A record of the signal propagation after every epoch: `tools/spp_video.py WORK_DIR`.
-custom_hooks = [dict(type='SPPHook')]
+custom_hooks = [dict(type='nf_plugins.SPPHook')]

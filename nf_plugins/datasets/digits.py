@@ -26,7 +26,7 @@ class Digits(BaseDataset):
 
     Raises:
         ValueError: Unknown ``split``.
-        ImportError: scikit-learn is missing (extra ``digits``).
+        ImportError: scikit-learn is missing.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI
     Machine Learning Repository), as packed by scikit-learn.
@@ -47,7 +47,7 @@ class Digits(BaseDataset):
             from sklearn.datasets import load_digits
         except ImportError as error:
             raise ImportError(
-                "the data set Digits needs scikit-learn: pip install 'nfplugins[digits]'"
+                'the data set Digits needs scikit-learn: pip install scikit-learn'
             ) from error
         digits = load_digits()
         images = np.round(digits.images * (255 / 16)).astype(np.uint8)

@@ -51,7 +51,29 @@ def complaint(about: str) -> Iterator[None]:
     except Exception as error:
         # str() of a KeyError is the repr of its message.
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        raise UsageError(f'{about}: {text or type(error).__name__}') from error
+        text = text or type(error).__name__
+        if isinstance(error, ImportError):
+            text += _advice(error.name)
+        raise UsageError(f'{about}: {text}') from error
+
+
+DISTRIBUTIONS = {
+    'mmpretrain': 'onedl-mmpretrain torchvision',
+    'mmseg': 'onedl-mmsegmentation ftfy regex',
+    'mmdet': 'onedl-mmdetection',
+    'sklearn': 'scikit-learn',
+    'pytorch_grad_cam': 'grad-cam',
+} | {name: name for name in ('pycocotools', 'shapely', 'terminaltables', 'tensorboard', 'timm')}
+"""Module -> what pip calls the distributions that bring it."""
+
+
+def _advice(module: str | None) -> str:
+    """What to install for a module that is missing."""
+    if module == 'mmcv._ext':
+        command = 'MMCV_WITH_OPS=1 pip install --no-binary onedl-mmcv --no-build-isolation'
+        return f'; it needs mmcv with its compiled operators: {command} --force-reinstall onedl-mmcv'
+    distribution = DISTRIBUTIONS.get((module or '').partition('.')[0])
+    return f'; pip install {distribution}' if distribution else ''
 
 
 def command_line(main: Callable[[], int | None]) -> Callable[[], None]:

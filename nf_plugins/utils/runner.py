@@ -8,21 +8,27 @@ import os
 import os.path as osp
 import re
 import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.config import Config, ConfigDict, DictAction
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import MODELS, RUNNERS, init_default_scope
+from mmengine.config import Config, DictAction
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
+from mmengine.registry import MODELS, OPTIM_WRAPPERS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from nf_plugins.checkpoint import CheckpointError, check_match, safe_load, state_dict_of
 from nf_plugins.config_names import config_path
+from nf_plugins.datasets.sources import missing_data
+from nf_plugins.engine import AGCOptimWrapper
+from nf_plugins.registry import class_of
 
 from .checks import check_integer, check_type
-from .cli import UsageError, complaint
+from .cli import DISTRIBUTIONS, UsageError, complaint
 from .files import check_writable_dir
 
 
@@ -111,13 +117,14 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
 
     has_gpu = torch.cuda.is_available()
     for name in dataloaders:
-        if cfg.get(name) is not None:
-            defaults = dict(pin_memory=has_gpu, collate_fn=dict(type='default_collate'))
-            if cfg[name].get('num_workers', 0) > 0:
-                defaults['persistent_workers'] = True
-            cfg[name] = ConfigDict({**defaults, **cfg[name]})
-            if args.no_pin_memory:
-                cfg[name].pin_memory = False
+        if cfg.get(name) is None:
+            continue
+        if cfg.get('default_scope') == 'mmpretrain':  # as its own tools; mmseg's and mmdet's do not
+            cfg[name].setdefault('pin_memory', has_gpu)
+            cfg[name].setdefault('collate_fn', dict(type='default_collate'))
+            cfg[name].setdefault('persistent_workers', cfg[name].get('num_workers', 0) > 0)
+        if args.no_pin_memory:
+            cfg[name].pin_memory = False
 
     if args.launcher == 'pytorch' and not has_gpu:
         # mmengine's own start would ask for CUDA devices.
@@ -127,6 +134,17 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
             'model_wrapper_cfg',
             dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
         )
+
+
+@contextmanager
+def complaint_about_data(about: str, cfg: Config, loaders: Sequence[str]) -> Iterator[None]:
+    """Like :func:`complaint`, and say what is missing in the data folders of a config."""
+    try:
+        with complaint(about):
+            yield
+    except UsageError as error:
+        missing = missing_data(cfg, loaders)
+        raise UsageError(f'{about}: {missing}') if missing else error from error.__cause__
 
 
 def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
@@ -157,10 +175,30 @@ def backbone_weights(path: str, backbone: nn.Module) -> tuple[dict[str, Tensor],
 def build_model(cfg: Config, path: str) -> nn.Module:
     """Build the model of a config only to see that it can be, without touching random state."""
     with complaint(f'cannot build the model of {path}'), torch.random.fork_rng([]):
+        if cfg.get('default_scope') in DISTRIBUTIONS:
+            import_module(cfg.default_scope)  # mmengine would go on without it
         model = dict(cfg.model)
         if cfg.get('data_preprocessor') is not None:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)
         return MODELS.build(model)
+
+
+def use_mixed_precision(optim_wrapper: dict) -> None:
+    """Make the config of an optimizer wrapper one of automatic mixed precision.
+
+    Raises:
+        UsageError: There is no such wrapper for its type.
+    """
+    kind = optim_wrapper.get('type', 'OptimWrapper')
+    wrapper = class_of(kind, OPTIM_WRAPPERS)
+    if wrapper is None or not issubclass(wrapper, AmpOptimWrapper):
+        if wrapper not in (OptimWrapper, AGCOptimWrapper):
+            raise UsageError(
+                f'--amp takes the optim_wrapper.type OptimWrapper or AGCOptimWrapper, got {kind}'
+            )
+        plain = wrapper is OptimWrapper
+        optim_wrapper['type'] = 'AmpOptimWrapper' if plain else 'nf_plugins.AGCAmpOptimWrapper'
+    optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
 def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> None:

@@ -1,19 +1,19 @@
 # FCN on a dilated NF-ResNet-50, for mmseg: mmseg's fcn_r50-d8.py without norms. The backbone's
 # outputs are not activated, which the neck makes up for. The head goes on as the backbone does:
 # standardized weights behind activations that preserve the variance.
-conv_cfg = dict(type='ScaledWS')
-act_cfg = dict(type='GammaAct', act='ReLU')
+conv_cfg = dict(type='nf_plugins.ScaledWS')
+act_cfg = dict(type='nf_plugins.GammaAct', act='ReLU')
 model = dict(
     type='EncoderDecoder',
     backbone=dict(
-        type='NFResNet',
+        type='nf_plugins.NFResNet',
         depth=50,
         act_cfg=dict(type='ReLU'),
         strides=(1, 2, 1, 1),
         dilations=(1, 1, 2, 4),
         out_indices=(0, 1, 2, 3),
     ),
-    neck=dict(type='ReLUNeck', act_cfg=act_cfg, avgpool=False),
+    neck=dict(type='nf_plugins.ReLUNeck', act_cfg=act_cfg, avgpool=False),
     decode_head=dict(
         type='FCNHead',
         in_channels=2048,

@@ -1,11 +1,11 @@
 # NF-RegNet-B0 on ImageNet. The classifier starts at 0, as published.
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='NFRegNet', arch='b0', drop_path_rate=0.1),
+    backbone=dict(type='nf_plugins.NFRegNet', arch='b0', drop_path_rate=0.1),
     neck=dict(
-        type='ReLUNeck',
+        type='nf_plugins.ReLUNeck',
         in_channels=960,
-        act_cfg=dict(type='GammaAct', act='SiLU'),
+        act_cfg=dict(type='nf_plugins.GammaAct', act='SiLU'),
         drop_rate=0.2,
     ),
     head=dict(

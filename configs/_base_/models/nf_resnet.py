@@ -1,8 +1,8 @@
 # NF-ResNet-50 on ImageNet; label smoothing as published.
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='NFResNet', depth=50, act_cfg=dict(type='ReLU')),
-    neck=dict(type='ReLUNeck', in_channels=2048, act_cfg=dict(type='GammaAct', act='ReLU')),
+    backbone=dict(type='nf_plugins.NFResNet', depth=50, act_cfg=dict(type='ReLU')),
+    neck=dict(type='nf_plugins.ReLUNeck', in_channels=2048, act_cfg=dict(type='nf_plugins.GammaAct', act='ReLU')),
     head=dict(
         type='LinearClsHead',
         num_classes=1000,

@@ -1,11 +1,11 @@
 # NFNet-F0 on ImageNet.
 model = dict(
     type='ImageClassifier',
-    backbone=dict(type='NFNet', arch='f0', drop_path_rate=0.25),
+    backbone=dict(type='nf_plugins.NFNet', arch='f0', drop_path_rate=0.25),
     neck=dict(
-        type='ReLUNeck',
+        type='nf_plugins.ReLUNeck',
         in_channels=3072,
-        act_cfg=dict(type='GammaAct', act='GELU', approximate='tanh'),
+        act_cfg=dict(type='nf_plugins.GammaAct', act='GELU', approximate='tanh'),
         drop_rate=0.2,
     ),
     head=dict(

@@ -3,12 +3,12 @@ norm_cfg = dict(type='GN', num_groups=1)
 model = dict(
     type='ImageClassifier',
     backbone=dict(
-        type='PWSResNet',
+        type='nf_plugins.PWSResNet',
         depth=50,
-        conv_cfg=dict(type='PWS', gamma=1e-4, mode='fan_in', initalpha=True),
+        conv_cfg=dict(type='nf_plugins.PWS', gamma=1e-4, mode='fan_in', initalpha=True),
         norm_cfg=norm_cfg,
     ),
-    neck=dict(type='ReLUNeck', in_channels=2048, norm_cfg=norm_cfg),
+    neck=dict(type='nf_plugins.ReLUNeck', in_channels=2048, norm_cfg=norm_cfg),
     head=dict(
         type='LinearClsHead',
         num_classes=1000,

@@ -8,7 +8,7 @@
 _base_ = './param_groups.py'
 
 optim_wrapper = dict(
-    type='AGCOptimWrapper',
+    type='nf_plugins.AGCOptimWrapper',
     clip_grad=dict(type='agc', clip_factor=0.01, eps=1e-3, skip=['head.fc.weight']),
     optimizer=dict(type='SGD', lr=1.6, momentum=0.9, nesterov=True, weight_decay=2e-5),
 )
