@@ -2,11 +2,11 @@ import subprocess
 import sys
 
 import pytest
+import torch
 from mmengine.registry import DATASETS, MODELS
 
 import nf_plugins
-
-MM = "install it with `pip install 'nfplugins[mm]'` or follow requirements/mminstall.txt"
+from nf_plugins.registry import class_of
 
 
 @pytest.mark.parametrize(
@@ -50,15 +50,28 @@ def test_the_package_does_not_import_mmpretrain_or_plotting():
 @pytest.mark.parametrize(
     ('stub', 'message'),
     [
-        ('sys.modules["mmcv"] = None', f'needs mmcv>=2.0.0: {MM}; it is not installed'),
-        ('import mmcv; mmcv.__version__ = "1.7.0"', f'needs mmcv>=2.0.0: {MM}; found 1.7.0'),
         (
-            'import mmengine; mmengine.__version__ = "0.9.0"',
-            f'needs mmengine>=0.10.0: {MM}; found 0.9.0',
+            'sys.modules["mmcv"] = None',
+            "mmcv>=2.0.0 (not installed): pip install -U 'onedl-mmcv>=2.0.0'",
+        ),
+        (
+            'import mmcv; mmcv.__version__ = "1.7.0"',
+            "mmcv>=2.0.0 (found 1.7.0): pip install -U 'onedl-mmcv>=2.0.0'",
+        ),
+        (
+            'sys.modules["mmcv"] = sys.modules["mmengine"] = None',
+            'mmengine>=0.10.0 (not installed), mmcv>=2.0.0 (not installed): '
+            "pip install -U 'onedl-mmengine>=0.10.0' 'onedl-mmcv>=2.0.0'",
+        ),
+        (
+            # A user of the original libraries, whose mmcv is lost.
+            'sys.modules["mmcv"] = None; import importlib.metadata as m; real = m.distributions\n'
+            'm.distributions = lambda **k: [1] if k.get("name") == "mmengine" else real(**k)',
+            "mmcv>=2.0.0 (not installed): pip install -U 'mmcv-lite>=2.0.0'",
         ),
         (
             'import torch; torch.__version__ = "2.5.1+cu124"',
-            "needs torch>=2.6: install it with `pip install 'torch>=2.6'`; found 2.5.1+cu124",
+            "torch>=2.6 (found 2.5.1+cu124): pip install -U 'torch>=2.6'",
         ),
     ],
 )
@@ -66,4 +79,98 @@ def test_the_package_does_not_import_mmpretrain_or_plotting():
 def test_a_missing_or_old_library_is_one_clear_error(stub, message):
     result = run(f'import sys; {stub}\nimport nf_plugins')
     last = result.stderr.strip().splitlines()[-1]
-    assert last == f'ImportError: nf_plugins {nf_plugins.__version__} {message}', result.stderr
+    version = nf_plugins.__version__
+    assert last == f'ImportError: nf_plugins {version} needs {message}', result.stderr
+
+
+NAMES = {
+    'MODELS': ['NFNet', 'NFResNet', 'PWS', 'ScaledWS', 'ReLUNeck', 'GammaAct', 'NoNorm'],
+    'DATASETS': ['Digits', 'Shapes'],
+    'HOOKS': ['SPPHook'],
+    'OPTIM_WRAPPERS': ['AGCOptimWrapper'],
+    'OPTIM_WRAPPER_CONSTRUCTORS': ['NFOptimWrapperConstructor'],
+}
+CLASH = f"""
+import warnings
+from mmengine import registry
+NAMES = {NAMES}
+class Theirs:
+    pass
+for kind, names in NAMES.items():
+    for name in names:
+        getattr(registry, kind).register_module(name, module=Theirs)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter('always')
+    import nf_plugins
+told = [str(w.message) for w in caught if 'of another package' in str(w.message)]
+for kind, names in NAMES.items():
+    for name in names:
+        assert getattr(registry, kind).get(name) is Theirs, name
+        ours = getattr(registry, kind).get('nf_plugins.' + name)
+        assert ours not in (None, Theirs), name
+        assert sum(f"type='{{name}}' is of" in text for text in told) == 1, told
+assert len(told) == sum(map(len, NAMES.values()))
+# What a network takes by default is ours, too.
+for kind, conv in dict(NFResNet='ScaledWSConv2d', PWSResNet='PWSConv2d').items():
+    net = registry.MODELS.build(dict(type='nf_plugins.' + kind, depth=26 if 'NF' in kind else 18))
+    assert any(type(m).__name__ == conv for m in net.modules())
+print('done')
+"""
+
+
+@pytest.mark.stacks
+def test_names_that_another_package_has_taken():
+    result = run(CLASH)
+    assert result.stdout.splitlines()[-1:] == ['done'], result.stderr
+
+
+RELOAD = """
+import importlib, pkgutil, sys, warnings
+warnings.simplefilter('ignore')
+import nf_plugins, nf_plugins.utils.runner
+from mmengine.registry import MODELS
+warnings.simplefilter('error')
+names = sorted(n for n in sys.modules if n.partition('.')[0] == 'nf_plugins')
+for name in [*names, 'nf_plugins', *reversed(names)]:
+    before = sys.modules[name]
+    importlib.reload(before)
+assert MODELS.get('ScaledWS') is MODELS.get('nf_plugins.ScaledWS')
+assert MODELS.get('ScaledWS') is sys.modules['nf_plugins.layers.standardized_conv'].ScaledWSConv2d
+importlib.reload(sys.modules['nf_plugins.models.backbones'])
+MODELS.build(dict(type='nf_plugins.NFResNet', depth=26))
+print(len(names), 'done')
+"""
+
+
+@pytest.mark.stacks
+def test_every_module_can_be_reloaded():
+    result = run(RELOAD)
+    assert result.stdout.splitlines()[-1:], result.stderr
+    number, word = result.stdout.splitlines()[-1].split()
+    assert word == 'done' and int(number) > 40
+
+
+class Foreign(torch.nn.ReLU):
+    pass
+
+
+@pytest.mark.parametrize(
+    ('kind', 'expected'),
+    [
+        ('ReLU', torch.nn.ReLU),
+        ('torch.nn.ReLU', torch.nn.ReLU),
+        ('torch.nn.modules.activation.ReLU', torch.nn.ReLU),
+        ('mmengine.ReLU', torch.nn.ReLU),
+        (torch.nn.ReLU, torch.nn.ReLU),
+        ('mmcv.Conv2d', torch.nn.Conv2d),
+        ('nf_plugins.ScaledWS', nf_plugins.layers.ScaledWSConv2d),
+        ('nf_plugins.layers.ScaledWSConv2d', nf_plugins.layers.ScaledWSConv2d),
+        ('Nothing', None),
+        ('nowhere.Nothing', None),
+        ('torch.nn.functional.relu', None),
+        (None, None),
+        (3, None),
+    ],
+)
+def test_the_class_that_a_type_means(kind, expected):
+    assert class_of(kind) is expected

@@ -81,7 +81,7 @@ def test_hooks_build(name):
     hooks = [*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])]
     assert all(isinstance(HOOKS.build(hook), Hook) for hook in hooks)
     watched = ('digits' in name and 'nf-' in name) or 'step_cifar100' in name
-    assert watched == any(hook['type'] == 'SPPHook' for hook in hooks)
+    assert watched == any(hook['type'] == 'nf_plugins.SPPHook' for hook in hooks)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
