@@ -30,7 +30,8 @@ def _check_stack() -> None:
         wanted.append(f"'{original if any(map(_is_installed, _ORIGINALS)) else fork}>={minimum}'")
     if problems:
         raise ImportError(
-            f'nf_plugins {__version__} needs {", ".join(problems)}: pip install -U {" ".join(wanted)}'
+            f'nf_plugins {__version__} needs {", ".join(problems)}: '
+            f'pip install -U {" ".join(wanted)}'
         )
 
 

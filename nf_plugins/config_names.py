@@ -48,11 +48,13 @@ def config_path(name: str) -> str:
         >>> config_path('nf-resnet_digits').endswith('configs/nf_resnet/nf-resnet_digits.py')
         True
     """
-    prefix, separator, wanted = name.rpartition('::')
+    prefix, _, wanted = name.rpartition('::')
     wanted = f'/{wanted.removesuffix(".py")}.py'
     configs = root() / 'configs'
     names = [path.relative_to(configs).as_posix() for path in sorted(configs.rglob('*.py'))]
-    found = [n for n in names if f'/configs/{n}'.endswith(wanted)] if prefix in ('', *PREFIXES) else []
+    found = (
+        [n for n in names if f'/configs/{n}'.endswith(wanted)] if prefix in ('', *PREFIXES) else []
+    )
     if len(found) == 1:
         return str(configs / found[0])
     close = found or difflib.get_close_matches(wanted[1:], [*names, *map(_last, names)], 3)
@@ -99,7 +101,9 @@ def register_models(hub: Any) -> None:
         try:
             hub.register_model_index(metafile, config_prefix=root())
         except ValueError as error:  # a name is another package's
-            warnings.warn(f'mmpretrain does not list all models of nf_plugins: {error}', stacklevel=2)
+            warnings.warn(
+                f'mmpretrain does not list all models of nf_plugins: {error}', stacklevel=2
+            )
 
 
 class _HubFinder(MetaPathFinder):

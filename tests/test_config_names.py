@@ -96,8 +96,9 @@ def test_mmpretrain_lists_and_builds_our_models():
     assert len(INDEXED) == sum(len(list((CONFIGS / f).glob('*.py'))) for f in config_names.FAMILIES)
     tasks = mmpretrain.list_models('nf*', task='Image Classification')
     assert set(tasks) == {name for name in listed if name.startswith('nf')}
-    model = mmpretrain.get_model('nf-resnet_digits', backbone=dict(base_channels=4),
-                                 neck=dict(in_channels=128), head=dict(in_channels=128))  # fmt: skip
+    options = dict(neck=dict(in_channels=128), head=dict(in_channels=128))
+    small = dict(base_channels=4)
+    model = mmpretrain.get_model('nf-resnet_digits', backbone=small, **options)
     assert type(model.backbone).__name__ == 'NFResNet'
     assert ModelHub.get('nf-resnet_digits').metadata.parameters == 882114
     before = dict(ModelHub._models_dict)

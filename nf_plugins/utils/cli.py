@@ -71,7 +71,9 @@ def _advice(module: str | None) -> str:
     """What to install for a module that is missing."""
     if module == 'mmcv._ext':
         command = 'MMCV_WITH_OPS=1 pip install --no-binary onedl-mmcv --no-build-isolation'
-        return f'; it needs mmcv with its compiled operators: {command} --force-reinstall onedl-mmcv'
+        return (
+            f'; it needs mmcv with its compiled operators: {command} --force-reinstall onedl-mmcv'
+        )
     distribution = DISTRIBUTIONS.get((module or '').partition('.')[0])
     return f'; pip install {distribution}' if distribution else ''
 

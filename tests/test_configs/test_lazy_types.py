@@ -16,6 +16,7 @@ from mmengine.registry import MODELS, TRANSFORMS, init_default_scope
 from mmpretrain.registry import BATCH_AUGMENTS
 from torch import nn
 
+from nf_plugins.checkpoint import safe_load
 from nf_plugins.layers import ScaledWSConv2d
 from nf_plugins.models import NFNet, NFResNet, PWSResNet, ResNetV2
 from nf_plugins.registry import class_of
@@ -23,6 +24,8 @@ from nf_plugins.spp.inputs import image_batch
 from nf_plugins.utils import UsageError
 from nf_plugins.utils.runner import load_config, use_mixed_precision
 
+from ..conftest import ROOT
+from ..test_downstream.common import run_tool
 from .test_configs import CONFIGS, load, mark
 
 KINDS = [r for r in vars(registry).values() if isinstance(r, registry.Registry)]
@@ -205,3 +208,38 @@ def test_images_through_a_pipeline_of_classes(tmp_path):
     with lazily():
         other = Config(lazy(cfg.to_dict()))
     torch.testing.assert_close(image_batch(other, *arguments), image_batch(cfg, *arguments))
+
+
+NEW_STYLE = """
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from torch.nn import ReLU
+from torch.optim import SGD
+from nf_plugins.engine import AGCOptimWrapper
+from nf_plugins.layers import GammaAct, ScaledWSConv2d
+from nf_plugins.models import NFResNet, ReLUNeck
+
+globals().update(Config.fromfile({base!r}))
+model['backbone'].update(type=NFResNet, base_channels=4, act_cfg=dict(type=ReLU),
+                         conv_cfg=dict(type=ScaledWSConv2d))
+model['neck'].update(type=ReLUNeck, in_channels=128, act_cfg=dict(type=GammaAct, act=ReLU))
+model['head'].update(in_channels=128)
+optim_wrapper.update(type=AGCOptimWrapper, clip_grad=dict(type='agc', skip=['head.fc.weight']))
+optim_wrapper['optimizer'].update(type=SGD)
+train_dataloader['collate_fn'] = dict(type=default_collate)
+train_cfg['max_epochs'] = 1
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings('ignore')
+def test_what_a_lazy_training_dumps_trains_again(tmp_path, monkeypatch):
+    config = tmp_path / 'new_style.py'
+    config.write_text(NEW_STYLE.format(base=str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py')))
+    for work_dir in ('first', 'second'):
+        assert run_tool(monkeypatch, 'train', config, '--work-dir', tmp_path / work_dir) == 0
+        config = tmp_path / work_dir / config.name
+        assert "type='torch.nn.ReLU'" in config.read_text()
+    states = [safe_load(tmp_path / w / 'epoch_1.pth')['state_dict'] for w in ('first', 'second')]
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

@@ -2,7 +2,11 @@
 model = dict(
     type='ImageClassifier',
     backbone=dict(type='nf_plugins.NFResNet', depth=50, act_cfg=dict(type='ReLU')),
-    neck=dict(type='nf_plugins.ReLUNeck', in_channels=2048, act_cfg=dict(type='nf_plugins.GammaAct', act='ReLU')),
+    neck=dict(
+        type='nf_plugins.ReLUNeck',
+        in_channels=2048,
+        act_cfg=dict(type='nf_plugins.GammaAct', act='ReLU'),
+    ),
     head=dict(
         type='LinearClsHead',
         num_classes=1000,
