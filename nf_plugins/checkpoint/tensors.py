@@ -16,12 +16,19 @@ from .safe_load import (
     CheckpointNotFoundError,
     check_sums,
     safe_load,
-    state_dict_of,
 )
+from .state_dict import find_weights
 
 
-def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    """A state dict from ``.pth`` (weights-only), ``.safetensors`` or ``.npz``.
+def read_weights(path: str | os.PathLike, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """Read a state dict from ``.pth`` (weights-only), ``.safetensors`` or ``.npz``.
+
+    Args:
+        path: The file.
+        key: Where in it the weights are; None to look for them.
+
+    Returns:
+        The state dict, and which one it is, as :func:`find_weights` says.
 
     Raises:
         CheckpointNotFoundError: There is no such file.
@@ -29,13 +36,14 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     path = os.fspath(path)
     if not path.endswith('.npz'):
-        return state_dict_of(safe_load(path), path)
+        return find_weights(safe_load(path), path, key)
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(f'no weights at {path}')
     try:
-        return {name: torch.from_numpy(array) for name, array in read_archive(path).items()}
+        arrays = {name: torch.from_numpy(array) for name, array in read_archive(path).items()}
     except Exception as error:  # a damaged zip raises almost anything
         raise CheckpointError(f'{path} is not a readable file of weights: {error}') from None
+    return find_weights(arrays, path, key)
 
 
 def read_archive(path: str) -> dict[str, np.ndarray]:

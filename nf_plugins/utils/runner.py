@@ -18,10 +18,16 @@ from mmengine.registry import MODELS, RUNNERS, init_default_scope
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from nf_plugins.checkpoint import CheckpointError, check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint import CheckpointError, check_match, find_weights, safe_load
+from nf_plugins.checkpoint.state_dict import (
+    has_place,
+    split_weights_key,
+    unwrap_for,
+    weights_for,
+)
 
 from .checks import check_integer, check_type
-from .cli import UsageError, complaint
+from .cli import UsageError, add_weights_key, complaint
 from .files import check_writable_dir
 
 
@@ -36,6 +42,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         help='override settings of the config: key=value; a list as key="[a,b]" or key=a,b',
     )
+    add_weights_key(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes it.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -141,14 +148,27 @@ def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
     return backbone
 
 
-def backbone_weights(path: str, backbone: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The backbone's weights in a checkpoint of it or of a model, and the ``meta``."""
+def backbone_weights(
+    path: str, backbone: nn.Module, quiet: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The backbone's weights in a checkpoint of it or of a model, and the ``meta``.
+
+    Args:
+        path: The checkpoint, or ``PATH#KEY``.
+        backbone: The backbone.
+        quiet: Do not say which of several weights are taken.
+    """
     with complaint(f'cannot load the checkpoint {path}'):
+        path, weights_key = split_weights_key(path)
         checkpoint = safe_load(path)
-        state = state_dict_of(checkpoint, path)
+        state, note = find_weights(checkpoint, path, weights_key)
+        place = has_place(backbone)
+        state = unwrap_for(state, lambda k, v: place(k.removeprefix('backbone.'), v))
         own = {k: v for k, v in state.items() if k.startswith('backbone.')}
         state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
         check_match(state, backbone, path)
+    if note and not quiet:
+        print(note, file=sys.stderr)
     meta = checkpoint.get('meta')
     return state, meta if isinstance(meta, dict) else {}
 
@@ -181,7 +201,7 @@ def check_checkpoint(
     """Raise a :class:`UsageError` unless a local checkpoint is readable and fits a model.
 
     Args:
-        path: The checkpoint; what is not a local file (a URL) is left to mmengine.
+        path: The checkpoint, or ``PATH#KEY``; what is not a local file (a URL) is left to mmengine.
         model: The model.
         minimum: Share of the model's keys that must be there.
         resume: Whether a training shall go on from it.
@@ -189,8 +209,9 @@ def check_checkpoint(
     if '://' in path:
         return
     with complaint('cannot load the checkpoint'):
+        path, key = split_weights_key(path)
         checkpoint = safe_load(os.path.expanduser(path))
-        check_match(state_dict_of(checkpoint, path), model, path, minimum)
+        check_match(weights_for(model, checkpoint, path, key)[0], model, path, minimum)
         meta = checkpoint.get('meta')
         counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else []
         whole = 'message_hub' in checkpoint and counts and all(isinstance(n, int) for n in counts)

@@ -16,8 +16,9 @@ from pathlib import Path
 import torch
 from mmengine.logging import MMLogger
 
-from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint import check_match, safe_load
 from nf_plugins.checkpoint.convert import encode_converted
+from nf_plugins.checkpoint.state_dict import split_weights_key, weights_for
 from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
@@ -25,11 +26,13 @@ from nf_plugins.spp.inputs import config_input_size, image_channels
 from nf_plugins.utils import (
     ArgumentParser,
     UsageError,
+    add_weights_key,
     atomic_write_all,
     check_writable_dir,
     command_line,
     complaint,
     positive,
+    with_weights_key,
 )
 from nf_plugins.utils.runner import build_model, load_config
 
@@ -41,6 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('dst', help='checkpoint to write; the config gets the same name, .py')
     parser.add_argument('--onnx', help='also export the folded network (without preprocessing)')
     parser.add_argument('--input-size', type=positive, help='side for --onnx (default: as trained)')
+    add_weights_key(parser)
     return parser.parse_args()
 
 
@@ -68,8 +72,9 @@ def main() -> None:
             check_writable_dir(os.path.dirname(os.path.abspath(path)))
     model = build_model(cfg, args.config)
     with complaint(f'cannot load the checkpoint {args.checkpoint}'):
-        state = state_dict_of(safe_load(args.checkpoint), args.checkpoint)
-        check_match(state, model, args.checkpoint)
+        path, key = split_weights_key(with_weights_key(args.checkpoint, args.weights_key))
+        state, note = weights_for(model, safe_load(path), path, key)
+        check_match(state, model, path)
         model.load_state_dict(state, strict=False)
     with complaint(f'cannot fold the model of {args.config}'):
         if hasattr(model.backbone, 'switch_to_deploy'):
