@@ -151,7 +151,7 @@ def _download(url: str, path: Path, start: str | None) -> None:
             file.flush()
             os.fsync(file.fileno())
         if not has_hash(temporary, start):
-            raise CheckpointError(f'{url} is damaged or another file: its SHA-256 is not {start}...')
+            raise CheckpointError(f'{url} is damaged or another file: SHA-256 is not {start}...')
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

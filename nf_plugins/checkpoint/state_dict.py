@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from .exact import cast_exactly
@@ -128,6 +127,7 @@ def find_weights(
         CheckpointError: There is no state dict, or none at ``key``.
 
     Example:
+        >>> import torch
         >>> weights = {'module.a': torch.ones(1)}
         >>> state, note = find_weights(dict(model=weights, ema={'a': torch.ones(1)}), 'x.pth')
         >>> list(state)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -57,19 +58,20 @@ def read_archive(path: str) -> dict[str, np.ndarray]:
 
 
 def encode_weights(
-    state: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, str]
+    state: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, Any]
 ) -> bytes:
     """The content of a checkpoint: of safetensors, or of mm.
 
     Args:
         state: State dict.
         path: Its file; ``.safetensors`` decides.
-        meta: What is known about it.
+        meta: What is known about it; safetensors hold its strings and numbers alone.
     """
     if os.fspath(path).endswith('.safetensors'):
         # Each its own memory: safetensors takes no views.
         tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
-        return safetensors.torch.save(tensors, metadata={'format': 'pt', **meta})
+        texts = {k: str(v) for k, v in meta.items() if isinstance(v, (str, int, float))}
+        return safetensors.torch.save(tensors, metadata={'format': 'pt', **texts})
     buffer = io.BytesIO()
     torch.save(dict(meta=dict(meta), state_dict=dict(state)), buffer)
     return buffer.getvalue()

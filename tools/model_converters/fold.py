@@ -2,7 +2,8 @@
 
 python tools/model_converters/fold.py CONFIG CHECKPOINT folded.pth
 
-writes ``folded.pth`` and, beside it, ``folded.py``, the config that loads it.
+writes ``folded.pth`` and, beside it, ``folded.py``, the config that loads it. Where CONFIG also
+has data, ``folded.py`` has them, too, and ``folded_model.py`` is the model alone, for ``_base_``.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -34,6 +36,7 @@ from nf_plugins.utils import (
     positive,
     with_weights_key,
 )
+from nf_plugins.utils.model_config import has_data, importing_config, model_config
 from nf_plugins.utils.runner import build_model, load_config
 
 
@@ -41,7 +44,7 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description='Fold a network into plain convolutions.')
     parser.add_argument('config', help='config of the trained model')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('dst', help='checkpoint to write; the config gets the same name, .py')
+    parser.add_argument('dst', help='checkpoint to write; the config beside it gets .py')
     parser.add_argument('--onnx', help='also export the folded network (without preprocessing)')
     parser.add_argument('--input-size', type=positive, help='side for --onnx (default: as trained)')
     add_weights_key(parser)
@@ -86,7 +89,10 @@ def main() -> None:
 
     for name, value in deployed_backbone(model.backbone).items():
         cfg.model.backbone[name] = value  # update() would merge the old values in
-    files = {dst.with_suffix('.py'): cfg.pretty_text}
+    files = {dst.with_suffix('.py'): model_config(cfg).pretty_text}
+    if has_data(cfg):
+        files[dst.with_name(f'{dst.stem}_model.py')] = files[dst.with_suffix('.py')]
+        files[dst.with_suffix('.py')] = importing_config(cfg).pretty_text
     with complaint(f'cannot build the folded model of {args.config}'):
         check_match(model.state_dict(), build_model(cfg, args.config), dst)
     if args.onnx:
@@ -95,8 +101,10 @@ def main() -> None:
             files[Path(args.onnx)] = export(model, size)
             print(f'ONNX: images of {size}x{size}, any batch size')
     with complaint(f'cannot write {dst}'):
-        files = {dst: encode_converted(model.state_dict(), dst, args.checkpoint), **files}
+        files = {dst: encode_converted(model.state_dict(), dst, path), **files}
         atomic_write_all(files)
+    if note:
+        print(note, file=sys.stderr)
     print('written:', *files)
 
 
