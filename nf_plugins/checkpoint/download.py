@@ -97,17 +97,16 @@ def fetch(url: str, again: bool = False) -> tuple[Path, bool]:
                 return cached, False
         path.parent.mkdir(parents=True, exist_ok=True)
         _download(url, path, start)
-    except urllib.error.HTTPError as error:
-        error.close()
-        raise CheckpointNotFoundError(
-            f'cannot download {url}: {error.code} {error.reason}'
-        ) from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         if isinstance(error, CheckpointError):
             raise
-        reason = getattr(error, 'reason', None) or error
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            reason = f'{error.code} {error.reason}'
+        else:
+            reason = str(getattr(error, 'reason', error)) or type(error).__name__
         raise CheckpointNotFoundError(
-            f'cannot download {url}: {reason or type(error).__name__}'
+            f'cannot download {url}: {" ".join(reason.split())}'
         ) from None
     return path, True
 

@@ -53,7 +53,8 @@ def _loads_in_its_own_way(module: nn.Module, state_dict: Mapping[str, Any]) -> b
     """Whether hooks of the module rename keys, so that something is loaded after all."""
     tensors = [t for t in module.state_dict(keep_vars=True).values() if not t.is_inference()]
     before = [tensor._version for tensor in tensors]
-    _load_state_dict(module, state_dict, strict=False, logger='silent')
+    arrays = {k: v for k, v in state_dict.items() if getattr(v, 'ndim', 0)}
+    _load_state_dict(module, arrays, strict=False, logger='silent')
     return before != [tensor._version for tensor in tensors]
 
 

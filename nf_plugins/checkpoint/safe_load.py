@@ -94,10 +94,12 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
     except pickle.UnpicklingError as error:
         named = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is refused', str(error))
         if named:
+            from .advice import how_to_save  # which needs this module
+
             raise CheckpointError(
                 f'{name} is refused: it names {named[1] or named[2]}, which weights do not need; '
-                'where it can be trusted, load it there and save its state dict alone: '
-                "torch.save(checkpoint['state_dict'], path)"
+                'where it can be trusted, load it there and save its weights alone: '
+                + how_to_save(path)
             ) from None
         raise CheckpointError(f'{name} is not a readable checkpoint') from None
     except Exception as error:  # a damaged file can raise almost anything

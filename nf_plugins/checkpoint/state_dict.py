@@ -61,13 +61,14 @@ def _state_dicts(
         value: The checkpoint.
         keys: Keys to look under; None for all.
         depth: How deep ``value`` lies.
-        seen: The dicts above and before: each is looked at once.
+        seen: The dicts above and before: each is looked into once.
     """
     seen = set() if seen is None else seen
-    if not isinstance(value, Mapping) or depth > _DEPTH or id(value) in seen:
+    if not isinstance(value, Mapping) or depth > _DEPTH:
         return
+    inside = () if id(value) in seen else list(value) if keys is None else keys
     seen.add(id(value))
-    for key in list(value) if keys is None else keys:
+    for key in inside:
         if isinstance(key, str) and isinstance(value.get(key), Mapping):
             for inner in _state_dicts(value[key], keys, depth + 1, seen):
                 yield f'{key}.{inner}' if inner else key
