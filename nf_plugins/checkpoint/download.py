@@ -105,9 +105,8 @@ def fetch(url: str, again: bool = False) -> tuple[Path, bool]:
             reason = f'{error.code} {error.reason}'
         else:
             reason = str(getattr(error, 'reason', error)) or type(error).__name__
-        raise CheckpointNotFoundError(
-            f'cannot download {url}: {" ".join(reason.split())}'
-        ) from None
+        reason = ' '.join(reason.split())
+        raise CheckpointNotFoundError(f'cannot download {url}: {reason}') from None
     return path, True
 
 

@@ -96,7 +96,7 @@ BAD = {
     'to a file': (send(b'', status=302, Location='file:///etc/hostname'), 'is not allowed'),
     'to ftp': (send(b'', status=302, Location='ftp://127.0.0.1/x.pth'), 'redirected to ftp:'),
     'no http': (lambda request: request.wfile.write(b'hello\r\n\r\n'), 'cannot download'),
-    'hung up': (lambda request: request.connection.close(), 'cannot download'),
+    'hung up': (lambda request: None, 'cannot download'),
 }
 
 

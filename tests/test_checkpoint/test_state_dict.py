@@ -2,6 +2,7 @@
 
 import io
 import os
+from itertools import pairwise
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_weights_are_found(shape):
 
 
 def test_the_documented_order():
-    for first, second in zip(WEIGHTS_KEYS, WEIGHTS_KEYS[1:]):
+    for first, second in pairwise(WEIGHTS_KEYS):
         state, note = find_weights({second: OTHER, first: STATE}, 'x.pth')
         assert same(state)
         assert note.startswith(
