@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable, Iterable, Mapping
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -22,14 +21,14 @@ Rename = Callable[[str, Tensor], 'tuple[str, Tensor] | None']
 
 
 def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> dict[str, Tensor]:
-    """A state dict for a model from foreign weights.
+    """Make a state dict for a model from foreign weights.
+
+    Values keep their numbers, as :func:`~nf_plugins.checkpoint.exact.cast_exactly` says.
 
     Args:
         source: Foreign name -> value.
         model: The model to fill.
         rename: What becomes of each value.
-
-    Values keep their numbers as :func:`~nf_plugins.checkpoint.exact.cast_exactly` says.
 
     Returns:
         A complete state dict.
@@ -97,18 +96,6 @@ def _check_all_numbers(source: Mapping[str, Tensor]) -> None:
 
 def _listed(names: list[str], what: str) -> str:
     return f'{len(names)} {what}: {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}'
-
-
-def as_tensor(array: np.ndarray) -> Tensor:
-    """A numpy array as a tensor of the same type, in whatever byte order it is.
-
-    Raises:
-        TypeError: torch has no such type.
-    """
-    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder('='))
-    if array.dtype.name == 'bfloat16':  # numpy's name for what ml_dtypes adds
-        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(array.copy())
 
 
 def encode_converted(state: Mapping[str, Tensor], path: str | os.PathLike, source: str) -> bytes:

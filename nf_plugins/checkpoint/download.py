@@ -36,7 +36,7 @@ def cache_path(url: str) -> Path:
 
     Example:
         >>> [cache_path(f'https://example.org/{name}').name for name in ('a/m.pth', 'm.pth?v=1')]
-        ['m.b1d53ffbb0ba7a5a.pth', 'm.4cc88b6fd9a5b6ed.pth']
+        ['m.800b1d5b9fc03df1.pth', 'm.d3b342bf7d69f705.pth']
     """
     url = urldefrag(url).url
     stem, suffix = os.path.splitext(os.path.basename(urlsplit(url).path))

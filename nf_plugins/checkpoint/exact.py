@@ -1,11 +1,24 @@
-"""Casts of weights that keep every value, or fail."""
+"""Weights in other types: what keeps every value, or fails."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+
+def as_tensor(array: np.ndarray) -> Tensor:
+    """A numpy array as a tensor of the same type, in whatever byte order it is.
+
+    Raises:
+        TypeError: torch has no such type.
+    """
+    array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder('='))
+    if array.dtype.name == 'bfloat16':  # numpy's name for what ml_dtypes adds
+        return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(array.copy())
 
 
 def check_numbers(value: Any) -> None:

@@ -16,7 +16,7 @@ from mmengine.logging import print_log
 from mmengine.model import BaseTTAModel
 from mmengine.runner import checkpoint as mm
 from mmengine.runner import runner as mm_runner
-from torch import nn
+from torch import Tensor, nn
 
 from .safe_load import CheckpointError
 from .state_dict import MEMBERS, fits_at_all, has_place, state_dict_of, unwrap_for
@@ -41,7 +41,7 @@ def load_state_dict(
     inner = module.module if isinstance(module, BaseTTAModel) else module
     wanted = mm.get_state_dict(inner)
     if not fits_at_all(state_dict, wanted):
-        found = unwrap_for(state_dict, has_place(inner))
+        found = unwrap_for(state_dict, has_place(wanted))
         if fits_at_all(found, wanted):
             state_dict = found
         elif not _loads_in_its_own_way(module, state_dict):
@@ -51,7 +51,8 @@ def load_state_dict(
 
 def _loads_in_its_own_way(module: nn.Module, state_dict: Mapping[str, Any]) -> bool:
     """Whether hooks of the module rename keys, so that something is loaded after all."""
-    tensors = [t for t in module.state_dict(keep_vars=True).values() if not t.is_inference()]
+    values = module.state_dict(keep_vars=True).values()
+    tensors = [t for t in values if isinstance(t, Tensor) and not t.is_inference()]
     before = [tensor._version for tensor in tensors]
     arrays = {k: v for k, v in state_dict.items() if getattr(v, 'ndim', 0)}
     _load_state_dict(module, arrays, strict=False, logger='silent')

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from .exact import cast_exactly
 from .safe_load import CheckpointError
@@ -239,10 +240,13 @@ def unwrap_for(
     return {key.removeprefix(best): value for key, value in state.items()}
 
 
-def has_place(module: nn.Module) -> Callable[[str, Tensor], bool]:
-    """Whether a key and its value, as they are, have a place in a module."""
-    wanted = {key: value.shape for key, value in module.state_dict().items()}
-    return lambda key, value: key in wanted and getattr(value, 'shape', None) == wanted[key]
+def has_place(wanted: Mapping[str, Tensor]) -> Callable[[str, Tensor], bool]:
+    """Whether a key and its value, as they are, have a place in a module's state dict."""
+    return lambda key, value: key in wanted and _shape(value) == _shape(wanted[key])
+
+
+def _shape(value: Any) -> Any:
+    return value.shape if isinstance(value, Tensor) and not is_lazy(value) else None
 
 
 def weights_for(
@@ -250,7 +254,7 @@ def weights_for(
 ) -> tuple[dict[str, Tensor], str]:
     """The weights of a checkpoint for a module, and the line of :func:`find_weights`."""
     state, note = find_weights(checkpoint, path, key)
-    return unwrap_for(state, has_place(module)), note
+    return unwrap_for(state, has_place(module.state_dict())), note
 
 
 def check_match(
@@ -300,7 +304,8 @@ def _mismatch(state: Mapping[str, Any], key: str, wanted: Tensor) -> str | None:
 
 def fits_at_all(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> bool:
     """Whether anything of a state dict fits; a single number, such as a gain, fits any network."""
-    shapes = {key: value.shape for key, value in wanted.items() if value.numel() > 1}
-    shapes = shapes or {key: value.shape for key, value in wanted.items()}
-    fits = (getattr(state.get(key), 'shape', None) == shape for key, shape in shapes.items())
-    return not shapes or any(fits)
+    shapes = {key: _shape(value) for key, value in wanted.items() if isinstance(value, Tensor)}
+    if not shapes or None in shapes.values():  # a lazy layer takes any shape
+        return True
+    arrays = {key: shape for key, shape in shapes.items() if shape.numel() > 1} or shapes
+    return any(_shape(state.get(key)) == shape for key, shape in arrays.items())

@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from .exact import as_tensor
 from .safe_load import (
     CheckpointError,
     CheckpointNotFoundError,
@@ -41,7 +42,7 @@ def read_weights(path: str | os.PathLike, key: str | None = None) -> tuple[dict[
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(f'no weights at {path}')
     try:
-        arrays = {name: torch.from_numpy(array) for name, array in read_archive(path).items()}
+        arrays = {name: as_tensor(array) for name, array in read_archive(path).items()}
     except Exception as error:  # a damaged zip raises almost anything
         raise CheckpointError(f'{path} is not a readable file of weights: {error}') from None
     return find_weights(arrays, path, key)

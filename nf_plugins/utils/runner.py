@@ -162,7 +162,7 @@ def backbone_weights(
         path, weights_key = split_weights_key(path)
         checkpoint = safe_load(path)
         state, note = find_weights(checkpoint, path, weights_key)
-        place = has_place(backbone)
+        place = has_place(backbone.state_dict())
         state = unwrap_for(state, lambda k, v: place(k.removeprefix('backbone.'), v))
         own = {k: v for k, v in state.items() if k.startswith('backbone.')}
         state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from nf_plugins.checkpoint.convert import as_tensor, convert
-from nf_plugins.checkpoint.exact import cast_exactly
+from nf_plugins.checkpoint.convert import convert
+from nf_plugins.checkpoint.exact import as_tensor, cast_exactly
 
 F32, F64, I64 = torch.float32, torch.float64, torch.int64
 KEPT = [

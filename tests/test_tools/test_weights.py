@@ -255,3 +255,37 @@ def test_publish_refuses(content, dst, message, folder, monkeypatch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert sorted(os.listdir()) == before
+
+
+@pytest.mark.slow
+def test_train_and_test_with_weights_of_others(folder, monkeypatch, capfd):
+    config = str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py')
+    model = build(config)
+    fives = {k: torch.full_like(v, 0.5) for k, v in model.state_dict().items()}
+    zeros = {k: torch.zeros_like(v) for k, v in fives.items()}
+    torch.save({'model': wrapped(zeros, 'module.'), 'model_ema': fives}, 'src.pth')
+    torch.save({'other.weight': torch.ones(3)}, 'wrong.pth')
+    common = ['--work-dir', 'work', '--cfg-options', 'train_cfg.max_epochs=1', 'custom_hooks=[]']
+    common += ['optim_wrapper.optimizer.lr=0.0', 'param_scheduler=[]']
+    load = [*common, 'load_from=src.pth', '--weights-key', 'model_ema', '--no-validate']
+    assert tool(monkeypatch, 'train', config, *load) == 0
+    assert "the weights of 'model_ema' are taken" in ''.join(capfd.readouterr())
+    assert equal('work/epoch_1.pth', fives)
+    assert tool(monkeypatch, 'test', config, 'src.pth', '--work-dir', 'tested') == 0
+    assert "'model' are taken, not those of 'model_ema'" in ''.join(capfd.readouterr())
+
+    def pretrained(module, **init_cfg):
+        init_cfg = {'type': 'Pretrained', **init_cfg}
+        return [f'{module}.init_cfg.{key}={value}' for key, value in init_cfg.items()]
+
+    part = dict(checkpoint='wrong.pth', prefix='backbone')
+    for options, message in (
+        (['load_from=wrong.pth'], 'wrong.pth is for another model'),
+        (pretrained('model', checkpoint='wrong.pth'), 'nothing of wrong.pth fits'),
+        (pretrained('model.backbone', **part), "has nothing under the prefix 'backbone.'"),
+        (pretrained('model.backbone', checkpoint='src.pth'), "prefix='backbone.'"),
+    ):
+        assert tool(monkeypatch, 'train', config, *common, *options) == 2
+        lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith('error')]
+        assert len(lines) == 1
+        assert message in lines[0]

@@ -4,7 +4,8 @@ python tools/model_converters/haiku_to_nf.py F0_haiku.npz f0.pth --config config
 """
 
 from nf_plugins.checkpoint import CheckpointError
-from nf_plugins.checkpoint.convert import as_tensor, haiku_rename
+from nf_plugins.checkpoint.convert import haiku_rename
+from nf_plugins.checkpoint.exact import as_tensor
 from nf_plugins.checkpoint.haiku import read_haiku
 from nf_plugins.utils.converter import converter
 
