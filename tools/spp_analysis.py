@@ -32,11 +32,13 @@ from nf_plugins.spp.inputs import (
 from nf_plugins.spp.plot import plot_html, plot_profiles
 from nf_plugins.utils import (
     ArgumentParser,
+    add_weights_key,
     atomic_write_all,
     check_writable_dir,
     command_line,
     complaint,
     positive,
+    with_weights_key,
 )
 from nf_plugins.utils.runner import (
     backbone_weights,
@@ -111,7 +113,12 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='override settings of CONFIG: key=value',
     )
+    add_weights_key(parser)
     args = parser.parse_args()
+    if args.weights_key is not None:
+        if args.checkpoint is None:
+            parser.error('--weights-key needs a checkpoint')
+        args.checkpoint = with_weights_key(args.checkpoint, args.weights_key)
     if args.input_size and len(args.input_size) > 2:
         parser.error('--input-size takes a side, or a height and a width')
     if args.input not in INPUTS and not (args.input and Path(args.input).exists()):

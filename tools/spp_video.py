@@ -36,17 +36,25 @@ from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_chann
 from nf_plugins.utils import (
     ArgumentParser,
     UsageError,
+    add_weights_key,
     atomic_write,
     check_writable_dir,
     command_line,
     complaint,
     positive,
+    with_weights_key,
 )
 from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
 
 FPS = (0.01, 100.0)
 MEASURING = dict(
-    mode='train', seed=0, batch_size=8, input_size=None, device='cpu', cfg_options=None
+    mode='train',
+    seed=0,
+    batch_size=8,
+    input_size=None,
+    device='cpu',
+    cfg_options=None,
+    weights_key=None,
 )
 """Options of the measurement, with their defaults."""
 
@@ -92,6 +100,7 @@ def parse_args() -> argparse.Namespace:
         action=DictAction,
         help='override settings of the config: key=value',
     )
+    add_weights_key(group)
     args = parser.parse_args()
     if args.input_size and len(args.input_size) > 2:
         parser.error('--input-size takes a side, or a height and a width')
@@ -161,6 +170,7 @@ def measure_checkpoints(
     with complaint(f'cannot make noise of shape {shape}'):
         inputs = gaussian_batch(shape, seed).to(device)
 
+    checkpoints = [with_weights_key(path, options['weights_key']) for path in checkpoints]
     # A bad one is found before the first is measured.
     for path in checkpoints:
         backbone_weights(path, fresh)
@@ -168,7 +178,7 @@ def measure_checkpoints(
     with progress(len(checkpoints), 'measuring') as advance:
         for path in checkpoints:
             backbone = copy.deepcopy(fresh)
-            state, meta = backbone_weights(path, backbone)
+            state, meta = backbone_weights(path, backbone, quiet=True)
             with complaint(f'cannot run the backbone of {config} with {path} on {device}'):
                 backbone.load_state_dict(state)
                 info = dict(kind='gaussian')

@@ -19,6 +19,7 @@ from nf_plugins.utils import (
     check_writable_dir,
     command_line,
     complaint,
+    with_weights_key,
 )
 from nf_plugins.utils.checks import check_choice
 from nf_plugins.utils.runner import (
@@ -73,6 +74,7 @@ def main() -> None:
             check_writable_dir(osp.dirname(osp.abspath(args.out)))
             form = osp.splitext(args.out)[1][1:]
             check_choice('the extension', form, FORMATS[args.out_item or 'pred'])
+    args.checkpoint = with_weights_key(args.checkpoint, args.weights_key)
     check_checkpoint(args.checkpoint, build_model(cfg, args.config))
     prepare(cfg, args, ['test_dataloader'])
     cfg.load_from = args.checkpoint

@@ -11,7 +11,13 @@ import sys
 import torch
 
 from nf_plugins.engine import TrainingStopped
-from nf_plugins.utils import ArgumentParser, UsageError, command_line, complaint
+from nf_plugins.utils import (
+    ArgumentParser,
+    UsageError,
+    command_line,
+    complaint,
+    with_weights_key,
+)
 from nf_plugins.utils.runner import (
     add_common_arguments,
     build_model,
@@ -80,6 +86,10 @@ def main() -> int:
     elif args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
         cfg.load_from = latest_checkpoint(cfg.work_dir)
         cfg.resume = cfg.load_from is not None
+    if args.weights_key is not None:
+        if cfg.get('resume') or not cfg.get('load_from'):
+            raise UsageError('--weights-key is for load_from, and there is none')
+        cfg.load_from = with_weights_key(cfg.load_from, args.weights_key)
     if cfg.get('load_from'):
         # A resumed model needs every key; fine-tuning leaves out a head.
         check_checkpoint(cfg.load_from, model, minimum=float(cfg.resume), resume=cfg.resume)

@@ -8,16 +8,17 @@ from .safe_load import (
     SAFE_GLOBALS,
     CheckpointError,
     CheckpointNotFoundError,
-    check_match,
     safe_load,
-    state_dict_of,
 )
+from .state_dict import WEIGHTS_KEYS, check_match, find_weights, state_dict_of
 
 __all__ = [
     'SAFE_GLOBALS',
+    'WEIGHTS_KEYS',
     'CheckpointError',
     'CheckpointNotFoundError',
     'check_match',
+    'find_weights',
     'loader',
     'safe_load',
     'state_dict_of',

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from nf_plugins.models.backbones.nf_base import NFBackbone
 from nf_plugins.version import __version__
 
+from .exact import cast_exactly, check_numbers
+from .state_dict import unwrap_for
 from .tensors import encode_weights
 
 Rename = Callable[[str, Tensor], 'tuple[str, Tensor] | None']
@@ -19,7 +21,9 @@ Rename = Callable[[str, Tensor], 'tuple[str, Tensor] | None']
 
 
 def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> dict[str, Tensor]:
-    """A state dict for a model from foreign weights.
+    """Make a state dict for a model from foreign weights.
+
+    Values keep their numbers, as :func:`~nf_plugins.checkpoint.exact.cast_exactly` says.
 
     Args:
         source: Foreign name -> value.
@@ -31,12 +35,19 @@ def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> d
 
     Raises:
         ValueError: A source key is unknown or has another shape than the model wants,
-            two of them want the same place, or a model key is left; all are listed.
+            two of them want the same place, a model key is left, or a value cannot be kept;
+            all are listed.
     """
     wanted = model.state_dict()
     state: dict[str, Tensor] = {}
-    unused, mismatched = [], []
-    for name, value in source.items():
+    unused, mismatched, changed = [], [], []
+    _check_all_numbers(source)
+
+    def fits(name: str, value: Tensor) -> bool:
+        renamed = rename(name, value)
+        return renamed is not None and renamed[0] in wanted
+
+    for name, value in unwrap_for(source, fits).items():
         renamed = rename(name, value)
         if renamed is None or renamed[0] not in wanted or renamed[0] in state:
             unused.append(name)
@@ -47,17 +58,22 @@ def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> d
             mismatched.append(f'{name} -> {key}: {shapes}')
             state[key] = wanted[key]
             continue
-        state[key] = value.to(wanted[key].dtype).contiguous().clone()
+        try:
+            state[key] = cast_exactly(value, wanted[key].dtype).contiguous().clone()
+        except ValueError as error:
+            changed.append(f'{name} -> {key}: {error}')
+            state[key] = wanted[key]
     for key in wanted:  # what was trained elsewhere is initialised
         if key.endswith('.alpha_initialized'):
             state.setdefault(key, torch.ones_like(wanted[key]))
     # What the mean of the images is, is the config's business and in no weight file.
     empty = [key for key in wanted if key not in state and not key.startswith('data_preprocessor')]
     problems = [
-        f'{len(names)} {what}: {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}'
+        _listed(names, what)
         for what, names in (
             ('source keys have no place in the model', unused),
             ('shapes differ', mismatched),
+            ('arrays would change', changed),
             ('model keys are left empty', empty),
         )
         if names
@@ -65,6 +81,21 @@ def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> d
     if problems:
         raise ValueError('; '.join(problems))
     return state
+
+
+def _check_all_numbers(source: Mapping[str, Tensor]) -> None:
+    bad = []
+    for name, value in source.items():
+        try:
+            check_numbers(value)
+        except ValueError as error:
+            bad.append(f'{name} is {error}')
+    if bad:
+        raise ValueError(_listed(bad, 'values cannot be used'))
+
+
+def _listed(names: list[str], what: str) -> str:
+    return f'{len(names)} {what}: {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}'
 
 
 def encode_converted(state: Mapping[str, Tensor], path: str | os.PathLike, source: str) -> bytes:

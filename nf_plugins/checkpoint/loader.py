@@ -13,17 +13,17 @@ import os
 import re
 import tempfile
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
-import torch
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mm
 
+from . import pretrained
+from .download import fetch, load_url
 from .safe_load import CheckpointNotFoundError, safe_load
+from .state_dict import for_mmengine, split_weights_key
 
 
 def load_local(filename: str, map_location: Any = 'cpu') -> Any:
@@ -33,23 +33,12 @@ def load_local(filename: str, map_location: Any = 'cpu') -> Any:
 
 def load_http(filename: str, map_location: Any = 'cpu') -> Any:
     """A URL, kept in torch's cache folder; of several processes the first one downloads."""
-    path = Path(torch.hub.get_dir(), 'checkpoints', os.path.basename(urlparse(filename).path))
     try:
         if is_main_process():
-            _download(filename, path)
+            fetch(filename)
     finally:
         barrier()  # the others would wait for ever
-    _download(filename, path)  # where the disk is another one
-    return safe_load(path, map_location)
-
-
-def _download(url: str, path: Path) -> None:
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:  # the file takes its name when it is complete
-            torch.hub.download_url_to_file(url, str(path), progress=os.isatty(0))
-        except (OSError, ValueError) as error:
-            raise CheckpointNotFoundError(f'cannot download {url}: {error}') from None
+    return load_url(filename, map_location)
 
 
 def load_remote(filename: str, map_location: Any = 'cpu') -> Any:
@@ -97,7 +86,9 @@ def _without_orders(load: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(load)
     def loader(filename: str, map_location: Any = 'cpu') -> Any:
-        checkpoint = load(filename, map_location)
+        filename, key = split_weights_key(filename)
+        checkpoint, note = for_mmengine(load(filename, map_location), filename, key)
+        pretrained.note_source(filename, note)
         if not isinstance(checkpoint, dict):
             return checkpoint
         meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
@@ -132,5 +123,6 @@ LOADERS = {
 }
 """Loader -> the prefixes of what it loads, as mmengine writes them."""
 
+pretrained.install()
 for _loader, _prefixes in LOADERS.items():
     CheckpointLoader.register_scheme(_prefixes, _without_orders(_loader), force=True)

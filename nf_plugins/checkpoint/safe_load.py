@@ -9,14 +9,13 @@ import re
 import threading
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from mmengine.logging import HistoryBuffer
 from safetensors import safe_open
-from torch import Tensor, nn
 
 from .numpy_pickle import GLOBALS
 
@@ -95,10 +94,12 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
     except pickle.UnpicklingError as error:
         named = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is refused', str(error))
         if named:
+            from .advice import how_to_save  # which needs this module
+
             raise CheckpointError(
                 f'{name} is refused: it names {named[1] or named[2]}, which weights do not need; '
-                'where it can be trusted, load it there and save its state dict alone: '
-                "torch.save(checkpoint['state_dict'], path)"
+                'where it can be trusted, load it there and save its weights alone: '
+                + how_to_save(path)
             ) from None
         raise CheckpointError(f'{name} is not a readable checkpoint') from None
     except Exception as error:  # a damaged file can raise almost anything
@@ -122,53 +123,3 @@ def _load_safetensors(path: str, map_location: Any) -> dict[str, Any]:
     with safe_open(path, framework='pt', device=device) as file:
         state = {name: file.get_tensor(name) for name in file.keys()}
         return dict(state_dict=state, meta=file.metadata() or {})
-
-
-def state_dict_of(checkpoint: Any, path: str | os.PathLike = 'the checkpoint') -> dict[str, Tensor]:
-    """The state dict in a checkpoint: itself, or what it holds as ``state_dict``.
-
-    Keys lose the prefix ``module.`` of wrapped models.
-
-    Raises:
-        CheckpointError: There is no state dict.
-    """
-    state = checkpoint.get('state_dict', checkpoint) if isinstance(checkpoint, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(key, str) for key in state):
-        raise CheckpointError(f'{path} holds no state dict')
-    state = {key.removeprefix('module.'): value for key, value in state.items()}
-    if not any(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f'{path} holds no weights')
-    return state
-
-
-def check_match(
-    state: Mapping[str, Tensor], module: nn.Module, path: str | os.PathLike, minimum: float = 1.0
-) -> None:
-    """Raise a CheckpointError unless enough of the module's keys are there in the right shapes.
-
-    Args:
-        state: State dict.
-        module: The module that it is for.
-        path: Where it comes from, for the message.
-        minimum: Share of the module's keys that must match, at least one in any case. At
-            1 there may be no other keys either.
-    """
-    wanted = module.state_dict()
-    # Flags that layers add themselves when the weights come from elsewhere.
-    optional = {key for key in wanted if key.endswith('.alpha_initialized')}
-    bad = []
-    for key, value in wanted.items():
-        found = state.get(key)
-        if found is None and key not in optional:
-            bad.append(f'{key} (missing)')
-        elif found is not None and getattr(found, 'shape', None) != value.shape:
-            shape = tuple(getattr(found, 'shape', ()))
-            bad.append(f'{key} (shape {shape} instead of {tuple(value.shape)})')
-    surplus = [key for key in state if key not in wanted and 'data_preprocessor' not in key]
-    matched = len(wanted) - len(bad)
-    if matched == 0 or matched < minimum * len(wanted) or (minimum == 1 and surplus):
-        bad += [f'{key} (not in the model)' for key in surplus]
-        raise CheckpointError(
-            f'{path} is for another model: {matched} of {len(wanted)} keys match; '
-            f'the first that do not: {", ".join(bad[:3])}'
-        )

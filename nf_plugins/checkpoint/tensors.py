@@ -5,23 +5,32 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from .exact import as_tensor
 from .safe_load import (
     CheckpointError,
     CheckpointNotFoundError,
     check_sums,
     safe_load,
-    state_dict_of,
 )
+from .state_dict import find_weights
 
 
-def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
-    """A state dict from ``.pth`` (weights-only), ``.safetensors`` or ``.npz``.
+def read_weights(path: str | os.PathLike, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """Read a state dict from ``.pth`` (weights-only), ``.safetensors`` or ``.npz``.
+
+    Args:
+        path: The file.
+        key: Where in it the weights are; None to look for them.
+
+    Returns:
+        The state dict, and which one it is, as :func:`find_weights` says.
 
     Raises:
         CheckpointNotFoundError: There is no such file.
@@ -29,13 +38,14 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     """
     path = os.fspath(path)
     if not path.endswith('.npz'):
-        return state_dict_of(safe_load(path), path)
+        return find_weights(safe_load(path), path, key)
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(f'no weights at {path}')
     try:
-        return {name: torch.from_numpy(array) for name, array in read_archive(path).items()}
+        arrays = {name: as_tensor(array) for name, array in read_archive(path).items()}
     except Exception as error:  # a damaged zip raises almost anything
         raise CheckpointError(f'{path} is not a readable file of weights: {error}') from None
+    return find_weights(arrays, path, key)
 
 
 def read_archive(path: str) -> dict[str, np.ndarray]:
@@ -49,19 +59,20 @@ def read_archive(path: str) -> dict[str, np.ndarray]:
 
 
 def encode_weights(
-    state: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, str]
+    state: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, Any]
 ) -> bytes:
     """The content of a checkpoint: of safetensors, or of mm.
 
     Args:
         state: State dict.
         path: Its file; ``.safetensors`` decides.
-        meta: What is known about it.
+        meta: What is known about it; safetensors hold its strings and numbers alone.
     """
     if os.fspath(path).endswith('.safetensors'):
         # Each its own memory: safetensors takes no views.
         tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
-        return safetensors.torch.save(tensors, metadata={'format': 'pt', **meta})
+        texts = {k: str(v) for k, v in meta.items() if isinstance(v, (str, int, float))}
+        return safetensors.torch.save(tensors, metadata={'format': 'pt', **texts})
     buffer = io.BytesIO()
     torch.save(dict(meta=dict(meta), state_dict=dict(state)), buffer)
     return buffer.getvalue()

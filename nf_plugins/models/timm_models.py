@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -23,11 +24,11 @@ _SILU, _GELU, _RELU = (dict(type=name) for name in ('SiLU', 'GELU', 'ReLU'))
 
 
 def _resnet(depth: int, **kwargs: Any) -> dict:
-    return dict(type='NFResNet', depth=depth, act_cfg=_RELU, **kwargs, **_ARCH, **_NET)
+    return dict(type='nf_plugins.NFResNet', depth=depth, act_cfg=_RELU, **kwargs, **_ARCH, **_NET)
 
 
 def _nfnet(base: str, act_cfg: dict, **fields: Any) -> dict:
-    return dict(type='NFNet', arch=dict(base=base, **fields), act_cfg=act_cfg, **_NET)
+    return dict(type='nf_plugins.NFNet', arch=dict(base=base, **fields), act_cfg=act_cfg, **_NET)
 
 
 TIMM_BACKBONES: dict[str, dict] = {}
@@ -39,13 +40,13 @@ for _depth in (26, 50, 101):
     TIMM_BACKBONES[f'nf_ecaresnet{_depth}'] = _resnet(_depth, attention='eca')
 for _level in range(6):
     TIMM_BACKBONES[f'nf_regnet_b{_level}'] = dict(
-        type='NFRegNet', arch=dict(base=f'b{_level}', **_ARCH), act_cfg=_SILU, **_NET
+        type='nf_plugins.NFRegNet', arch=dict(base=f'b{_level}', **_ARCH), act_cfg=_SILU, **_NET
     )
 for _level in range(8):
     TIMM_BACKBONES[f'nfnet_f{_level}'] = _nfnet(f'f{_level}', _GELU, **_ARCH)
 for _level in range(7):  # with DeepMind's weights: the gain at the activations, SkipInit, SAME
     TIMM_BACKBONES[f'dm_nfnet_f{_level}'] = dict(
-        type='NFNet',
+        type='nf_plugins.NFNet',
         arch=dict(base=f'f{_level}', channel_divisor=8),
         act_cfg=_GELU,
         eps_mode='add',
@@ -66,6 +67,10 @@ TIMM_BACKBONES['test_nfnet'] = _nfnet(
 )
 
 
+_MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
+_HALF = [127.5, 127.5, 127.5]
+
+
 def timm_model(name: str, num_classes: int = 1000) -> dict:
     """The mm config of one of timm's ``NormFreeNet`` models.
 
@@ -75,7 +80,8 @@ def timm_model(name: str, num_classes: int = 1000) -> dict:
 
     Returns:
         Config of an ``ImageClassifier`` with the same outputs as timm's model, once
-        ``timm_to_nf.py`` has converted its weights.
+        ``timm_to_nf.py`` has converted its weights. It normalises images as timm does, and
+        works in any default scope.
 
     Raises:
         ValueError: Unknown name.
@@ -90,10 +96,19 @@ def timm_model(name: str, num_classes: int = 1000) -> dict:
         channels = MODELS.build(backbone).feat_dim
     act_cfg = backbone['act_cfg']
     if name.startswith('dm_'):
-        act_cfg = dict(type='GammaAct', act=act_cfg['type'])
+        act_cfg = dict(type='nf_plugins.GammaAct', act=act_cfg['type'])
+    mean, std = (_HALF, _HALF) if name == 'test_nfnet' else (_MEAN, _STD)
     return dict(
-        type='ImageClassifier',
-        backbone=dict(backbone),
-        neck=dict(type='ReLUNeck', in_channels=channels, act_cfg=dict(act_cfg)),
-        head=dict(type='LinearClsHead', num_classes=num_classes, in_channels=channels),
+        _scope_='mmpretrain',
+        type='mmpretrain.ImageClassifier',
+        data_preprocessor=dict(
+            type='mmpretrain.ClsDataPreprocessor',
+            num_classes=num_classes,
+            mean=list(mean),
+            std=list(std),
+            to_rgb=True,
+        ),
+        backbone=copy.deepcopy(backbone),
+        neck=dict(type='nf_plugins.ReLUNeck', in_channels=channels, act_cfg=dict(act_cfg)),
+        head=dict(type='mmpretrain.LinearClsHead', num_classes=num_classes, in_channels=channels),
     )

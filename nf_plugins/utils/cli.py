@@ -29,6 +29,21 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_weights_key(parser: argparse.ArgumentParser) -> None:
+    """Add ``--weights-key``, which says what weights of a checkpoint are meant."""
+    parser.add_argument(
+        '--weights-key',
+        metavar='KEY',
+        help='take the weights under this key of the checkpoint, such as model_ema; with a dot '
+        'between the keys of nested dicts (default: the first of state_dict, model, ...)',
+    )
+
+
+def with_weights_key(path: str, key: str | None) -> str:
+    """A checkpoint's path with the key of its weights: ``PATH#KEY``."""
+    return path if key is None else f'{path}#{key}'
+
+
 class UsageError(Exception):
     """Bad input of a command line tool: the message says what is wrong and what is accepted."""
 

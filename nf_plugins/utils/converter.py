@@ -3,30 +3,44 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Mapping
 
 import torch
+from mmengine.config import Config
 from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from nf_plugins.checkpoint.convert import Rename, convert, encode_converted
+from nf_plugins.checkpoint.state_dict import split_weights_key
 
-from .cli import ArgumentParser, command_line, complaint
-from .files import atomic_write, check_writable_dir
+from .cli import (
+    ArgumentParser,
+    UsageError,
+    add_weights_key,
+    command_line,
+    complaint,
+    with_weights_key,
+)
+from .files import atomic_write_all, check_writable_dir
 from .runner import build_model, load_config
 
 
 def converter(
     description: str,
-    read: Callable[[str], Mapping[str, Tensor]],
+    read: Callable[[str, str | None], tuple[Mapping[str, Tensor], str]],
     make_rename: Callable[[nn.Module], Rename],
+    named_model: Callable[[str, Mapping[str, Tensor]], dict] | None = None,
 ) -> Callable[[], None]:
-    """The ``main`` of a converter: ``SRC DST --config CONFIG``.
+    """The ``main`` of a converter: ``SRC DST --config CONFIG``, or ``--model NAME``.
 
     Args:
         description: What it converts.
-        read: Reads the source file.
+        read: Reads the source file; takes it and the key of its weights, and returns them
+            and a line that says which of several they are.
         make_rename: The renaming for a model.
+        named_model: Makes the config of a model from a name and the source; it is then
+            written beside the checkpoint.
     """
 
     @command_line
@@ -34,18 +48,39 @@ def converter(
         parser = ArgumentParser(description=description)
         parser.add_argument('src', help='file of the foreign weights')
         parser.add_argument('dst', help='checkpoint to write')
-        parser.add_argument('--config', required=True, help='config of the model to fill')
+        target = parser.add_mutually_exclusive_group(required=True)
+        target.add_argument('--config', help='config of the model to fill')
+        if named_model is not None:
+            target.add_argument(
+                '--model',
+                help='name of the model to fill; its config is written beside DST, with .py',
+            )
+        add_weights_key(parser)
         args = parser.parse_args()
         MMLogger.get_instance('mmengine').setLevel('ERROR')
         with complaint(f'cannot write {args.dst}'):
             check_writable_dir(os.path.dirname(os.path.abspath(args.dst)))
         with complaint(f'cannot read {args.src}'):
-            source = read(args.src)
-        model = build_model(load_config(args.config), args.config)
-        with complaint(f'cannot convert {args.src} for {args.config}'), torch.no_grad():
+            path, key = split_weights_key(with_weights_key(args.src, args.weights_key))
+            source, note = read(path, key)
+        name = args.config or getattr(args, 'model', '')
+        files: dict[str, bytes | str] = {}
+        if args.config:
+            cfg = load_config(args.config)
+        else:
+            with complaint('bad arguments'):
+                config = os.path.splitext(args.dst)[0] + '.py'
+                if config == args.dst:
+                    raise UsageError(f'{args.dst} would be overwritten by the config')
+                cfg = Config(dict(model=named_model(name, source)))
+            files[config] = cfg.pretty_text
+        model = build_model(cfg, name)
+        with complaint(f'cannot convert {args.src} for {name}'), torch.no_grad():
             state = convert(source, model, make_rename(model))
         with complaint(f'cannot write {args.dst}'):
-            atomic_write(args.dst, encode_converted(state, args.dst, args.src))
-        print(f'{len(source)} arrays of {args.src} -> {args.dst}')
+            atomic_write_all({args.dst: encode_converted(state, args.dst, path), **files})
+        print(f'{len(source)} arrays of {path} ->', args.dst, *files)
+        if note:
+            print(note, file=sys.stderr)
 
     return main

@@ -21,14 +21,20 @@ from mmengine.registry import MODELS, OPTIM_WRAPPERS, RUNNERS, init_default_scop
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from nf_plugins.checkpoint import CheckpointError, check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint import CheckpointError, check_match, find_weights, safe_load
+from nf_plugins.checkpoint.state_dict import (
+    has_place,
+    split_weights_key,
+    unwrap_for,
+    weights_for,
+)
 from nf_plugins.config_names import config_path
 from nf_plugins.datasets.sources import missing_data
 from nf_plugins.engine import AGCOptimWrapper
 from nf_plugins.registry import class_of
 
 from .checks import check_integer, check_type
-from .cli import DISTRIBUTIONS, UsageError, complaint
+from .cli import DISTRIBUTIONS, UsageError, add_weights_key, complaint
 from .files import check_writable_dir
 
 
@@ -43,6 +49,7 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         help='override settings of the config: key=value; a list as key="[a,b]" or key=a,b',
     )
+    add_weights_key(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes it.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
@@ -160,14 +167,27 @@ def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
     return backbone
 
 
-def backbone_weights(path: str, backbone: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The backbone's weights in a checkpoint of it or of a model, and the ``meta``."""
+def backbone_weights(
+    path: str, backbone: nn.Module, quiet: bool = False
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The backbone's weights in a checkpoint of it or of a model, and the ``meta``.
+
+    Args:
+        path: The checkpoint, or ``PATH#KEY``.
+        backbone: The backbone.
+        quiet: Do not say which of several weights are taken.
+    """
     with complaint(f'cannot load the checkpoint {path}'):
+        path, weights_key = split_weights_key(path)
         checkpoint = safe_load(path)
-        state = state_dict_of(checkpoint, path)
+        state, note = find_weights(checkpoint, path, weights_key)
+        place = has_place(backbone.state_dict())
+        state = unwrap_for(state, lambda k, v: place(k.removeprefix('backbone.'), v))
         own = {k: v for k, v in state.items() if k.startswith('backbone.')}
         state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
         check_match(state, backbone, path)
+    if note and not quiet:
+        print(note, file=sys.stderr)
     meta = checkpoint.get('meta')
     return state, meta if isinstance(meta, dict) else {}
 
@@ -220,7 +240,7 @@ def check_checkpoint(
     """Raise a :class:`UsageError` unless a local checkpoint is readable and fits a model.
 
     Args:
-        path: The checkpoint; what is not a local file (a URL) is left to mmengine.
+        path: The checkpoint, or ``PATH#KEY``; what is not a local file (a URL) is left to mmengine.
         model: The model.
         minimum: Share of the model's keys that must be there.
         resume: Whether a training shall go on from it.
@@ -228,8 +248,9 @@ def check_checkpoint(
     if '://' in path:
         return
     with complaint('cannot load the checkpoint'):
+        path, key = split_weights_key(path)
         checkpoint = safe_load(os.path.expanduser(path))
-        check_match(state_dict_of(checkpoint, path), model, path, minimum)
+        check_match(weights_for(model, checkpoint, path, key)[0], model, path, minimum)
         meta = checkpoint.get('meta')
         counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else []
         whole = 'message_hub' in checkpoint and counts and all(isinstance(n, int) for n in counts)

@@ -2,7 +2,8 @@
 
 python tools/model_converters/fold.py CONFIG CHECKPOINT folded.pth
 
-writes ``folded.pth`` and, beside it, ``folded.py``, the config that loads it.
+writes ``folded.pth`` and, beside it, ``folded.py``, the config that loads it. Where CONFIG also
+has data, ``folded.py`` has them, too, and ``folded_model.py`` is the model alone, for ``_base_``.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ from __future__ import annotations
 import argparse
 import io
 import os
+import sys
 import warnings
 from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
 
-from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
+from nf_plugins.checkpoint import check_match, safe_load
 from nf_plugins.checkpoint.convert import encode_converted
+from nf_plugins.checkpoint.state_dict import split_weights_key, weights_for
 from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
@@ -25,12 +28,15 @@ from nf_plugins.spp.inputs import config_input_size, image_channels
 from nf_plugins.utils import (
     ArgumentParser,
     UsageError,
+    add_weights_key,
     atomic_write_all,
     check_writable_dir,
     command_line,
     complaint,
     positive,
+    with_weights_key,
 )
+from nf_plugins.utils.model_config import has_data, importing_config, model_config
 from nf_plugins.utils.runner import build_model, load_config
 
 
@@ -38,9 +44,10 @@ def parse_args() -> argparse.Namespace:
     parser = ArgumentParser(description='Fold a network into plain convolutions.')
     parser.add_argument('config', help='config of the trained model')
     parser.add_argument('checkpoint', help='its checkpoint')
-    parser.add_argument('dst', help='checkpoint to write; the config gets the same name, .py')
+    parser.add_argument('dst', help='checkpoint to write; the config beside it gets .py')
     parser.add_argument('--onnx', help='also export the folded network (without preprocessing)')
     parser.add_argument('--input-size', type=positive, help='side for --onnx (default: as trained)')
+    add_weights_key(parser)
     return parser.parse_args()
 
 
@@ -68,8 +75,9 @@ def main() -> None:
             check_writable_dir(os.path.dirname(os.path.abspath(path)))
     model = build_model(cfg, args.config)
     with complaint(f'cannot load the checkpoint {args.checkpoint}'):
-        state = state_dict_of(safe_load(args.checkpoint), args.checkpoint)
-        check_match(state, model, args.checkpoint)
+        path, key = split_weights_key(with_weights_key(args.checkpoint, args.weights_key))
+        state, note = weights_for(model, safe_load(path), path, key)
+        check_match(state, model, path)
         model.load_state_dict(state, strict=False)
     with complaint(f'cannot fold the model of {args.config}'):
         if hasattr(model.backbone, 'switch_to_deploy'):
@@ -81,7 +89,10 @@ def main() -> None:
 
     for name, value in deployed_backbone(model.backbone).items():
         cfg.model.backbone[name] = value  # update() would merge the old values in
-    files = {dst.with_suffix('.py'): cfg.pretty_text}
+    files = {dst.with_suffix('.py'): model_config(cfg).pretty_text}
+    if has_data(cfg):
+        files[dst.with_name(f'{dst.stem}_model.py')] = files[dst.with_suffix('.py')]
+        files[dst.with_suffix('.py')] = importing_config(cfg).pretty_text
     with complaint(f'cannot build the folded model of {args.config}'):
         check_match(model.state_dict(), build_model(cfg, args.config), dst)
     if args.onnx:
@@ -90,8 +101,10 @@ def main() -> None:
             files[Path(args.onnx)] = export(model, size)
             print(f'ONNX: images of {size}x{size}, any batch size')
     with complaint(f'cannot write {dst}'):
-        files = {dst: encode_converted(model.state_dict(), dst, args.checkpoint), **files}
+        files = {dst: encode_converted(model.state_dict(), dst, path), **files}
         atomic_write_all(files)
+    if note:
+        print(note, file=sys.stderr)
     print('written:', *files)
 
 

@@ -3,17 +3,27 @@
 python tools/model_converters/haiku_to_nf.py F0_haiku.npz f0.pth --config configs/nfnet/...
 """
 
-import numpy as np
-import torch
-
+from nf_plugins.checkpoint import CheckpointError
 from nf_plugins.checkpoint.convert import haiku_rename
+from nf_plugins.checkpoint.exact import as_tensor
 from nf_plugins.checkpoint.haiku import read_haiku
 from nf_plugins.utils.converter import converter
 
 
-def read(path):
-    arrays = read_haiku(path).items()
-    return {name: torch.from_numpy(np.array(value, dtype=np.float32)) for name, value in arrays}
+def read(path, key):
+    """The arrays of a file, or those in its dict ``key``; of a file with ``params`` those."""
+    arrays, note = read_haiku(path), ''
+    if key is None and any(name.startswith('params.') for name in arrays):
+        key = 'params'
+        others = sorted({name.split('.')[0] for name in arrays} - {key})
+        if others:
+            note = f'{path}: the weights of {key!r} are taken, not those of {str(others)[1:-1]}'
+    if key is not None:
+        start = f'{key}.'
+        arrays = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+        if not arrays:
+            raise CheckpointError(f'{path} holds no weights under {key!r}')
+    return {name: as_tensor(value) for name, value in arrays.items()}, note
 
 
 main = converter("Convert DeepMind's haiku weights.", read, haiku_rename)

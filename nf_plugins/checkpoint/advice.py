@@ -1,0 +1,97 @@
+"""What to advise about a file that is refused, from the names in it, without executing anything."""
+
+from __future__ import annotations
+
+import io
+import os
+import pickletools
+import zipfile
+from typing import Any
+
+from .state_dict import WEIGHTS_KEYS
+
+_LARGEST = 1 << 20  # bytes of a pickle that are looked at; tensors lie outside of it
+
+
+def how_to_save(path: str | os.PathLike) -> str:
+    """The line that saves the weights of a checkpoint alone, with the key that it has.
+
+    Args:
+        path: A file of ``torch.save``. It is looked through as a list of operations; none of
+            them is carried out.
+    """
+    try:
+        keys = _keys(os.fspath(path))
+    except Exception:  # a damaged file can raise almost anything
+        keys = []
+    key = next((key for key in WEIGHTS_KEYS if key in keys), None)
+    if key is not None:
+        return f'torch.save(checkpoint[{key!r}], path)'
+    return 'torch.save({k: v for k, v in checkpoint.items() if torch.is_tensor(v)}, path)'
+
+
+def _keys(path: str) -> list[str]:
+    """Keys of the outermost dict in a file of ``torch.save``, of the new or the old format."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            name = next(name for name in archive.namelist() if name.endswith('data.pkl'))
+            with archive.open(name) as file:
+                return _dict_keys(io.BytesIO(file.read(_LARGEST)))
+    with open(path, 'rb') as file:
+        content = io.BytesIO(file.read(_LARGEST))
+    for _ in range(4):  # a number, a version, sizes, and then the checkpoint
+        keys = _dict_keys(content)
+        if set(keys) & set(WEIGHTS_KEYS):
+            return keys
+    return []
+
+
+def _dict_keys(file: io.BytesIO) -> list[str]:
+    """String keys of the dict that a pickle makes: what each operation takes and leaves."""
+    stack: list[Any] = []
+    memo: dict[int, Any] = {}
+    try:
+        for operation, argument, _ in pickletools.genops(file):
+            _step(operation, argument, stack, memo)
+    except Exception:  # cut off, or no pickle: what came before counts
+        pass
+    dicts = [item for item in stack if isinstance(item, dict)]
+    return [key for key in dicts[0] if isinstance(key, str)] if dicts else []
+
+
+def _step(operation: Any, argument: Any, stack: list, memo: dict) -> None:
+    name = operation.name
+    if name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
+        memo[len(memo) if argument is None else int(argument)] = stack[-1]
+    elif name in ('GET', 'BINGET', 'LONG_BINGET'):
+        stack.append(memo.get(int(argument)))
+    elif operation.stack_before and pickletools.markobject in operation.stack_before:
+        mark = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is pickletools.markobject)
+        items = stack[mark + 1 :]
+        del stack[mark:]
+        if name == 'SETITEMS' and isinstance(stack[-1], dict):
+            stack[-1].update((k, None) for k in items[::2] if isinstance(k, str))
+        elif name in ('DICT', 'LIST', 'TUPLE', 'FROZENSET', 'INST', 'OBJ'):
+            found = {k: None for k in items[::2] if isinstance(k, str)}
+            stack.append(found if name == 'DICT' else None)
+    elif name == 'SETITEM':
+        key, _ = stack[-2:]
+        del stack[-2:]
+        if isinstance(stack[-1], dict) and isinstance(key, str):
+            stack[-1][key] = None
+    elif name == 'MARK':
+        stack.append(pickletools.markobject)
+    elif name not in ('STOP', 'PROTO', 'FRAME'):
+        taken, left = len(operation.stack_before), len(operation.stack_after)
+        first = stack[-taken] if taken else None
+        del stack[len(stack) - taken :]
+        if name == 'EMPTY_DICT':
+            stack.append({})
+        elif 'UNICODE' in name:
+            stack.append(argument)
+        elif name == 'BUILD':  # the object stays, with another state
+            stack.append(first)
+        elif name == 'REDUCE':  # an OrderedDict gets its keys afterwards
+            stack.append({})
+        else:
+            stack.extend([None] * left)

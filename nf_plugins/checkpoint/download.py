@@ -1,0 +1,180 @@
+"""Files of weights from the web, in torch's cache folder.
+
+``torch.hub`` waits for a silent server without end, keeps a download that was cut, and calls
+two files alike that have the same name in two folders; hence an own download of one function.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urldefrag, urlsplit
+
+import torch
+from mmengine.logging import print_log
+
+from .safe_load import CheckpointError, CheckpointNotFoundError, safe_load
+
+TIMEOUT = 30.0
+"""Seconds without an answer, or without ``SLOWEST`` bytes each, after which a download stops."""
+SLOWEST = 256
+"""Bytes a second; a slower server counts as a silent one."""
+
+_CHUNK = 1 << 16
+
+
+def cache_path(url: str) -> Path:
+    """Where a URL's file is kept: its name, with a hash of the whole URL.
+
+    Example:
+        >>> [cache_path(f'https://example.org/{name}').name for name in ('a/m.pth', 'm.pth?v=1')]
+        ['m.800b1d5b9fc03df1.pth', 'm.d3b342bf7d69f705.pth']
+    """
+    url = urldefrag(url).url
+    stem, suffix = os.path.splitext(os.path.basename(urlsplit(url).path))
+    digest = hashlib.sha256(url.encode()).hexdigest()[:16]
+    return _folder() / f'{stem[:100]}.{digest}{suffix[:20]}'
+
+
+def _folder() -> Path:
+    return Path(torch.hub.get_dir(), 'checkpoints')
+
+
+def hash_in_name(url: str) -> str | None:
+    """The start of the SHA-256 that a name promises (``name-<sha8>.pth``), or None.
+
+    Eight decimal digits are a date or a count and promise nothing.
+
+    Example:
+        >>> hash_in_name('https://example.org/nf_20260101-1a2b3c4d.pth')
+        '1a2b3c4d'
+    """
+    name = os.path.basename(urlsplit(url).path)
+    found = re.search(r'-([0-9a-f]{8}|[0-9a-f]{64})\.[a-z]+$', name)
+    return found[1] if found and not found[1].isdigit() else None
+
+
+def has_hash(path: Path, start: str | None) -> bool:
+    """Whether a file's SHA-256 starts so; None fits any file."""
+    if start is None:
+        return True
+    digest = hashlib.sha256()
+    with open(path, 'rb') as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest().startswith(start)
+
+
+def fetch(url: str, again: bool = False) -> tuple[Path, bool]:
+    """Download a file, unless the cache has it.
+
+    Args:
+        url: ``http://`` or ``https://``.
+        again: Whether to download it in any case.
+
+    Returns:
+        The file, and whether it was downloaded now.
+
+    Raises:
+        CheckpointNotFoundError: It cannot be downloaded.
+        CheckpointError: It is not the file that its name promises.
+    """
+    try:
+        url = urldefrag(url).url
+        path, start = cache_path(url), hash_in_name(url)
+        # With the hash in its name, what torch.hub or mmengine has downloaded does as well.
+        known = [path, *([_folder() / os.path.basename(urlsplit(url).path)] if start else [])]
+        for cached in () if again else known:
+            if cached.is_file() and has_hash(cached, start):
+                return cached, False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _download(url, path, start)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        if isinstance(error, CheckpointError):
+            raise
+        if isinstance(error, urllib.error.HTTPError):
+            error.close()
+            reason = f'{error.code} {error.reason}'
+        else:
+            reason = str(getattr(error, 'reason', error)) or type(error).__name__
+        reason = ' '.join(reason.split())
+        raise CheckpointNotFoundError(f'cannot download {url}: {reason}') from None
+    return path, True
+
+
+def load_url(url: str, map_location: Any = 'cpu') -> Any:
+    """Load a checkpoint from the web; one that the cache holds damaged is downloaded once more.
+
+    What cannot be loaded does not stay in the cache.
+
+    Raises:
+        CheckpointError: The file cannot be downloaded, is damaged, or is refused.
+    """
+    path, fresh = fetch(url)
+    while True:
+        try:
+            return safe_load(path, map_location, name=url)
+        except CheckpointError as error:
+            if fresh:
+                path.unlink(missing_ok=True)
+                raise
+            print_log(f'{error}; the cache held it', logger='current')
+        path, fresh = fetch(url, again=True)
+
+
+def _download(url: str, path: Path, start: str | None) -> None:
+    """Download a file, which takes its name when it is complete and right."""
+    temporary = path.with_name(f'{path.name}.{os.getpid()}-{time.monotonic_ns()}.partial')
+    print_log(f'downloading {url} to {path}', logger='current')
+    request = urllib.request.Request(url, headers={'User-Agent': 'nf_plugins'})
+    try:
+        with _OPENER.open(request, timeout=TIMEOUT) as response, open(temporary, 'xb') as file:
+            length = response.headers.get('Content-Length')
+            total = int(length) if length and length.isdigit() else None
+            bar = torch.hub.tqdm(total=total, disable=not os.isatty(0), unit='B', unit_scale=True)
+            with bar:
+                for chunk in _chunks(response):
+                    file.write(chunk)
+                    bar.update(len(chunk))
+            if total is not None and file.tell() != total:
+                raise ConnectionError(f'cut off after {file.tell()} of {total} bytes')
+            file.flush()
+            os.fsync(file.fileno())
+        if not has_hash(temporary, start):
+            raise CheckpointError(f'{url} is damaged or another file: SHA-256 is not {start}...')
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    """What a server sends, as long as it sends enough."""
+    began, received = time.monotonic(), 0
+    while chunk := response.read1(_CHUNK):
+        yield chunk
+        received += len(chunk)
+        passed = time.monotonic() - began
+        if passed > TIMEOUT:
+            if received < SLOWEST * passed:
+                raise TimeoutError(f'the server sent {received} bytes in {passed:.0f} s')
+            began, received = time.monotonic(), 0
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    """Follow redirects to the web alone, and from https to nothing less."""
+
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, new: str):
+        if urlsplit(new).scheme not in {'https', urlsplit(req.full_url).scheme}:
+            raise ValueError(f'it is redirected to {new}')
+        return super().redirect_request(req, fp, code, msg, headers, new)
+
+
+_OPENER = urllib.request.build_opener(_Redirects)
