@@ -140,7 +140,8 @@ log_level = 'WARNING'
 def tiny_config(work_dir, **changes) -> Config:
     """The config of a tiny training with some settings changed."""
     cfg = Config.fromstring(CONFIG, '.py')
-    cfg.merge_from_dict(changes)
+    cfg.merge_from_dict({k: v for k, v in changes.items() if k != 'param_scheduler'})
+    cfg.param_scheduler = changes.get('param_scheduler', cfg.param_scheduler)  # not merged
     cfg.work_dir = str(work_dir)
     cfg.experiment_name = f'tiny{next(_numbers)}'  # mmengine's, the second, may come twice
     return cfg

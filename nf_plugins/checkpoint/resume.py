@@ -277,7 +277,9 @@ def _history(value: Any) -> HistoryBuffer | None:
     whole = (
         type(length) is int
         and length > 0
-        and all(isinstance(part, np.ndarray) and part.dtype.kind in 'biuf' for part in (logs, counts))
+        and all(
+            isinstance(part, np.ndarray) and part.dtype.kind in 'biuf' for part in (logs, counts)
+        )
         and logs.ndim == 1
         and logs.shape == counts.shape
         and 0 < len(logs) <= length

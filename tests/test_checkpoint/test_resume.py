@@ -24,10 +24,10 @@ from ..tiny_training import tiny_config, train
 EPOCHS = 4
 
 
-def assert_goes_on(tmp_path, **changes):
+def assert_goes_on(tmp_path, kill=2, **changes):
     """Two epochs, a kill, a resumed rest: equal to the bit to a training without a kill."""
     train(tmp_path / 'whole', **changes)
-    train(tmp_path / 'killed', kill=2, **changes)
+    train(tmp_path / 'killed', kill=kill, **changes)
     assert not (tmp_path / f'killed/epoch_{EPOCHS}.pth').exists()
     resumed = train(tmp_path / 'killed', resume=True, **changes)
     assert resumed.epoch == EPOCHS
@@ -76,15 +76,21 @@ KINDS = {'LR': {}, 'Momentum': {}, 'ParamScheduler': dict(param_name='weight_dec
 
 def scheduler_settings(name):
     family, kind = re.fullmatch('(.+?)(LR|Momentum|ParamScheduler)', name).groups()
-    settings = dict(_delete_=True, type=name, **SCHEDULERS[family], **KINDS[kind])
+    settings = dict(type=name, **SCHEDULERS[family], **KINDS[kind])
     if family == 'OneCycle':
-        settings['eta_max'] = 0.2
+        settings.update(eta_max=0.2, **({} if kind == 'LR' else dict(param_name='lr')))
     return settings
 
 
 @pytest.mark.parametrize('name', sorted(PARAM_SCHEDULERS.module_dict))
 def test_every_scheduler_goes_on(name, tmp_path):
-    assert_goes_on(tmp_path, param_scheduler=scheduler_settings(name))
+    changes = dict(param_scheduler=scheduler_settings(name))
+    if 'Plateau' in name:
+        # mmengine saves an epoch before it validates it, so a kill between them loses that
+        # validation; here one comes before the last checkpoint, and one after it.
+        assert_goes_on(tmp_path, kill=3, **changes, **{'train_cfg.val_interval': 2})
+    else:
+        assert_goes_on(tmp_path, **changes)
 
 
 OPTIMIZER_SETTINGS = dict(SGD=dict(lr=0.05, momentum=0.9, nesterov=True))
@@ -203,12 +209,12 @@ def test_an_honest_checkpoint_is_taken_over(saved):
 def test_nothing_that_deletes_comes_from_elsewhere(saved, tmp_path):
     checkpoint, path, training = saved
     here = path.rpartition('/')[0]
-    for training, path in (
+    for goes_on, file in (
         (training, f'{here}/other.pth'),
         (training, str(tmp_path / 'epoch_2.pth')),
         (training_in(tmp_path), path),
     ):
-        kept, dropped = take_over(checkpoint, path, training)
+        kept, dropped = take_over(checkpoint, file, goes_on)
         assert not kept['message_hub']['runtime_info']
         assert len(dropped) == 3
 
@@ -280,7 +286,8 @@ def test_known_keys_of_the_message_hub():
         'train/loss': history(), '\x1b[2J': history(), 'train/none': history((), ()),
         'train/text': history(_log_history=np.array(['a'])), 'train/dict': {}, 2: history(),
         'train/shape': history(_log_history=np.ones((1, 1))),
-        'train/length': history(max_length='x'), 'train/short': history((1.0, 2.0), (1, 1), max_length=1),
+        'train/length': history(max_length='x'),
+        'train/short': history((1.0, 2.0), (1, 1), max_length=1),
     }  # fmt: skip
     resumed = dict.fromkeys([*info, *scalars, 'nowhere'], False)
     hub = dict(runtime_info=info, log_scalars=scalars, resumed_keys=resumed)
