@@ -9,7 +9,9 @@ import argparse
 import sys
 
 import torch
+from mmengine.config import Config
 
+from nf_plugins.checkpoint.resume import Training
 from nf_plugins.engine import TrainingStopped
 from nf_plugins.utils import (
     ArgumentParser,
@@ -19,15 +21,20 @@ from nf_plugins.utils import (
     with_weights_key,
 )
 from nf_plugins.utils.runner import (
+    Resumable,
     add_common_arguments,
     build_model,
     build_runner,
     check_checkpoint,
     check_optim_wrapper,
+    check_resume,
     complaint_about_data,
-    latest_checkpoint,
+    find_resumable,
+    finished,
     load_config,
+    plan_training,
     prepare,
+    set_aside,
     use_mixed_precision,
 )
 
@@ -55,6 +62,33 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def go_on(cfg: Config, resume: str | None, training: Training) -> Resumable | None:
+    """The checkpoint that ``--resume`` or the config asks for, which is put into the config.
+
+    Args:
+        cfg: The config.
+        resume: What ``--resume`` says: a checkpoint, 'auto', or None.
+        training: What goes on.
+
+    Returns:
+        None where the training starts from the beginning.
+    """
+    if resume is None and cfg.get('resume'):
+        resume = cfg.get('load_from') or 'auto'
+    found = None
+    if resume == 'auto':
+        found = find_resumable(training, cfg.get('load_from'))
+        if found is None:
+            print(f'no checkpoint in {cfg.work_dir}: the training starts from the beginning')
+    elif resume is not None:
+        with complaint('cannot load the checkpoint'):
+            found = check_resume(resume, training)
+    cfg.resume = found is not None
+    if found:
+        cfg.load_from = found.path
+    return found
+
+
 @command_line
 def main() -> int:
     with complaint('bad arguments'):
@@ -75,25 +109,24 @@ def main() -> int:
         if not torch.cuda.is_available():
             raise UsageError('--amp needs an accelerator, and there is none')
         use_mixed_precision(cfg.optim_wrapper)
-    check_optim_wrapper(cfg, args.config, model)
+    training = plan_training(cfg, args.config, model, check_optim_wrapper(cfg, args.config, model))
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
             raise UsageError(f'{args.config} has no auto_scale_lr.base_batch_size to scale by')
         cfg.auto_scale_lr.enable = True
 
-    if args.resume not in (None, 'auto'):
-        cfg.resume, cfg.load_from = True, args.resume
-    elif args.resume == 'auto' or (cfg.get('resume') and not cfg.get('load_from')):
-        cfg.load_from = latest_checkpoint(cfg.work_dir)
-        cfg.resume = cfg.load_from is not None
+    found = go_on(cfg, args.resume, training)
+    if found and (end := finished(cfg, found)):
+        print(f'the training is finished: {found.path} has {end}; nothing is done')
+        return 0
     if args.weights_key is not None:
-        if cfg.get('resume') or not cfg.get('load_from'):
+        if found or not cfg.get('load_from'):
             raise UsageError('--weights-key is for load_from, and there is none')
         cfg.load_from = with_weights_key(cfg.load_from, args.weights_key)
-    if cfg.get('load_from'):
-        # A resumed model needs every key; fine-tuning leaves out a head.
-        check_checkpoint(cfg.load_from, model, minimum=float(cfg.resume), resume=cfg.resume)
-    del model
+    if found:
+        set_aside(found, training)
+    elif cfg.get('load_from'):
+        check_checkpoint(cfg.load_from, model, minimum=0.0)  # fine-tuning leaves out a head
     runner = build_runner(cfg, args.config)
     about = f'cannot prepare the training of {args.config}'
     with complaint_about_data(about, cfg, ['train_dataloader', 'val_dataloader']):

@@ -10,18 +10,18 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import tempfile
 from collections.abc import Callable
 from typing import Any
 
 from mmengine.dist import barrier, is_main_process
 from mmengine.fileio import get_local_path
-from mmengine.runner import CheckpointLoader
+from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmengine.runner import checkpoint as mm
 
 from . import pretrained
 from .download import fetch, load_url
+from .resume import cleaned, while_resuming
 from .safe_load import CheckpointNotFoundError, safe_load
 from .state_dict import for_mmengine, split_weights_key
 
@@ -76,42 +76,17 @@ def load_zoo(filename: str, map_location: Any = 'cpu') -> Any:
     return mm._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
 
 
-def _without_orders(load: Callable[..., Any]) -> Callable[..., Any]:
-    """The loader, without what mmengine would run or delete.
-
-    mmengine executes the config that a checkpoint brings along, when it resumes and for its
-    inferencers; and before it saves a better checkpoint it deletes what the resumed one
-    names as the best so far, be it a folder.
-    """
+def _cleaned(load: Callable[..., Any]) -> Callable[..., Any]:
+    """The loader, without what mmengine would run or delete."""
 
     @functools.wraps(load)
     def loader(filename: str, map_location: Any = 'cpu') -> Any:
         filename, key = split_weights_key(filename)
         checkpoint, note = for_mmengine(load(filename, map_location), filename, key)
         pretrained.note_source(filename, note)
-        if not isinstance(checkpoint, dict):
-            return checkpoint
-        meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
-        if isinstance(meta, dict):
-            meta.pop('config', None)
-            meta.pop('cfg', None)
-        info = hub.get('runtime_info') if isinstance(hub, dict) else None
-        if isinstance(info, dict):
-            info.pop('cfg', None)
-            for key in [key for key in info if str(key).startswith('best_ckpt')]:
-                if not _is_best_beside(info[key], filename):
-                    del info[key]
-        return checkpoint
+        return cleaned(checkpoint, filename)
 
     return loader
-
-
-def _is_best_beside(best: Any, filename: str) -> bool:
-    """Whether ``best`` is the name of a best checkpoint in the folder of ``filename``."""
-    if not isinstance(best, str) or not re.fullmatch(r'best_.+\.pth', os.path.basename(best)):
-        return False
-    here = os.path.dirname(os.path.expanduser(filename))
-    return os.path.abspath(os.path.dirname(best)) == os.path.abspath(here)
 
 
 LOADERS = {
@@ -125,4 +100,8 @@ LOADERS = {
 
 pretrained.install()
 for _loader, _prefixes in LOADERS.items():
-    CheckpointLoader.register_scheme(_prefixes, _without_orders(_loader), force=True)
+    CheckpointLoader.register_scheme(_prefixes, _cleaned(_loader), force=True)
+
+for _runner in (Runner, FlexibleRunner):
+    if not hasattr(_runner.resume, '__wrapped__'):  # once, also after a reload
+        _runner.resume = while_resuming(_runner.resume)

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 
 from nf_plugins.checkpoint.safe_load import CheckpointError
 
+from .checks import printable
+
 
 class ArgumentParser(argparse.ArgumentParser):
     """A parser that complains in one line, without its usage."""
@@ -137,7 +139,5 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 def _complain(error: object) -> int:
     text = ' '.join(str(error).split())
-    # A file's words, which may steer a terminal.
-    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    print(f'error: {text}', file=sys.stderr)
+    print(f'error: {printable(text)}', file=sys.stderr)
     return 2

@@ -6,34 +6,58 @@ import argparse
 import logging
 import os
 import os.path as osp
-import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from importlib import import_module
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.config import Config, DictAction
-from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
-from mmengine.registry import MODELS, OPTIM_WRAPPERS, RUNNERS, init_default_scope
+from mmengine.dist import is_main_process
+from mmengine.hooks import CheckpointHook, EMAHook, Hook
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict, build_optim_wrapper
+from mmengine.registry import (
+    HOOKS,
+    MODELS,
+    OPTIM_WRAPPERS,
+    PARAM_SCHEDULERS,
+    RUNNERS,
+    init_default_scope,
+)
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from nf_plugins.checkpoint import CheckpointError, check_match, find_weights, safe_load
+from nf_plugins.checkpoint import (
+    CheckpointError,
+    check_match,
+    find_weights,
+    safe_load,
+    state_dict_of,
+)
+from nf_plugins.checkpoint.resume import NoTrainingError, Training, check_training, take_over
 from nf_plugins.checkpoint.state_dict import (
     has_place,
     split_weights_key,
     unwrap_for,
     weights_for,
 )
+from nf_plugins.checkpoint.work_dir import (
+    named_checkpoints,
+    noted_checkpoint,
+    other_checkpoints,
+    real_path,
+)
 from nf_plugins.config_names import config_path
 from nf_plugins.datasets.sources import missing_data
 from nf_plugins.engine import AGCOptimWrapper
 from nf_plugins.registry import class_of
 
-from .checks import check_integer, check_type
+from .checks import check_integer, check_type, printable
 from .cli import DISTRIBUTIONS, UsageError, add_weights_key, complaint
 from .files import check_writable_dir
 
@@ -221,29 +245,74 @@ def use_mixed_precision(optim_wrapper: dict) -> None:
     optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 
-def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> None:
-    """Raise a :class:`UsageError` unless the optimizer of a config fits a model.
+def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> Any:
+    """Build the optimizer wrapper of a config, to see that it can be.
 
     The runner would find out only when it starts to train.
+
+    Raises:
+        UsageError: The optimizer does not fit the model.
     """
     logging.disable(logging.WARNING)  # it lists the settings of each parameter; the runner will
     try:
         with complaint(f'cannot build the optimizer of {path}'):
-            build_optim_wrapper(model, cfg.optim_wrapper).initialize_count_status(model, 0, 1)
+            wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+            wrapper.initialize_count_status(model, 0, 1)
+            return wrapper
     finally:
         logging.disable(logging.NOTSET)
 
 
-def check_checkpoint(
-    path: str, model: nn.Module, minimum: float = 1.0, resume: bool = False
-) -> None:
+def plan_training(cfg: Config, path: str, model: nn.Module, optim_wrapper: Any) -> Training:
+    """What a checkpoint must fit so that the training of a config can go on from it."""
+    hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # mmengine's default
+    hooks.update(cfg.get('default_hooks') or {})
+    with complaint(f'cannot build the hooks of {path}'):
+        built = []
+        for hook in [*hooks.values(), *(cfg.get('custom_hooks') or [])]:
+            kind = hook.get('type') if isinstance(hook, dict) else type(hook)
+            kind = HOOKS.get(kind) if isinstance(kind, str) else kind
+            if isinstance(kind, type) and issubclass(kind, CheckpointHook | EMAHook):
+                built.append(_build_hook(hook))
+    schedulers = _build_schedulers(cfg, optim_wrapper)
+    return Training(model, optim_wrapper, schedulers, built, cfg.work_dir)
+
+
+def _build_hook(hook: Any) -> Hook:
+    if isinstance(hook, Hook):
+        return hook
+    return HOOKS.build({key: value for key, value in hook.items() if key != 'priority'})
+
+
+def _build_schedulers(cfg: Config, optim_wrapper: Any) -> Any:
+    """The parameter schedulers of a config as a list, or as a dict of lists.
+
+    None where that needs more than is known before the data set is built; mmengine builds
+    them then.
+    """
+    settings = cfg.get('param_scheduler')
+    if settings is None or isinstance(optim_wrapper, OptimWrapperDict):
+        return None
+    ends = {True: cfg.train_cfg.get('max_epochs'), False: cfg.train_cfg.get('max_iters')}
+    schedulers = []
+    try:
+        for scheduler in settings if isinstance(settings, list | tuple) else [settings]:
+            end = ends[scheduler.get('by_epoch', True)]
+            scheduler = {**({} if end is None else dict(end=end)), **deepcopy(scheduler)}
+            default = dict(optimizer=optim_wrapper, epoch_length=10_000)
+            schedulers.append(PARAM_SCHEDULERS.build(scheduler, default_args=default))
+    except Exception:
+        return None
+    return schedulers
+
+
+def check_checkpoint(path: str, model: nn.Module, minimum: float = 1.0) -> None:
     """Raise a :class:`UsageError` unless a local checkpoint is readable and fits a model.
 
     Args:
         path: The checkpoint, or ``PATH#KEY``; what is not a local file (a URL) is left to mmengine.
         model: The model.
         minimum: Share of the model's keys that must be there.
-        resume: Whether a training shall go on from it.
     """
     if '://' in path:
         return
@@ -251,32 +320,141 @@ def check_checkpoint(
         path, key = split_weights_key(path)
         checkpoint = safe_load(os.path.expanduser(path))
         check_match(weights_for(model, checkpoint, path, key)[0], model, path, minimum)
-        meta = checkpoint.get('meta')
-        counts = [meta.get(name) for name in ('epoch', 'iter')] if isinstance(meta, dict) else []
-        whole = 'message_hub' in checkpoint and counts and all(isinstance(n, int) for n in counts)
-        if resume and not whole:
-            raise UsageError(f'{path} holds weights but no training to go on with: use load_from')
+
+
+@dataclass(frozen=True)
+class Resumable:
+    """A checkpoint from which a training can go on.
+
+    Args:
+        path: The checkpoint.
+        epoch: Completed epochs.
+        iteration: Completed iterations.
+        parts: What it holds of the optimizer and the parameter schedulers.
+        passed_over: Others that were looked at before, and why they cannot be used.
+    """
+
+    path: str
+    epoch: int = 0
+    iteration: int = 0
+    parts: tuple[str, ...] = ()
+    passed_over: dict[str, str] = field(default_factory=dict)
+
+
+def check_resume(path: str, training: Training) -> Resumable:
+    """A checkpoint, if a training can go on from it.
+
+    Args:
+        path: The checkpoint; what is not a local file (a URL) is left to mmengine.
+        training: What goes on.
+
+    Raises:
+        CheckpointError: It is damaged, refused, or does not fit; a :class:`NoTrainingError`
+            if it holds only weights.
+        OSError: It cannot be read.
+    """
+    if '://' in path:
+        return Resumable(path)
+    local = os.path.expanduser(path)
+    if os.path.lexists(local) and not os.path.isfile(local):
+        link = 'a link to nothing' if os.path.islink(local) else 'a special file'
+        raise CheckpointError(f'{path} is {"a folder" if os.path.isdir(local) else link}')
+    checkpoint = safe_load(local)
+    check_training(checkpoint, path)
+    if training.model is not None:
+        check_match(state_dict_of(checkpoint, path), training.model, path)
+    take_over(checkpoint, path, training)
+    parts = tuple(part for part in ('optimizer', 'param_schedulers') if part in checkpoint)
+    return Resumable(path, checkpoint['meta']['epoch'], checkpoint['meta']['iter'], parts)
+
+
+def find_resumable(training: Training, start: str | None = None) -> Resumable | None:
+    """The checkpoint from which the training in a work dir goes on.
+
+    What ``last_checkpoint`` names comes first. A kill can leave that note empty or, with
+    ``max_keep_ckpts``, naming a file that is gone; then the files count that the hooks save,
+    and after them other files: of each kind the one with most iterations inside.
+
+    Args:
+        training: What goes on.
+        start: The file that the training starts from (``load_from``), which does not count.
+
+    Returns:
+        None where there are no checkpoints.
+
+    Raises:
+        UsageError: There are checkpoints, but none is usable.
+    """
+    names, noted = training.saved_names, noted_checkpoint(training.work_dir)
+    others = other_checkpoints(names, training.work_dir)
+    others = [path for path in others if not (start and real_path(path) == real_path(start))]
+    failed: dict[str, str] = {}
+    for paths in ([noted] if noted else [], named_checkpoints(names), others):
+        usable = []
+        for path in paths:
+            try:
+                found = check_resume(path, training)
+                _check_saved(found, training)
+                usable.append((found.iteration, path == noted or os.path.getmtime(path), found))
+            except NoTrainingError as error:
+                if paths is not others:  # weights may lie there for other reasons
+                    failed[path] = printable(error)
+            except (CheckpointError, OSError) as error:
+                failed[path] = printable(error)
+        if usable:
+            return replace(max(usable, key=itemgetter(0, 1))[2], passed_over=failed)
+    if failed:
+        first = '; '.join(list(failed.values())[:3])
+        more = f'; and {len(failed) - 3} more' if len(failed) > 3 else ''
+        raise UsageError(
+            f'{training.work_dir} has checkpoints, but none to go on with: {first}{more}; '
+            'to start again, name another --work-dir or leave out --resume'
+        )
+    return None
+
+
+def _check_saved(found: Resumable, training: Training) -> None:
+    """Raise a CheckpointError if a part is not there that every hook of the training saves."""
+    hooks = [names.hook for names in training.saved_names]
+    for part, saved, own in (
+        ('optimizer', all(hook.save_optimizer for hook in hooks), training.optim_wrapper),
+        ('param_schedulers', all(hook.save_param_scheduler for hook in hooks), training.schedulers),
+    ):
+        if saved and own and part not in found.parts and '://' not in found.path:
+            raise CheckpointError(f'{found.path} has no {part}')
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The newest readable checkpoint of a work dir, or None.
+    """The checkpoint of a work dir with mmengine's usual names, as :func:`find_resumable`."""
+    hook = CheckpointHook(interval=1)
+    found = find_resumable(Training(None, hooks=[hook], work_dir=str(work_dir)))
+    return found and found.path
 
-    mmengine notes its name in ``last_checkpoint``; a kill can leave that note empty
-    or, with ``max_keep_ckpts``, naming a file that is gone, so the files count.
-    """
-    found = []
-    for path in Path(work_dir).glob('*.pth'):
-        match = re.fullmatch(r'(?:epoch|iter)_(\d+)\.pth', path.name)
-        if match:
-            found.append((int(match[1]), path.stat().st_mtime, path))
-    for _, _, path in sorted(found, reverse=True):
-        try:
-            safe_load(path)
-        except CheckpointError as error:
-            print(f'passed over: {error}', file=sys.stderr)
-            continue
-        return str(path)
+
+def finished(cfg: Config, found: Resumable) -> str | None:
+    """How far a checkpoint is, if the training of a config ends there or before."""
+    for name, count in (('epochs', found.epoch), ('iters', found.iteration)):
+        end = cfg.train_cfg.get(f'max_{name}')
+        if isinstance(end, int):
+            return f'{count} of {end} {name}' if count >= end else None
     return None
+
+
+def set_aside(found: Resumable, training: Training) -> None:
+    """Rename what was passed over and would be overwritten, so that nothing is lost."""
+    for path, reason in found.passed_over.items():
+        print(f'passed over: {reason}', file=sys.stderr)
+        for names in training.saved_names:
+            done = found.epoch if names.hook.by_epoch else found.iteration
+            if (names.step(path) or 0) > done and os.path.lexists(path) and is_main_process():
+                aside = next(
+                    name
+                    for name in map(f'{path}.passed_over{{}}'.format, ('', *range(2, 10_000)))
+                    if not os.path.lexists(name)
+                )
+                with complaint(f'cannot set {path} aside'):
+                    os.rename(path, aside)
+                print(f'renamed: {printable(path)} is now {printable(aside)}', file=sys.stderr)
 
 
 def build_runner(cfg: Config, path: str) -> Any:

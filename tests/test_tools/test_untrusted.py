@@ -13,9 +13,7 @@ import torch
 from mmengine.config import Config
 from mmengine.infer import BaseInferencer
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import CheckpointLoader
 
-from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.tensors import read_weights
 
 from ..conftest import ROOT
@@ -130,13 +128,15 @@ def test_nothing_is_executed(tool, args, message, workplace, monkeypatch, capsys
 
 
 @pytest.mark.stacks
-def test_a_harmful_latest_checkpoint_is_passed_over(workplace, monkeypatch, capsys):
-    """`--resume` alone takes the newest readable file, and there is none."""
+def test_a_harmful_latest_checkpoint_is_not_overwritten(workplace, monkeypatch, capsys):
+    """`--resume` alone takes the newest readable file; where there is none, nothing starts."""
+    before = (workplace / 'work/epoch_1.pth').read_bytes()
     args = [NF, '--resume', '--work-dir', 'work', '--cfg-options', *SHORT]
-    status, _ = run(monkeypatch, capsys, 'train', args)
-    assert status == 0
+    status, errors = run(monkeypatch, capsys, 'train', args)
+    assert status == 2
+    assert 'mkdir' in errors
     assert not (workplace / 'harmed').exists()
-    assert safe_load('work/epoch_1.pth')['meta']['epoch'] == 1
+    assert (workplace / 'work/epoch_1.pth').read_bytes() == before
 
 
 class Inferencer(BaseInferencer):
@@ -155,17 +155,6 @@ def test_what_a_checkpoint_tells_mmengine_to_run_or_to_delete(workplace, monkeyp
     with pytest.raises(ValueError, match='Cannot find the config in the checkpoint'):
         Inferencer(weights='orders.pth', device='cpu')
     assert not (workplace / 'harmed').exists()
-
-
-def test_the_best_checkpoint_of_the_same_training_is_replaced(workplace, monkeypatch, capsys):
-    folder = workplace / 'own'
-    names = ['best_a_epoch_1.pth', 'epoch_1.pth', '../best_b.pth']
-    info = {f'best_ckpt_{i}': str(folder / name) for i, name in enumerate(names)}
-    folder.mkdir()
-    torch.save(dict(message_hub=dict(runtime_info=info)), folder / 'epoch_1.pth')
-    for path in (str(folder / 'epoch_1.pth'), 'own/epoch_1.pth'):
-        checkpoint = CheckpointLoader.load_checkpoint(path)
-        assert list(checkpoint['message_hub']['runtime_info']) == ['best_ckpt_0']
 
 
 def test_control_characters_do_not_reach_the_terminal(workplace, monkeypatch, capsys):
