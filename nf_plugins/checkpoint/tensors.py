@@ -6,18 +6,13 @@ import io
 import os
 from collections.abc import Mapping
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from .safe_load import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    check_sums,
-    safe_load,
-    state_dict_of,
-)
+from .archive import read_npz
+from .errors import CheckpointError, CheckpointNotFoundError
+from .safe_load import reason, safe_load, state_dict_of
 
 
 def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -33,19 +28,10 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(f'no weights at {path}')
     try:
-        return {name: torch.from_numpy(array) for name, array in read_archive(path).items()}
+        with open(path, 'rb') as file:
+            return {name: torch.from_numpy(array) for name, array in read_npz(file).items()}
     except Exception as error:  # a damaged zip raises almost anything
-        raise CheckpointError(f'{path} is not a readable file of weights: {error}') from None
-
-
-def read_archive(path: str) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``, whose checksums are right; no pickles."""
-    check_sums(path)
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
-        for entry in archive.zip.namelist():
-            if not entry.endswith('.npy'):  # a checkpoint of PyTorch is a zip file, too
-                raise ValueError(f'it is no archive of arrays, as {entry} is in it')
-        return {name: archive[name] for name in archive.files}
+        raise CheckpointError(f'{path} is not a readable file of weights: {reason(error)}') from None
 
 
 def encode_weights(
