@@ -23,6 +23,7 @@ from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader
 from mmengine.runner import checkpoint as mm
 
+from .inert import without_stand_ins
 from .safe_load import CheckpointNotFoundError, safe_load
 
 
@@ -88,7 +89,7 @@ def load_zoo(filename: str, map_location: Any = 'cpu') -> Any:
 
 
 def _without_orders(load: Callable[..., Any]) -> Callable[..., Any]:
-    """The loader, without what mmengine would run or delete.
+    """The loader, without what mmengine would run or delete, and without stand-ins.
 
     mmengine executes the config that a checkpoint brings along, when it resumes and for its
     inferencers; and before it saves a better checkpoint it deletes what the resumed one
@@ -100,6 +101,11 @@ def _without_orders(load: Callable[..., Any]) -> Callable[..., Any]:
         checkpoint = load(filename, map_location)
         if not isinstance(checkpoint, dict):
             return checkpoint
+        schedulers = checkpoint.get('param_schedulers')
+        for group in schedulers.values() if isinstance(schedulers, dict) else [schedulers]:
+            for index, state in enumerate(group if isinstance(group, list) else []):
+                if isinstance(state, dict):
+                    group[index] = without_stand_ins(state)
         meta, hub = checkpoint.get('meta'), checkpoint.get('message_hub')
         if isinstance(meta, dict):
             meta.pop('config', None)

@@ -49,7 +49,7 @@ STORAGES: dict[str, torch.dtype] = {
 }
 """Names of storages in pickles -> the type of their numbers."""
 
-_VALUES = (torch.dtype, torch.layout, torch.qscheme, torch.memory_format)
+_VALUES = (torch.dtype, torch.layout, torch.qscheme)
 
 
 class _Stored:

@@ -27,8 +27,11 @@ from .errors import Refused
 from .inert import Inert, InertDict, Name, contents, stand_in
 from .values import STATES
 
-STEPS = 2_000_000
-"""Most steps of a file's pickles, and most values in what they make."""
+STEPS = 400_000
+"""Most steps to read a small file; a large one may take one more for each 256 bytes, up to
+three times as many."""
+VALUES = 1_000_000
+"""Most values when references are followed."""
 DEPTH = 100
 """Deepest nesting of containers."""
 COPIES = 256 << 20
@@ -43,44 +46,14 @@ class Limits:
     """
 
     def __init__(self, size: int) -> None:
-        self.reads = 2 * STEPS  # one for a step, one for its argument
+        self.steps = min(STEPS + size // 256, 3 * STEPS)
         self.copies = size + COPIES
         self.odd_keys = 10_000
-
-    def step(self) -> None:
-        self.reads -= 1
-        if self.reads < 0:
-            raise Refused(f'it takes more than {STEPS} steps to read')
 
     def copy(self, size: int) -> None:
         self.copies -= size
         if self.copies < 0:
             raise Refused('its values take far more memory than the file')
-
-
-class _Source:
-    """The bytes of a pickle: what is read is there, and every read counts."""
-
-    def __init__(self, file: BinaryIO, limits: Limits) -> None:
-        self.file, self.limits = file, limits
-        place = file.tell()
-        self.end = file.seek(0, io.SEEK_END)
-        file.seek(place)
-
-    def read(self, size: int) -> bytes:
-        self.limits.step()
-        if size > 64 and size > self.end - self.file.tell():
-            raise EOFError('the file ends too early')
-        data = self.file.read(size)
-        if len(data) != size:
-            raise EOFError('the file ends too early')
-        return data
-
-    def readline(self) -> bytes:
-        line = self.file.readline(500)
-        if not line.endswith(b'\n'):
-            raise EOFError('a name without end')
-        return line
 
 
 class _Dispatch(dict):
@@ -118,7 +91,11 @@ class SafeUnpickler(pickle._Unpickler):
         persistent: Callable[[Any], Any] | None = None,
         inert: bool = True,
     ) -> None:
-        super().__init__(_Source(file, limits), encoding='utf-8')
+        super().__init__(file, encoding='utf-8')
+        self.file = file
+        place = file.tell()
+        self.end = file.seek(0, io.SEEK_END)
+        file.seek(place)
         self.limits, self.inert = limits, inert
         self.functions = {
             'builtins.dict': partial(self.make_dict, dict),
@@ -135,10 +112,35 @@ class SafeUnpickler(pickle._Unpickler):
             self.persistent_load = persistent
 
     def load(self) -> Any:
-        result = super().load()
-        if self.inert:  # else it is a tree, which whoever reads it follows to the leaves once
-            check_size(result)
-        return result
+        self.metastack, self.stack = [], []
+        self.append, self.proto = self.stack.append, 0
+        read, dispatch = self.file.read, self.dispatch
+        try:
+            for _ in range(self.limits.steps):
+                self.limits.steps -= 1
+                code = read(1)
+                if not code:
+                    raise EOFError('the file ends too early')
+                dispatch[code[0]](self)
+        except pickle._Stop as stop:
+            if self.inert:  # else it is a tree, which whoever reads it follows to the leaves once
+                check_size(stop.value)
+            return stop.value
+        raise Refused('it takes too many steps to read')
+
+    def read(self, size: int) -> bytes:
+        if size > 64 and size > self.end - self.file.tell():
+            raise EOFError('the file ends too early')
+        data = self.file.read(size)
+        if len(data) != size:
+            raise EOFError('the file ends too early')
+        return data
+
+    def readline(self) -> bytes:
+        line = self.file.readline(500)
+        if not line.endswith(b'\n'):
+            raise EOFError('a name has no end')
+        return line
 
     # What a name means.
 
@@ -366,7 +368,7 @@ def check_size(root: Any) -> None:
             stack.pop()
         elif id(value) not in inside:
             parts = list(contents(value))
-            containers = [part for part in parts if not isinstance(part, _LEAVES)]
+            containers = [p for p in parts if not isinstance(p, _LEAVES) and not _is_empty(p)]
             inside[id(value)] = containers, len(parts) - len(containers)
             if any(id(part) in inside for part in containers):
                 raise Refused('it holds a container that contains itself')
@@ -378,9 +380,13 @@ def check_size(root: Any) -> None:
             depth = 1 + max((sizes[id(part)][1] for part in containers), default=0)
             if depth > DEPTH:
                 raise Refused(f'it nests containers more than {DEPTH} deep')
-            if count > STEPS:
-                raise Refused(f'it holds more than {STEPS} values when references are followed')
+            if count > VALUES:
+                raise Refused(f'it holds more than {VALUES} values when references are followed')
             sizes[id(value)] = count, depth
+
+
+def _is_empty(value: Any) -> bool:
+    return type(value) in (dict, list, tuple, set) and not value
 
 
 _LEAVES = (str, bytes, bytearray, int, float, complex, type(None), Name)

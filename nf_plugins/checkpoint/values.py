@@ -215,6 +215,7 @@ STATES: dict[type, Callable[[Any, Any], Any]] = {
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{'.'.join(name): function for name, function in GLOBALS.items()},
+    '_functools.reduce': _annotation(Name('_functools', 'reduce')),
     '_operator.getitem': _annotation(Name('_operator', 'getitem')),
     'argparse.Namespace': _namespace(argparse.Namespace),
     'builtins.bytearray': _bytearray,
@@ -232,7 +233,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     'datetime.time': _time,
     'datetime.timedelta': _timedelta,
     'datetime.timezone': _timezone,
-    'functools.reduce': _annotation(Name('functools', 'reduce')),
+    'functools.reduce': _annotation(Name('_functools', 'reduce')),
     'mmengine.logging.history_buffer.HistoryBuffer': _history,
     'torch.torch_version.TorchVersion': _version,
     'types.SimpleNamespace': _namespace(types.SimpleNamespace),
