@@ -14,7 +14,7 @@ import numpy as np
 MAGIC = b'PK\x03\x04'
 """The first bytes of an archive that holds something."""
 
-DIRECTORY = 16 << 20
+DIRECTORY = 8 << 20
 """Most bytes of an archive's list of entries."""
 
 UNPACKED = 512 << 20

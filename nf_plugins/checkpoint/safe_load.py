@@ -24,8 +24,11 @@ numpy, Python and mmengine. What is appended is used as it is."""
 BLOCKED_MODULES = ('os', 'posix', 'nt', 'sys')
 """Nothing of these is ever used, whoever registers it (as in PyTorch)."""
 
-HEADER = 16 << 20
+HEADER = 8 << 20
 """Most bytes of a safetensors file's header."""
+
+TENSORS = 20_000
+"""Most tensors of a safetensors file."""
 
 
 def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | None = None) -> Any:
@@ -97,8 +100,8 @@ def _load_safetensors(path: str, map_location: Any) -> dict[str, Any]:
         if length > HEADER:
             raise ValueError(f'its header takes {length} bytes')
         keys = json.loads(file.read(length), object_pairs_hook=list)
-    if len({key for key, _ in keys}) < len(keys):
-        raise ValueError('two of its tensors have one name')
+    if len({key for key, _ in keys}) < len(keys) or len(keys) > TENSORS:
+        raise ValueError('two of its tensors have one name, or it has too many')
     device = 'cpu' if map_location is None or callable(map_location) else str(map_location)
     with safe_open(path, framework='pt', device=device) as file:
         state = {name: file.get_tensor(name) for name in file.keys()}

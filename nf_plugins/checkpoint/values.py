@@ -153,7 +153,9 @@ def _type(value: Any) -> type:
 
 def _namespace(kind: type) -> Callable[..., Any]:
     def make(**attributes: Any) -> Any:
-        return kind(**attributes)
+        made = kind()
+        _set_attributes(made, attributes)
+        return made
 
     return make
 
@@ -187,7 +189,9 @@ def _set_history(history: HistoryBuffer, state: Any) -> None:
 
 
 def _set_attributes(target: Any, state: Any) -> None:
-    _need(isinstance(state, dict) and all(isinstance(key, str) for key in state), 'namespace')
+    _need(isinstance(state, dict), 'namespace')
+    # With such attributes an object does not behave as one of its class.
+    _need(all(isinstance(key, str) and not key.startswith('__') for key in state), 'namespace')
     vars(target).update(state)
 
 
