@@ -21,7 +21,8 @@ from urllib.parse import urldefrag, urlsplit
 import torch
 from mmengine.logging import print_log
 
-from .safe_load import CheckpointError, CheckpointNotFoundError, safe_load
+from .errors import CheckpointError, CheckpointNotFoundError
+from .safe_load import safe_load
 
 TIMEOUT = 30.0
 """Seconds without an answer, or without ``SLOWEST`` bytes each, after which a download stops."""

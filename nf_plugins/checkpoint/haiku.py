@@ -2,55 +2,51 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pickle
-import zipfile
-from collections import OrderedDict
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
+from .archive import is_archive, read_npz
+from .errors import CheckpointError, CheckpointNotFoundError, Refused
 from .numpy_pickle import DILL_GLOBALS, GLOBALS
-from .safe_load import CheckpointError, CheckpointNotFoundError
-from .tensors import read_archive
+from .safe_load import reason
+from .unpickler import Limits, SafeUnpickler
 
-
-class _Refused(Exception):
-    """The file wants something that weights do not need."""
-
-
-_ALLOWED: dict[tuple[str, str], Any] = {
-    **GLOBALS,
-    **DILL_GLOBALS,
-    ('collections', 'OrderedDict'): OrderedDict,
-    ('builtins', 'dict'): dict,
-    # Immutable dicts of several haiku versions.
-    ('haiku._src.data_structures', 'FlatMapping'): dict,
-    ('haiku._src.data_structures', 'FlatMap'): dict,
-    ('haiku._src.data_structures', 'frozendict'): dict,
+_FUNCTIONS: dict[str, Any] = {
+    '.'.join(name): function for name, function in {**GLOBALS, **DILL_GLOBALS}.items()
 }
+"""Arrays and scalars of numpy are the only leaves; the other names are those of dicts."""
+
+_DICTS = ('FlatMapping', 'FlatMap', 'frozendict')
+"""Immutable dicts of several haiku versions."""
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Unpickles numpy arrays and plain containers, and refuses every other global."""
+def _read_pickle(file: BinaryIO) -> Any:
+    """Unpickle numpy arrays and dicts; every other name is refused."""
+    limits = Limits(os.fstat(file.fileno()).st_size)
+    unpickler = SafeUnpickler(file, _FUNCTIONS, limits, inert=False)
+    for name in _DICTS:
+        path = f'haiku._src.data_structures.{name}'
+        unpickler.functions[path] = unpickler.functions['builtins.dict']
+    return unpickler.load()
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ALLOWED:
-            raise _Refused(f'it names {module}.{name}, which weights do not need')
-        return _ALLOWED[module, name]
 
-    def persistent_load(self, pid: Any) -> Any:
-        raise _Refused('it refers to objects outside the file')
+def _read_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
+    arrays = read_npz(file)
+    params = {k.removeprefix('params/'): v for k, v in arrays.items() if k.startswith('params/')}
+    return params or arrays
 
 
 def _flatten(tree: Any, prefix: str = '', seen: set[int] | None = None) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
+        if not isinstance(tree, (np.ndarray, np.generic, int, float)):
+            raise ValueError(f'{prefix} is no array of numbers but a {type(tree).__name__}')
         return {prefix: tree}
     seen = set() if seen is None else seen
     if id(tree) in seen:  # a small file could otherwise expand without end
-        raise _Refused('it holds one dict in two places')
+        raise Refused('it holds one dict in two places')
     seen.add(id(tree))
     flat = {}
     for key, value in tree.items():
@@ -83,21 +79,17 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(f'no weights at {path}')
     try:
-        if zipfile.is_zipfile(path):
-            tree = read_archive(path)
-            if any(name.startswith('params/') for name in tree):
-                tree = {k[len('params/') :]: v for k, v in tree.items() if k.startswith('params/')}
-        else:
-            with open(path, 'rb') as file:
-                tree = _ArrayUnpickler(io.BytesIO(file.read())).load()
+        with open(path, 'rb') as file:
+            tree = _read_arrays(file) if is_archive(file) else _read_pickle(file)
         if not isinstance(tree, Mapping) or not tree:
             raise ValueError('it holds no parameters')
         tree = _flatten(tree)
-    except _Refused as error:
+    except Refused as error:
         raise CheckpointError(f'{path} is refused: {error}') from None
     except Exception as error:  # garbage can raise almost anything in an unpickler
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f'{path} is not a readable file of weights: {reason}') from None
+        raise CheckpointError(
+            f'{path} is not a readable file of weights: {reason(error)}'
+        ) from None
     flat = {}
     for name, value in tree.items():
         value = np.asarray(value)

@@ -2,52 +2,99 @@
 
 A pickle that may call ``numpy.ndarray`` or set the state of a ``numpy.dtype`` can forge
 object pointers. So the names that pickles of arrays use stand here for objects that
-make arrays of plain numbers and nothing else.
+make arrays of plain items and nothing else.
 """
 
 from __future__ import annotations
 
 import codecs
-import pickle
+import math
+import sys
 from typing import Any
 
 import numpy as np
 
-KINDS = 'biufc'
-"""Kinds of numbers that an array may hold."""
+from .errors import Refused
+
+KINDS = 'biufcSUVMmO'
+"""Kinds of an array's items: numbers, texts, structures, times, and objects of the pickle."""
+
+_UNITS = ('Y', 'M', 'W', 'D', 'h', 'm', 's', 'ms', 'us', 'ns', 'ps', 'fs', 'as', 'generic')
 
 
 def _refuse(what: str) -> None:
-    raise pickle.UnpicklingError(f'{what} is refused')
+    raise Refused(f'{what} is refused')
 
 
 class PickledDtype:
-    """Stands for ``numpy.dtype`` in a pickle: a type code and a byte order."""
+    """Stands for ``numpy.dtype`` in a pickle: a type code, then its byte order or fields."""
 
     def __init__(self, code: str, *flags: Any) -> None:
+        code = 'V1' if getattr(code, 'name', None) == 'numpy.record' else code
         try:
-            dtype = np.dtype(code) if isinstance(code, str) else None
+            dtype = np.dtype(code) if isinstance(code, str) and len(code) < 20 else None
         except TypeError:
             dtype = None
-        if dtype is None or dtype.fields or dtype.subdtype or dtype.kind not in KINDS:
-            _refuse(f'an array of {code!r}')
+        bad = dtype is None or dtype.fields or dtype.subdtype or dtype.kind not in KINDS
+        if bad or (dtype.kind in 'SUV' and dtype.itemsize == 0):
+            _refuse(f'an array of {code!r:.50}')
         self.dtype = dtype
 
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] not in '<>=|' or any(part is not None for part in state[2:5]):
-            _refuse(f'an array of {self.dtype} with the state {state!r}')
-        self.dtype = self.dtype.newbyteorder(state[1])
+    def __setstate__(self, state: tuple) -> np.dtype:
+        """Take over the byte order, the fields, or the unit of times.
+
+        Returns:
+            The real dtype, which takes the place of the stand-in.
+        """
+        _, order, subdtype, names, fields, *more = state
+        if order not in ('<', '>', '=', '|') or subdtype is not None:
+            _refuse(f'an array of {self.dtype} with the state {state!r:.50}')
+        if self.dtype.kind == 'V' and names is not None:
+            self.dtype = self._structure(names, fields, more[0])
+        elif names is not None or fields is not None:
+            _refuse(f'an array of {self.dtype} with fields')
+        elif self.dtype.kind in 'mM' and len(more) > 3:
+            unit, count, *_ = more[3][1]
+            unit = unit.decode() if isinstance(unit, bytes) else unit
+            if unit not in _UNITS or type(count) is not int:
+                _refuse(f'an array of times in {unit!r:.50}')
+            if unit != 'generic':
+                self.dtype = np.dtype(f'{self.dtype.kind}8[{count}{unit}]')
+        self.dtype = self.dtype.newbyteorder(order)
+        return self.dtype
+
+    def _structure(self, names: Any, fields: Any, size: Any) -> np.dtype:
+        right = isinstance(names, tuple) and 0 < len(names) <= 1000 and type(size) is int
+        if not right or not 0 < size < 1 << 20:
+            _refuse('an array of strange structures')
+        formats = [_item_type(fields[name][0]) for name in names]
+        offsets = [fields[name][1] for name in names]
+        if any(item.hasobject for item in formats):
+            _refuse('an array of structures with objects')
+        return np.dtype(dict(names=names, formats=formats, offsets=offsets, itemsize=size))
 
 
-def _numbers(dtype: Any) -> np.dtype:
-    """A dtype of plain numbers, made anew: the given one may be forged.
+def _item_type(dtype: Any) -> np.dtype:
+    """The dtype of an array's items, made anew: a given one may be forged.
 
-    A real dtype comes where somebody else allowed ``numpy.dtype``, as mmengine's loader.
+    A real dtype with a forged state comes where somebody else's unpickler made it.
     """
-    code = dtype.dtype.str if isinstance(dtype, PickledDtype) else getattr(dtype, 'str', None)
+    if isinstance(dtype, PickledDtype):
+        dtype = dtype.dtype
+    if isinstance(dtype, np.dtype) and dtype.kind == 'V' and dtype.names:
+        return dtype
+    code = getattr(dtype, 'str', None)
     if not isinstance(code, str) or np.dtype(code).kind not in KINDS:
-        _refuse(f'an array of {dtype!r}')
+        _refuse(f'an array of {dtype!r:.50}')
     return np.dtype(code)
+
+
+def _check_text(array: np.ndarray) -> None:
+    """Refuse code points that Python's strings cannot have."""
+    if array.dtype.kind == 'U' and array.size:
+        points = np.frombuffer(array.tobytes(), array.dtype.byteorder.replace('|', '=') + 'u4')
+        if points.max() > sys.maxunicode:
+            _refuse('an array of texts that are none')
 
 
 class PickledArray(np.ndarray):
@@ -60,9 +107,20 @@ class PickledArray(np.ndarray):
         if self.size:  # its memory would be freed, whoever else looks at it
             _refuse('an array that gets its numbers twice')
         version, shape, dtype, is_fortran, data = state
-        if not isinstance(data, (bytes, bytearray)):
-            _refuse('an array without numbers')
-        super().__setstate__((version, shape, _numbers(dtype), is_fortran, bytes(data)))
+        dtype = _item_type(dtype)
+        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
+            _refuse(f'an array of the shape {shape!r:.50}')
+        if dtype.kind == 'O':
+            if not isinstance(data, list) or len(data) != math.prod(shape):
+                _refuse('an array of objects without its objects')
+        elif not isinstance(data, (bytes, bytearray)):
+            _refuse('an array without its data')
+        elif len(data) != math.prod(shape) * dtype.itemsize:
+            _refuse('an array with data of another size')
+        else:
+            data = bytes(data)
+        super().__setstate__((version, shape, dtype, bool(is_fortran), data))
+        _check_text(self)
 
     def __reduce__(self) -> Any:
         return self.view(np.ndarray).__reduce__()
@@ -77,9 +135,8 @@ class _Function:
 class _Reconstruct(_Function):
     __slots__ = ()
 
-    def __call__(self, subtype: type, shape: tuple, code: Any) -> np.ndarray:
-        if subtype not in (PickledArray, np.ndarray):
-            _refuse(f'an array of type {subtype!r}')
+    def __call__(self, subtype: Any, shape: tuple, code: Any) -> np.ndarray:
+        # Of numpy.memmap, numpy.matrix and others the numbers are read.
         return np.ndarray.__new__(PickledArray, (0,), 'u1')
 
 
@@ -87,7 +144,12 @@ class _Scalar(_Function):
     __slots__ = ()
 
     def __call__(self, dtype: Any, data: bytes) -> Any:
-        return np.frombuffer(data, dtype=_numbers(dtype), count=1)[0]
+        dtype = _item_type(dtype)
+        if not isinstance(data, bytes) or len(data) != dtype.itemsize or dtype.kind == 'O':
+            _refuse('a number without its data')
+        array = np.frombuffer(data, dtype=dtype, count=1)
+        _check_text(array)
+        return array[0]
 
 
 class _FromBuffer(_Function):
@@ -96,7 +158,12 @@ class _FromBuffer(_Function):
     def __call__(self, buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
         if not isinstance(buffer, (bytes, bytearray)):
             _refuse(f'an array over the memory of a {type(buffer).__name__}')
-        return np.frombuffer(bytes(buffer), dtype=_numbers(dtype)).reshape(shape, order=order)
+        dtype = _item_type(dtype)
+        if dtype.kind == 'O':
+            _refuse('an array of objects over bytes')
+        array = np.frombuffer(bytes(buffer), dtype=dtype).reshape(shape, order=order)
+        _check_text(array)
+        return array
 
 
 class _Encode(_Function):

@@ -28,8 +28,10 @@ from torch import Tensor, nn
 
 from nf_plugins.utils.checks import printable
 
+from .errors import CheckpointError
 from .optim_state import is_number, known_optimizer, known_schedulers
-from .safe_load import CheckpointError, check_match, safe_load
+from .safe_load import safe_load
+from .state_dict import check_match
 from .work_dir import SavedNames
 
 REWRITTEN = frozenset(

@@ -3,66 +3,39 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-import pickle
-import re
-import threading
-import warnings
-import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
-from mmengine.logging import HistoryBuffer
 from safetensors import safe_open
 
-from .numpy_pickle import GLOBALS
+from .errors import CheckpointError, CheckpointNotFoundError, Refused
+from .torch_file import read_torch
+from .values import FUNCTIONS
 
+SAFE_GLOBALS: list = [(function, name) for name, function in FUNCTIONS.items()]
+"""What a checkpoint may name beyond tensors: an object, or ``(object, 'module.name')``, as
+:func:`torch.serialization.add_safe_globals` takes them. Those listed make checked values of
+numpy, Python and mmengine. What is appended is used as it is."""
 
-def _history_statistic(owner: type, name: str) -> Any:
-    """What ``getattr`` may do in a checkpoint: name a statistic of mmengine's log history."""
-    if owner is not HistoryBuffer or name not in ('min', 'max', 'current', 'mean'):
-        raise pickle.UnpicklingError(f'getattr({owner!r}, {name!r}) is refused')
-    return getattr(HistoryBuffer, name)
+BLOCKED_MODULES = ('os', 'posix', 'nt', 'sys')
+"""Nothing of these is ever used, whoever registers it (as in PyTorch)."""
 
+HEADER = 8 << 20
+"""Most bytes of a safetensors file's header."""
 
-SAFE_GLOBALS: list = [
-    HistoryBuffer,
-    (_history_statistic, 'builtins.getattr'),  # HistoryBuffer pickles its methods with it
-    *((value, '.'.join(name)) for name, value in GLOBALS.items()),
-]
-"""What a checkpoint may name beyond tensors and containers: mmengine's log history
-and numpy's arrays and scalars of numbers."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that is damaged, or refused because it wants more than weights need."""
-
-
-class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """There is no such checkpoint."""
-
-
-_ALONE = threading.RLock()
-
-
-@contextmanager
-def _only(allowed: list) -> Iterator[None]:
-    """Allow these globals and no others that somebody registered."""
-    with _ALONE:  # the list is the whole process's
-        before = torch.serialization.get_safe_globals()
-        torch.serialization.clear_safe_globals()
-        torch.serialization.add_safe_globals(allowed)
-        try:
-            yield
-        finally:
-            torch.serialization.clear_safe_globals()
-            torch.serialization.add_safe_globals(before)
+TENSORS = 20_000
+"""Most tensors of a safetensors file."""
 
 
 def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | None = None) -> Any:
-    """Load a checkpoint weights-only, with :data:`SAFE_GLOBALS` allowed.
+    """Load a checkpoint as data: nothing that it names is called.
+
+    Tensors, containers, numbers, strings, arrays of numpy, paths and times come as they are.
+    Other functions, classes and objects come as stand-ins (:mod:`nf_plugins.checkpoint.inert`)
+    if they are known to be harmless. What is registered with
+    :func:`torch.serialization.add_safe_globals`, or appended to :data:`SAFE_GLOBALS`, is made.
 
     Args:
         path: A file written by ``torch.save``, or of safetensors (by its suffix).
@@ -75,7 +48,7 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
 
     Raises:
         CheckpointNotFoundError: There is no such file; it is a FileNotFoundError, too.
-        CheckpointError: The file is damaged, or names something that is not allowed; it is
+        CheckpointError: The file is damaged, or wants something that is not allowed; it is
             a ValueError.
         OSError: The file cannot be read at all.
     """
@@ -86,39 +59,49 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
     try:
         if path.endswith('.safetensors'):
             return _load_safetensors(path, map_location)
-        check_sums(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')  # of an unusual pickle protocol: it is read or refused
-            with _only(SAFE_GLOBALS):
-                return torch.load(path, map_location=map_location, weights_only=True)
-    except pickle.UnpicklingError as error:
-        named = re.search(r'GLOBAL (\S+)|(getattr\(.*\)) is refused', str(error))
-        if named:
-            from .advice import how_to_save  # which needs this module
+        with open(path, 'rb') as file:
+            return read_torch(file, map_location, _registered())
+    except Refused as error:
+        from .advice import how_to_save  # which needs this module
 
-            raise CheckpointError(
-                f'{name} is refused: it names {named[1] or named[2]}, which weights do not need; '
-                'where it can be trusted, load it there and save its weights alone: '
-                + how_to_save(path)
-            ) from None
-        raise CheckpointError(f'{name} is not a readable checkpoint') from None
+        raise CheckpointError(
+            f'{name} is refused: {error}; where it can be trusted, load it there and save its '
+            f'weights alone: {how_to_save(path)}'
+        ) from None
     except Exception as error:  # a damaged file can raise almost anything
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # of the disk or its rights, not of the content
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise CheckpointError(f'{name} is not a readable checkpoint: {reason}') from None
+        raise CheckpointError(f'{name} is not a readable checkpoint: {reason(error)}') from None
 
 
-def check_sums(path: str) -> None:
-    """Raise a BadZipFile if a part of a zip (checkpoint, npz) differs from its checksum."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise zipfile.BadZipFile(f'its part {damaged} is damaged')
+def reason(error: Exception) -> str:
+    """The first line of what an exception says, or its name."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _registered() -> dict[str, Any]:
+    """``module.name`` -> what the user trusts, of PyTorch's list and of ours."""
+    ours = [entry for entry in SAFE_GLOBALS if entry not in _BUILT_IN]
+    found = {}
+    for entry in (*torch.serialization.get_safe_globals(), *ours):
+        value, name = entry if isinstance(entry, tuple) else (entry, None)
+        name = name or f'{value.__module__}.{value.__qualname__}'
+        if name.partition('.')[0] not in BLOCKED_MODULES:
+            found[name] = value
+    return found
+
+
+_BUILT_IN = tuple(SAFE_GLOBALS)
 
 
 def _load_safetensors(path: str, map_location: Any) -> dict[str, Any]:
+    with open(path, 'rb') as file:
+        length = int.from_bytes(file.read(8), 'little')
+        if length > HEADER:
+            raise ValueError(f'its header takes {length} bytes')
+        keys = json.loads(file.read(length), object_pairs_hook=list)
+    if len({key for key, _ in keys}) < len(keys) or len(keys) > TENSORS:
+        raise ValueError('two of its tensors have one name, or it has too many')
     device = 'cpu' if map_location is None or callable(map_location) else str(map_location)
     with safe_open(path, framework='pt', device=device) as file:
         state = {name: file.get_tensor(name) for name in file.keys()}

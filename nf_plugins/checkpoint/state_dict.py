@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from .errors import CheckpointError
 from .exact import cast_exactly
-from .safe_load import CheckpointError
 
 PLAIN_KEYS = ('state_dict', 'model_state_dict', 'model', 'module', 'net', 'network', 'weights')
 AVERAGED_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'teacher')

@@ -7,18 +7,14 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
+from .archive import read_npz
+from .errors import CheckpointError, CheckpointNotFoundError
 from .exact import as_tensor
-from .safe_load import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    check_sums,
-    safe_load,
-)
+from .safe_load import reason, safe_load
 from .state_dict import find_weights
 
 
@@ -42,20 +38,13 @@ def read_weights(path: str | os.PathLike, key: str | None = None) -> tuple[dict[
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(f'no weights at {path}')
     try:
-        arrays = {name: as_tensor(array) for name, array in read_archive(path).items()}
+        with open(path, 'rb') as file:
+            arrays = {name: as_tensor(array) for name, array in read_npz(file).items()}
     except Exception as error:  # a damaged zip raises almost anything
-        raise CheckpointError(f'{path} is not a readable file of weights: {error}') from None
+        raise CheckpointError(
+            f'{path} is not a readable file of weights: {reason(error)}'
+        ) from None
     return find_weights(arrays, path, key)
-
-
-def read_archive(path: str) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``, whose checksums are right; no pickles."""
-    check_sums(path)
-    with open(path, 'rb') as file, np.load(file, allow_pickle=False) as archive:
-        for entry in archive.zip.namelist():
-            if not entry.endswith('.npy'):  # a checkpoint of PyTorch is a zip file, too
-                raise ValueError(f'it is no archive of arrays, as {entry} is in it')
-        return {name: archive[name] for name in archive.files}
 
 
 def encode_weights(

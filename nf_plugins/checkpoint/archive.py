@@ -1,0 +1,137 @@
+"""Zip archives that are read as they were checked, or not at all."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+import numpy as np
+
+MAGIC = b'PK\x03\x04'
+"""The first bytes of an archive that holds something."""
+
+DIRECTORY = 8 << 20
+"""Most bytes of an archive's list of entries."""
+
+UNPACKED = 512 << 20
+"""Most bytes that a compressed archive may have beyond its size when it is unpacked."""
+
+
+def is_archive(file: BinaryIO) -> bool:
+    """Whether it begins as an archive, which is what PyTorch and numpy look at."""
+    file.seek(0)
+    magic = file.read(len(MAGIC))
+    file.seek(0)
+    return magic == MAGIC
+
+
+@contextmanager
+def open_archive(file: BinaryIO, compressed: bool) -> Iterator[zipfile.ZipFile]:
+    """Open an archive of which all readers see the same entries.
+
+    Args:
+        file: The file.
+        compressed: Whether its entries may be compressed.
+
+    Raises:
+        zipfile.BadZipFile: Something is before or after it, two entries have one name, or it
+            is damaged.
+    """
+    size = file.seek(0, io.SEEK_END)
+    _check_end(file, size)
+    with zipfile.ZipFile(file) as archive:
+        entries = archive.infolist()
+        names = {entry.filename for entry in entries}
+        if len(names) < len(entries):
+            raise zipfile.BadZipFile('two of its entries have one name')
+        if any(entry.filename != entry.orig_filename for entry in entries):
+            raise zipfile.BadZipFile('the name of an entry holds a zero')
+        if entries and min(entry.header_offset for entry in entries) != 0:
+            raise zipfile.BadZipFile('something stands before the archive')
+        methods = {zipfile.ZIP_STORED, *([zipfile.ZIP_DEFLATED] if compressed else [])}
+        if any(entry.compress_type not in methods for entry in entries):
+            raise zipfile.BadZipFile('an entry is compressed in an unusual way')
+        if sum(entry.file_size for entry in entries) > size + UNPACKED * compressed:
+            raise zipfile.BadZipFile('its entries are far larger than the file')
+        yield archive
+
+
+def _check_end(file: BinaryIO, size: int) -> None:
+    """Refuse an archive that does not end where the file ends, or has a huge directory."""
+    file.seek(max(0, size - 22 - 20 - 56))
+    tail = file.read()
+    end = tail[-22:]
+    if not end.startswith(b'PK\x05\x06') or end[20:] != b'\x00\x00':
+        raise zipfile.BadZipFile('it is cut short, or something follows the archive')
+    length, start = struct.unpack('<II', end[12:20])
+    if tail[-42:].startswith(b'PK\x06\x07'):  # sizes of 64 bits come first
+        if len(tail) < 98 or not tail.startswith(b'PK\x06\x06'):
+            raise zipfile.BadZipFile('the sizes of its directory are missing')
+        length, start = struct.unpack('<QQ', tail[40:56])
+        size -= 76
+    if length > DIRECTORY or start + length + 22 != size:
+        raise zipfile.BadZipFile('its directory is not where it says')
+
+
+def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: memoryview) -> None:
+    """Read an entry into memory of its size, and compare its checksum.
+
+    Raises:
+        zipfile.BadZipFile: It is damaged.
+    """
+    place = 0
+    with archive.open(entry) as part:
+        while place < len(target):
+            count = part.readinto(target[place : place + (1 << 20)])
+            if not count:
+                break
+            place += count
+        if place != len(target) or part.read(1):
+            raise zipfile.BadZipFile(f'its part {entry.filename} has another size')
+
+
+def entry_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytearray:
+    """What an entry holds."""
+    data = bytearray(entry.file_size)
+    read_entry(archive, entry, memoryview(data))
+    return data
+
+
+def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
+    """The arrays of an ``.npz``, without pickles.
+
+    Raises:
+        ValueError: It is no archive of arrays of numbers.
+        zipfile.BadZipFile: It is damaged.
+    """
+    with open_archive(file, compressed=True) as archive:
+        for entry in archive.infolist():
+            if not entry.filename.endswith('.npy'):  # a checkpoint of PyTorch is a zip file, too
+                raise ValueError(f'it is no archive of arrays, as {entry.filename} is in it')
+        return {
+            entry.filename.removesuffix('.npy'): _read_npy(entry_bytes(archive, entry))
+            for entry in archive.infolist()
+        }
+
+
+def _read_npy(data: bytearray) -> np.ndarray:
+    """An array whose header fits its data, as numpy may reserve what the header says."""
+    file = io.BytesIO(data[:20_000])
+    read_header = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }[np.lib.format.read_magic(file)]
+    shape, fortran, dtype = read_header(file)
+    if dtype.hasobject or dtype.subdtype or not all(0 <= length < 2**63 for length in shape):
+        raise ValueError('an array holds objects')
+    count = 1
+    for length in shape:
+        count *= length
+    if count * dtype.itemsize != len(data) - file.tell() or not dtype.itemsize:
+        raise ValueError('an array has another size than its header says')
+    array = np.frombuffer(data, dtype, count, offset=file.tell())
+    return array.reshape(shape, order='F' if fortran else 'C')

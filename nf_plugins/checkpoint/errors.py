@@ -1,0 +1,27 @@
+"""Errors of checkpoints, whose messages are safe to print."""
+
+from __future__ import annotations
+
+import pickle
+
+
+def printable(text: str, longest: int = 10_000) -> str:
+    """One line in which nothing steers a terminal; files choose the names in messages."""
+    text = ' '.join(text[: 2 * longest].split())
+    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= longest else f'{text[:longest]} ...'
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or refused because it wants more than weights need."""
+
+    def __init__(self, message: str = '') -> None:
+        super().__init__(printable(message))
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint."""
+
+
+class Refused(pickle.UnpicklingError):
+    """A file wants something that weights do not need: what, for the message."""

@@ -1,0 +1,313 @@
+"""Stand-ins for what a pickle names: data that remember a name and its arguments.
+
+Nothing here calls, imports or looks up what a file names while the file is read. A stand-in
+is pickled under the name that it stands for, so a checkpoint that is saved again still holds
+what it held.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import copyreg
+import enum
+import fnmatch
+import importlib
+import inspect
+import re
+import sys
+import types
+from collections import OrderedDict, deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+
+class Name:
+    """Stands for a function or a class, of which a pickle holds the name alone.
+
+    Args:
+        module: Its module.
+        qualname: Its name in the module.
+    """
+
+    __slots__ = ('module', 'qualname')
+
+    def __init__(self, module: str, qualname: str) -> None:
+        self.module, self.qualname = module, qualname
+
+    @property
+    def name(self) -> str:
+        """The module and the name in it."""
+        return f'{self.module}.{self.qualname}'
+
+    def __repr__(self) -> str:
+        return f'Name({self.name!r})'
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Name) and self.name == other.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __copy__(self) -> Name:
+        return self
+
+    def __deepcopy__(self, memo: dict) -> Name:
+        return self
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        found = find(self)
+        # A pickle can name a thing only where the thing itself is pickled; copy.copy is the
+        # function that returns a function or a class as it is.
+        return _plain(name=self.name) if found is None else (copy.copy, (found,))
+
+
+class Inert:
+    """Stands for what the call of a name would have made.
+
+    Args:
+        of: The function or class.
+        args: Arguments of the call.
+        kwargs: Keyword arguments of the call.
+        new: The class is made without its ``__init__``, as pickles usually do it.
+    """
+
+    __slots__ = ('args', 'items', 'kwargs', 'new', 'of', 'pairs', 'state')
+
+    def __init__(self, of: Name, args: tuple = (), kwargs: dict | None = None, new: bool = False):
+        self.of, self.args, self.kwargs, self.new = of, args, kwargs or {}, new
+        self.state: Any = None
+        self.items: list = []
+        self.pairs: list[tuple] = []
+
+    @property
+    def name(self) -> str:
+        """The module and the name in it."""
+        return self.of.name
+
+    def __repr__(self) -> str:
+        parts = [repr(self.name), *map(repr, self.args)]
+        parts += [f'{key}={value!r}' for key, value in self.kwargs.items()]
+        parts += [f'state={self.state!r}'] if self.state is not None else []
+        return f'Inert({", ".join(parts)})'
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+    def __copy__(self) -> Inert:
+        return self.__deepcopy__({}, copier=lambda value, memo: value)
+
+    def __deepcopy__(self, memo: dict, copier: Any = copy.deepcopy) -> Inert:
+        # Without it, copy would call what the file names.
+        twin = Inert(self.of, copier(self.args, memo), copier(self.kwargs, memo), self.new)
+        twin.state = copier(self.state, memo)
+        twin.items = list(copier(self.items, memo))
+        twin.pairs = list(copier(self.pairs, memo))
+        return twin
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        target = find(self.of)
+        if target is None or self.kwargs:
+            parts = dict(args=self.args, kwargs=self.kwargs, state=self.state, items=self.items)
+            return _plain(name=self.name, **{k: v for k, v in parts.items() if v})
+        more = (self.state, iter(self.items) if self.items else None)
+        more += (iter(self.pairs) if self.pairs else None,)
+        if self.new and not self.args:
+            return copyreg._reconstructor, (target, object, None), *more
+        return target, self.args, *more
+
+
+class InertDict(dict):
+    """Stands for a kind of dict, such as mmengine's ``ConfigDict``, and is one itself."""
+
+    __slots__ = ('args', 'of', 'state')
+
+    def __init__(self, of: Name, args: tuple = ()) -> None:
+        super().__init__()
+        if args and isinstance(args[-1], Mapping):
+            *args, content = args
+            self.update(content)
+        self.of, self.args = of, tuple(args)
+        self.state: Any = None
+
+    @property
+    def name(self) -> str:
+        """The module and the name in it."""
+        return self.of.name
+
+    def __setstate__(self, state: Any) -> None:
+        if state is not self:  # the state of addict's dicts is what they hold
+            self.state = state
+
+    def __copy__(self) -> InertDict:
+        return self.__deepcopy__({}, copier=lambda value, memo: value)
+
+    def __deepcopy__(self, memo: dict, copier: Any = copy.deepcopy) -> InertDict:
+        twin = InertDict(self.of, (*copier(self.args, memo), {}))
+        memo[id(self)] = twin
+        twin.update({key: copier(value, memo) for key, value in self.items()})
+        twin.state = copier(self.state, memo)
+        return twin
+
+    def __reduce_ex__(self, protocol: int) -> Any:
+        target = find(self.of)
+        if target is None:
+            return OrderedDict, (), None, None, iter(self.items())
+        return target, (*self.args, dict(self)), self.state or None
+
+
+def _plain(**content: Any) -> tuple:
+    """How a stand-in is pickled where nobody knows its name: as a dict."""
+    return OrderedDict, (), None, None, iter(content.items())
+
+
+DICTS = {
+    'collections:defaultdict',
+    'addict.addict:Dict',
+    'mmengine.config.config:ConfigDict',
+    'mmcv.utils.config:ConfigDict',
+    'yacs.config:CfgNode',
+    'fvcore.common.config:CfgNode',
+    'detectron2.config.config:CfgNode',
+    'easydict:EasyDict',
+    'easydict.easydict:EasyDict',
+    'munch:*Munch',
+    'munch.munch:*Munch',
+    'box.box:Box',
+    'pytorch_lightning.*:AttributeDict',
+    'lightning.*:AttributeDict',
+    'lightning_fabric.*:AttributeDict',
+}
+"""Classes that are read as :class:`InertDict`: ``module:name``, with ``*`` for any text."""
+
+INERT_NAMES = {
+    'array:_array_reconstructor',
+    'array:array',
+    'collections:ChainMap',
+    'collections:User*',
+    'decimal:Decimal',
+    'fractions:Fraction',
+    'functools:partial',
+    'ipaddress:IPv[46]*',
+    'packaging.*:[A-Z]*',
+    'random:Random',
+    're:_compile',
+    'types:GenericAlias',
+    'typing:[A-Z]*',
+    'uuid:UUID',
+    'zoneinfo:ZoneInfo._unpickle',
+    'pytz:_[Up]*',
+    'dateutil.tz.tz:tz*',
+    'pandas._libs.tslibs.timestamps:_unpickle_timestamp',
+    'numpy.ma.*:_mareconstruct',
+    'numpy.ma:_mareconstruct',
+    'numpy.random._pickle:__*_ctor',
+    'numpy.random.*:__pyx_unpickle_*',
+    'numpy.random.*:[A-Z]*',
+    'torchvision.transforms.*:InterpolationMode',
+    'omegaconf.*:[A-Z]*',
+    'mmengine.config.*:[A-Z]*',
+    'mmcv.utils.config:Config',
+    'ml_collections.*:[A-Z]*',
+    'box.*:[A-Z]*',
+    'torch._C:Generator',
+}
+"""What is read as :class:`Inert`: ``module:name``, with ``*`` for any text. Everything named
+here would be harmless if it were called, too, as it is pickled under its name. Add to it what
+else may be read as data: ``INERT_NAMES.add('mypackage.options:Options')``."""
+
+
+def _listed(of: Name, names: set[str]) -> bool:
+    text = f'{of.module}:{of.qualname}'
+    whole = '.' not in of.qualname and any(fnmatch.fnmatchcase(text, entry) for entry in names)
+    return whole or text in names
+
+
+def stand_in(of: Name, args: tuple, kwargs: dict | None = None, new: bool = False) -> Any:
+    """The stand-in for a call of ``of``; None where the call is not known to be harmless.
+
+    A member of an enumeration that this process has is that member, found by its value.
+    """
+    if _listed(of, DICTS) and not kwargs:
+        return InertDict(of, args)
+    if _listed(of, INERT_NAMES):
+        return Inert(of, args, kwargs, new)
+    if not kwargs and len(args) == 1 and isinstance(args[0], (str, int, float, bytes, type(None))):
+        known = _loaded(of)
+        if isinstance(known, enum.EnumMeta):
+            return known._value2member_map_.get(args[0], Inert(of, args))
+        # An enumeration of a package that is not here: a class's name, one plain value.
+        foreign = of.module.partition('.')[0] not in sys.stdlib_module_names
+        if known is None and (foreign or of.module == '__main__') and _is_class_name(of.qualname):
+            return Inert(of, args)
+    return None
+
+
+def _is_class_name(text: str) -> bool:
+    return re.fullmatch(r'[A-Z]\w*', text) is not None
+
+
+def _loaded(of: Name) -> Any:
+    """What the name means in the modules that are loaded already; None if nothing."""
+    found: Any = sys.modules.get(of.module)
+    for part in of.qualname.split('.'):
+        found = inspect.getattr_static(found, part, None)
+    return found.__func__ if isinstance(found, staticmethod) else found
+
+
+def find(of: Name) -> Any:
+    """What a stand-in is pickled as: a class or function of the same name, or None.
+
+    Only modules that are loaded already are searched, and those that are listed here.
+    """
+    if of.module not in sys.modules and (_listed(of, INERT_NAMES) or _listed(of, DICTS)):
+        try:
+            importlib.import_module(of.module)
+        except Exception:  # it is not installed, or broken
+            return None
+    found = _loaded(of)
+    if of.module in ('typing', 'builtins') and found is not None:
+        return found
+    same = getattr(found, '__qualname__', None) == of.qualname
+    callable_ = isinstance(found, (type, types.FunctionType, types.BuiltinFunctionType))
+    return found if callable_ and same and found.__module__ == of.module else None
+
+
+def contents(value: Any) -> Iterator[Any]:
+    """What a container or stand-in holds; nothing of anything else."""
+    if isinstance(value, dict):
+        yield from value
+        yield from value.values()
+        if isinstance(value, InertDict):
+            yield from (value.args, value.state)
+        elif isinstance(value, OrderedDict):
+            yield from vars(value).values()
+    elif isinstance(value, (list, tuple, set, frozenset, deque)):
+        yield from value
+    elif isinstance(value, Inert):
+        yield from (value.args, value.kwargs, value.state, value.items, value.pairs)
+    elif isinstance(value, (argparse.Namespace, types.SimpleNamespace)):
+        yield from vars(value).values()
+    elif isinstance(value, slice):
+        yield from (value.start, value.stop, value.step)
+    elif isinstance(value, np.ndarray) and value.dtype.kind == 'O':
+        yield from value.ravel().tolist()
+
+
+def holds_stand_in(value: Any) -> bool:
+    """Whether a stand-in that cannot be used like what it stands for is somewhere inside."""
+    if isinstance(value, (Name, Inert)):
+        return True
+    return any(holds_stand_in(part) for part in contents(value))
+
+
+def without_stand_ins(state: dict) -> dict:
+    """The state of a parameter scheduler without the functions and classes that it names.
+
+    A scheduler of mmengine takes over whatever its state holds
+    (``self.__dict__.update(state)``). What it builds itself from its config, such as the
+    ``anneal_func`` of OneCycleLR, must stay.
+    """
+    return {key: value for key, value in state.items() if not holds_stand_in(value)}

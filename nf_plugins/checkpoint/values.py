@@ -1,0 +1,264 @@
+"""Values that pickles may make: what Python and mmengine write, built here and checked.
+
+Each name of :data:`FUNCTIONS` stands for a function that checks its arguments and makes the
+value itself; what the name means in Python is never called with what a file gives.
+"""
+
+from __future__ import annotations
+
+import argparse
+import codecs
+import datetime
+import pathlib
+import types
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from mmengine.logging import HistoryBuffer
+
+from .errors import Refused
+from .inert import Inert, InertDict, Name, stand_in
+from .numpy_pickle import GLOBALS, PickledArray, PickledDtype
+
+HistoryBuffer()  # mmengine sets the statistics that all histories have when the first is made
+
+
+def _need(right: bool, what: str) -> None:
+    if not right:
+        raise Refused(f'it makes a {what} of something else than such data')
+
+
+def _bytes(data: Any = b'') -> bytes:
+    _need(type(data) is bytes, 'bytes')
+    return data
+
+
+def _bytearray(data: Any = b'', encoding: str = 'latin-1') -> bytearray:
+    _need(isinstance(data, (bytes, bytearray, str)), 'bytearray')
+    return bytearray(codecs.encode(data, 'latin-1') if isinstance(data, str) else data)
+
+
+def _complex(real: Any = 0.0, imag: Any = 0.0) -> complex:
+    _need(type(real) in (int, float) and type(imag) in (int, float), 'complex')
+    return complex(real, imag)
+
+
+def _deque(values: Any = (), maxlen: Any = None) -> deque:
+    _need(isinstance(values, (list, tuple)) and type(maxlen) in (int, type(None)), 'deque')
+    return deque(values, maxlen)
+
+
+def _integers(kind: type) -> Callable[..., Any]:
+    """A slice or range: small numbers, so nothing is called when they are compared."""
+
+    def make(*args: Any) -> Any:
+        whole = all(type(arg) in (int, type(None)) for arg in args)
+        _need(whole and (kind is slice or None not in args), kind.__name__)
+        return kind(*args)
+
+    return make
+
+
+def _date(data: Any) -> datetime.date:
+    _need(type(data) is bytes and len(data) == 4, 'date')
+    return datetime.date(int.from_bytes(data[:2], 'big'), data[2], data[3])
+
+
+def _clock(data: bytes, zone: datetime.timezone | None, high: int) -> dict[str, Any]:
+    """The arguments of a time from its last bytes; the high bit is the fold."""
+    micro = int.from_bytes(data[3:6], 'big')
+    return dict(minute=data[1], second=data[2], microsecond=micro, tzinfo=zone, fold=high >> 7)
+
+
+def _time(data: Any, zone: Any = None) -> datetime.time | Inert:
+    _need(type(data) is bytes and len(data) == 6, 'time')
+    if not isinstance(zone, (datetime.timezone, type(None))):
+        return Inert(Name('datetime', 'time'), (data, zone))
+    return datetime.time(hour=data[0] & 127, **_clock(data, zone, data[0]))
+
+
+def _datetime(data: Any, zone: Any = None) -> datetime.datetime | Inert:
+    _need(type(data) is bytes and len(data) == 10, 'datetime')
+    if not isinstance(zone, (datetime.timezone, type(None))):
+        return Inert(Name('datetime', 'datetime'), (data, zone))
+    year, month, day = int.from_bytes(data[:2], 'big'), data[2] & 127, data[3]
+    return datetime.datetime(year, month, day, hour=data[4], **_clock(data[4:], zone, data[2]))
+
+
+def _timedelta(*args: Any) -> datetime.timedelta:
+    _need(len(args) == 3 and all(type(arg) is int for arg in args), 'timedelta')
+    return datetime.timedelta(*args)
+
+
+def _timezone(offset: Any, *name: Any) -> datetime.timezone:
+    _need(isinstance(offset, datetime.timedelta), 'timezone')
+    _need(len(name) < 2 and all(isinstance(part, str) for part in name), 'timezone')
+    return datetime.timezone(offset, *name)
+
+
+def _path(kind: type) -> Callable[..., pathlib.PurePath]:
+    def make(*parts: Any) -> pathlib.PurePath:
+        _need(all(isinstance(part, str) for part in parts), 'path')
+        return kind(*parts)
+
+    return make
+
+
+def _getattr(owner: Any, name: Any) -> Any:
+    """The name of something in a class, as ``OneCycleParamScheduler._annealing_cos``."""
+    plain = isinstance(name, str) and name.isidentifier() and not name.startswith('__')
+    if not plain or not isinstance(owner, (Name, Inert)):
+        who = owner.name if isinstance(owner, Name) else type(owner).__name__
+        raise Refused(f'it names getattr({who}, {name!r:.50})')
+    if isinstance(owner, Name):
+        return Name(owner.module, f'{owner.qualname}.{name}')
+    return Inert(Name('builtins', 'getattr'), (owner, name))
+
+
+def _copy(value: Any) -> Name:
+    """The way in which :class:`Name` is pickled."""
+    _need(isinstance(value, Name), 'copy')
+    return value
+
+
+def _reconstructor(of: Any, base: Any, state: Any) -> Any:
+    """An object without its ``__init__``: what old protocols write, and stand-ins."""
+    _need(isinstance(of, Name) and base == Name('builtins', 'object') and state is None, 'object')
+    made = FUNCTIONS[of.name]() if of.name in _EMPTY else stand_in(of, (), new=True)
+    if made is None:
+        raise Refused(f'it names {of.name}, which weights do not need')
+    return made
+
+
+def _annotation(of: Name) -> Callable[..., Inert]:
+    """A part of a type annotation: ``typing.Dict[str, Any]``, ``int | None``."""
+
+    def make(first: Any, second: Any) -> Inert:
+        types_ = second if isinstance(second, (list, tuple)) else [second]
+        known = [first, *types_]
+        right = all(isinstance(part, (Name, type, Inert, list, tuple)) for part in known)
+        module = first.module if isinstance(first, Name) else ''
+        _need(right and (module == 'typing' or first == Name('_operator', 'or_')), 'type')
+        return Inert(of, (first, second))
+
+    return make
+
+
+def _type(value: Any) -> type:
+    _need(value is None or value is ... or value is NotImplemented, 'type')
+    return type(value)
+
+
+def _namespace(kind: type) -> Callable[..., Any]:
+    def make(**attributes: Any) -> Any:
+        made = kind()
+        _set_attributes(made, attributes)
+        return made
+
+    return make
+
+
+def _version(text: Any) -> str:
+    """``torch.__version__`` is a kind of string."""
+    _need(type(text) is str, 'version')
+    return text
+
+
+def _history() -> HistoryBuffer:
+    history = HistoryBuffer.__new__(HistoryBuffer)
+    _set_history(history, {})
+    return history
+
+
+# What gets a state.
+
+
+def _set_history(history: HistoryBuffer, state: Any) -> None:
+    """mmengine's log history: two rows of numbers. Its statistics are those of this process."""
+    _need(isinstance(state, dict), 'HistoryBuffer')
+    values, counts = (state.get(key, np.array([])) for key in ('_log_history', '_count_history'))
+    longest = state.get('max_length', 1_000_000)
+    _need(type(longest) is int and 0 < longest, 'HistoryBuffer')
+    for row in (values, counts):
+        _need(isinstance(row, np.ndarray) and row.ndim == 1, 'HistoryBuffer')
+        _need(row.dtype.kind in 'biuf' and len(row) == len(values) <= longest, 'HistoryBuffer')
+    rows = dict(_log_history=values.view(np.ndarray), _count_history=counts.view(np.ndarray))
+    vars(history).update(max_length=longest, **rows)
+
+
+def _set_attributes(target: Any, state: Any) -> None:
+    _need(isinstance(state, dict), 'namespace')
+    # With such attributes an object does not behave as one of its class.
+    _need(all(isinstance(key, str) and not key.startswith('__') for key in state), 'namespace')
+    vars(target).update(state)
+
+
+def _set_metadata(target: OrderedDict, state: Any) -> None:
+    """Set ``_metadata`` of a state dict: the version of each module."""
+    modules = state.get('_metadata') if isinstance(state, dict) else None
+    _need(isinstance(modules, dict) and len(state) == 1, 'state dict')
+    for metadata in modules.values():
+        version = metadata.get('version') if isinstance(metadata, dict) else ''
+        _need(isinstance(version, (int, type(None))), 'state dict')
+    target._metadata = modules
+
+
+STATES: dict[type, Callable[[Any, Any], Any]] = {
+    Inert: Inert.__setstate__,
+    InertDict: InertDict.__setstate__,
+    PickledArray: PickledArray.__setstate__,
+    PickledDtype: PickledDtype.__setstate__,
+    HistoryBuffer: _set_history,
+    OrderedDict: _set_metadata,
+    argparse.Namespace: _set_attributes,
+    types.SimpleNamespace: _set_attributes,
+}
+"""What may get a state -> how it gets it; what the function returns, if anything, replaces it."""
+
+FUNCTIONS: dict[str, Callable[..., Any]] = {
+    **{'.'.join(name): function for name, function in GLOBALS.items()},
+    '_functools.reduce': _annotation(Name('_functools', 'reduce')),
+    '_operator.getitem': _annotation(Name('_operator', 'getitem')),
+    'argparse.Namespace': _namespace(argparse.Namespace),
+    'builtins.bytearray': _bytearray,
+    'builtins.bytes': _bytes,
+    'builtins.complex': _complex,
+    'builtins.getattr': _getattr,
+    'builtins.range': _integers(range),
+    'builtins.slice': _integers(slice),
+    'builtins.type': _type,
+    'collections.deque': _deque,
+    'copy.copy': _copy,
+    'copyreg._reconstructor': _reconstructor,
+    'datetime.date': _date,
+    'datetime.datetime': _datetime,
+    'datetime.time': _time,
+    'datetime.timedelta': _timedelta,
+    'datetime.timezone': _timezone,
+    'functools.reduce': _annotation(Name('_functools', 'reduce')),
+    'mmengine.logging.history_buffer.HistoryBuffer': _history,
+    'torch.torch_version.TorchVersion': _version,
+    'types.SimpleNamespace': _namespace(types.SimpleNamespace),
+}
+"""``module.name`` -> what makes the value of its call."""
+
+for _module in ('pathlib', 'pathlib._local'):
+    for _kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
+        FUNCTIONS[f'{_module}.{_kind.__name__}'] = _path(_kind)
+    FUNCTIONS[f'{_module}.PosixPath'] = _path(pathlib.Path)
+    FUNCTIONS[f'{_module}.WindowsPath'] = _path(pathlib.PureWindowsPath)
+
+_EMPTY = (
+    'argparse.Namespace',
+    'types.SimpleNamespace',
+    'mmengine.logging.history_buffer.HistoryBuffer',
+)
+
+CONSTANTS: dict[tuple[str, str], Any] = {
+    ('builtins', 'Ellipsis'): Ellipsis,
+    ('builtins', 'NotImplemented'): NotImplemented,
+    **{('numpy', kind.__name__): kind for kind in np.sctypeDict.values()},
+}
+"""Names that are values by themselves."""
