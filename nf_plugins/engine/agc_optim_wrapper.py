@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmengine.model import is_model_wrapper
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from torch import nn
 from torch.optim import Optimizer
 
 from nf_plugins.functional import adaptive_clip_grad_
+from nf_plugins.functional.agc import check_patterns, skipped_parameters
 from nf_plugins.registry import OPTIM_WRAPPERS
 from nf_plugins.utils.checks import check_type
 
@@ -28,9 +27,7 @@ class _AGCMixin:
                 f"{type(self).__name__} needs clip_grad=dict(type='agc', clip_factor=0.01, ...), "
                 f"got type={kind!r}; for other kinds of clipping take mmengine's wrappers"
             )
-        skip = clip_grad.pop('skip', ())
-        skip = (skip,) if isinstance(skip, str) else check_type('skip', skip, Sequence)
-        self.skip = tuple(check_type('a pattern of skip', pattern, str) for pattern in skip)
+        self.skip = check_patterns(clip_grad.pop('skip', ()))
         agc = dict(clip_factor=clip_grad.pop('clip_factor', 0.01), eps=clip_grad.pop('eps', 1e-3))
         if clip_grad:
             raise ValueError(
@@ -41,57 +38,35 @@ class _AGCMixin:
         check_type('optimizer', optimizer, Optimizer)
         super().__init__(optimizer=optimizer, clip_grad=dict(max_norm=1.0), **kwargs)
         self.clip_grad_kwargs = agc
-        self._skipped: set[int] | None = None if self.skip else set()
+        self._model: nn.Module | None = None
 
-    def _find_skipped(self, model: nn.Module) -> None:
-        """Look up the parameters that ``skip`` names."""
-        if self._skipped is not None:
-            return
-        if is_model_wrapper(model):
-            model = model.module
-        named = dict(model.named_parameters())
-        self._skipped = skipped_parameters(named, self.skip)
+    def _see(self, model: nn.Module) -> None:
+        """Keep the first model that is seen: ``skip`` means its names, of each moment."""
+        if self._model is None:
+            self._model = model
+            skipped_parameters(model, self.skip)  # complains about bad names now
 
     def initialize_count_status(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
-        self._find_skipped(model)
+        self._see(model)
         super().initialize_count_status(model, *args, **kwargs)
 
     @contextmanager
     def optim_context(self, model: nn.Module) -> Iterator[None]:
-        self._find_skipped(model)
+        self._see(model)
         with super().optim_context(model):
             yield
 
     def _clip_grad(self) -> None:
-        if self._skipped is None:
-            raise RuntimeError('the wrapper has not seen the model: enter optim_context(model)')
-        params = [
-            p
-            for group in self.optimizer.param_groups
-            for p in group['params']
-            if p.grad is not None and id(p) not in self._skipped
-        ]
-        if params:
+        skipped = set()
+        if self.skip:
+            if self._model is None:
+                raise RuntimeError('the wrapper has not seen the model: enter optim_context(model)')
+            skipped = skipped_parameters(self._model, self.skip)
+        groups = self.optimizer.param_groups
+        params = [p for group in groups for p in group['params'] if id(p) not in skipped]
+        if any(p.grad is not None for p in params):
             fraction = adaptive_clip_grad_(params, **self.clip_grad_kwargs)
             self.message_hub.update_scalar('train/agc_clipped', float(fraction))
-
-
-def skipped_parameters(named: dict[str, nn.Parameter], patterns: Sequence[str]) -> set[int]:
-    """The ids of the parameters whose names contain one of the patterns.
-
-    Raises:
-        ValueError: A pattern is in no name; close names are listed.
-    """
-    skipped = set()
-    for pattern in patterns:
-        found = [id(p) for name, p in named.items() if pattern in name]
-        if not found:
-            close = difflib.get_close_matches(pattern, named, n=3, cutoff=0.3)
-            raise ValueError(
-                f'skip={pattern!r} is in no parameter name; close are {", ".join(close) or "none"}'
-            )
-        skipped.update(found)
-    return skipped
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -112,12 +87,13 @@ class AGCOptimWrapper(_AGCMixin, OptimWrapper):
         optimizer: The optimizer.
         clip_grad: ``type='agc'``, ``clip_factor``, ``eps``, and ``skip``: patterns
             (substrings) of parameter names that are not clipped, or one pattern; the
-            papers do not clip the classifier's weight.
+            papers do not clip the classifier's weight. They are looked up at each step, so
+            a head that is replaced later is not clipped either.
         **kwargs: As mmengine's ``OptimWrapper``: ``accumulative_counts``.
 
     Raises:
         ValueError: Unknown or bad arguments; a ``skip`` pattern that matches nothing;
-            parameters of FullyShardedDataParallel.
+            sparse gradients; parameters of FullyShardedDataParallel.
 
     Source: Brock et al. 2021b, section 3.
 

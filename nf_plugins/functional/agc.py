@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
+import math
+import re
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from nf_plugins.utils.checks import check_number, check_type
 
@@ -26,6 +29,24 @@ def _is_flat_piece(x: Tensor) -> bool:
     return getattr(x, '_fsdp_flattened', False)
 
 
+def _norm_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype of norms: in half precision the squares would overflow."""
+    return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
+
+
+def _overflowed(norm: Tensor) -> bool:
+    """Whether a norm is not finite; asked on the CPU alone, as a device would be stalled."""
+    return norm.is_cpu and not _is_distributed(norm) and not math.isfinite(norm.detach().sum())
+
+
+def _scaled_norm(x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
+    """The 2-norm in float64, without squares that overflow."""
+    x = x.double()
+    largest = x.abs().amax(tuple(range(x.dim())) if dims is None else dims, keepdim=True)
+    largest = torch.where(largest > 0, largest, 1.0)
+    return largest * torch.linalg.vector_norm(x / largest, dim=dims, keepdim=True)
+
+
 def unitwise_norm(x: Tensor) -> Tensor:
     """The 2-norm of each output unit of a parameter or of its gradient.
 
@@ -38,7 +59,8 @@ def unitwise_norm(x: Tensor) -> Tensor:
 
     Returns:
         The norms, of a shape that broadcasts against ``x``: ``(out, 1, ...)``, or
-        all ones for a vector.
+        all ones for a vector. They are float32 for half precision and, on the CPU,
+        float64 where squares overflow.
 
     Source: Brock et al. 2021b, section 3; DeepMind's ``nfnets/agc_optax.py``.
 
@@ -50,7 +72,9 @@ def unitwise_norm(x: Tensor) -> Tensor:
         tensor([5.])
     """
     dims = None if _is_vector(check_type('x', x, Tensor)) else tuple(range(1, x.dim()))
-    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True)
+    norm = torch.linalg.vector_norm(x, dim=dims, keepdim=True, dtype=_norm_dtype(x))
+    if _overflowed(norm):
+        return _scaled_norm(x, dims)
     if _is_distributed(norm) and any(p.is_partial() for p in norm.placements):
         from torch.distributed.tensor import Replicate
 
@@ -67,9 +91,104 @@ def _factors(weight_norm: Tensor, norm: Tensor, clip_factor: float, eps: float) 
     return torch.where(clipped, limit / norm.clamp(min=1e-6), 1.0), clipped
 
 
+_PARAMETRIZED = re.compile(r'(^|\.)parametrizations\.([^.]+)\..+')
+_WRAPPER = r'(?:module|_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
+_WRAPPERS_INSIDE = re.compile(rf'(?<=\.){_WRAPPER}')
+_WRAPPERS_AROUND = re.compile(rf'({_WRAPPER})+')
+
+
+def _names(name: str) -> tuple[str, str]:
+    """A parameter's name in the model, and without what wrappers and parametrizations add."""
+    around = _WRAPPERS_AROUND.match(name)
+    name = name[around.end() :] if around else name
+    return name, _WRAPPERS_INSIDE.sub('', _PARAMETRIZED.sub(r'\1\2', name))
+
+
+def skipped_parameters(
+    named: Iterable[tuple[str, Tensor]] | nn.Module, patterns: Sequence[str]
+) -> set[int]:
+    """The ids of the parameters whose names contain one of the patterns.
+
+    Args:
+        named: A module, or names and parameters.
+        patterns: Parts of names. They also find a parameter by each of its names if it is
+            tied, one under a parametrization (``head.fc.parametrizations.weight.original0``
+            is found by ``head.fc.weight``), and one inside a wrapper (``module.``,
+            ``_orig_mod.``).
+
+    Raises:
+        ValueError: A pattern is in no name; close names are listed.
+
+    Example:
+        >>> net = nn.Linear(2, 2)
+        >>> skipped_parameters(net, ['weight']) == {id(net.weight)}
+        True
+    """
+    if not patterns:
+        return set()
+    if isinstance(named, nn.Module):
+        named = named.named_parameters(remove_duplicate=False)
+    names = [(*_names(name), id(p)) for name, p in named]
+    skipped = set()
+    for pattern in patterns:
+        found = [key for name, own, key in names if pattern in name or pattern in own]
+        if not found:
+            own = [own for _, own, _ in names]
+            close = difflib.get_close_matches(pattern, own, n=3, cutoff=0.3)
+            raise ValueError(
+                f'skip={pattern!r} is in no parameter name; close are {", ".join(close) or "none"}'
+            )
+        skipped.update(found)
+    return skipped
+
+
+def check_patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
+    """Return one pattern or several as a tuple if they are strings, not empty, else raise."""
+    skip = (skip,) if isinstance(skip, str) else check_type('skip', skip, Sequence)
+    for pattern in skip:
+        if not check_type('a pattern of skip', pattern, str):
+            raise ValueError("a pattern of skip must not be empty: '' is a part of every name")
+    return tuple(skip)
+
+
+def _named(params: nn.Module | Tensor | Iterable) -> list[tuple[str, Tensor]]:
+    """Names and parameters; the name is empty where there is none."""
+    if isinstance(params, nn.Module):
+        return list(params.named_parameters(remove_duplicate=False))
+    named = []
+    for p in [params] if isinstance(params, Tensor) else params:
+        name, p = p if isinstance(p, tuple) and len(p) == 2 else ('', p)
+        named.append((name, check_type('each of params', p, Tensor)))
+    return named
+
+
+def _to_clip(named: list[tuple[str, Tensor]]) -> list[Tensor]:
+    """The parameters with something to clip, each once."""
+    params = {}
+    for name, p in named:
+        if _is_flat_piece(p):
+            raise ValueError(
+                'adaptive gradient clipping needs whole units, and FullyShardedDataParallel cuts '
+                'them: use DistributedDataParallel or torch.distributed.fsdp.fully_shard'
+            )
+        if p.grad is None or not p.numel():
+            continue
+        if p.grad.layout != torch.strided:
+            raise ValueError(
+                f'adaptive gradient clipping needs dense gradients, got {p.grad.layout} for '
+                f'{name or "a parameter"} of the shape {tuple(p.shape)}: skip it, or build its '
+                f'layer without sparse=True'
+            )
+        params[id(p)] = p
+    return list(params.values())
+
+
 @torch.no_grad()
 def adaptive_clip_grad_(
-    params: Iterable[Tensor], clip_factor: float = 0.01, eps: float = 1e-3
+    params: nn.Module | Tensor | Iterable[Tensor] | Iterable[tuple[str, Tensor]],
+    clip_factor: float = 0.01,
+    eps: float = 1e-3,
+    skip: str | Sequence[str] = (),
 ) -> Tensor:
     r"""Clip gradients unit by unit, relative to the norm of the unit's weights, in place.
 
@@ -77,21 +196,31 @@ def adaptive_clip_grad_(
         G_i \leftarrow \lambda \frac{\max(\|W_i\|, \epsilon)}{\|G_i\|}\, G_i
         \quad\text{if}\quad \frac{\|G_i\|}{\max(\|W_i\|, \epsilon)} \ge \lambda
 
+    Call it between ``loss.backward()`` and ``optimizer.step()``, after an AMP scaler's
+    ``unscale_``. Norms of half-precision tensors are computed in float32, and on the CPU
+    again in float64 where they overflow. On other devices a unit with gradients beyond
+    some 1e19 becomes zero, because finding that out would stall the device.
+
     Parameters whose units have equal numbers of weights are handled together, so that the
     number of kernels does not grow with the number of parameters. Sharded parameters
     (DTensors) are handled one by one; their units are whole, whatever the sharding.
 
     Args:
-        params: Parameters; those without a gradient are passed over.
+        params: A module, parameters, or pairs of names and parameters. Each is clipped once,
+            however often it occurs; empty ones and those without a gradient are passed over.
         clip_factor: :math:`\lambda`.
         eps: :math:`\epsilon`, which lets zero-initialised parameters move.
+        skip: Patterns (substrings) of names that are not clipped, or one pattern, looked up
+            in each call; the papers do not clip the classifier's weight. It needs a module
+            or names.
 
     Returns:
         The fraction of units that were clipped, a scalar tensor (0 without any).
 
     Raises:
-        ValueError: ``clip_factor`` or ``eps`` is not positive, or a parameter is a flat
-            piece of FullyShardedDataParallel, which cuts units.
+        ValueError: ``clip_factor`` or ``eps`` is not positive; a pattern of ``skip`` is in no
+            name; a gradient is sparse; or a parameter is a flat piece of
+            FullyShardedDataParallel, which cuts units.
 
     Source: Brock et al. 2021b, equation 3; DeepMind's ``nfnets/agc_optax.py``.
 
@@ -103,22 +232,29 @@ def adaptive_clip_grad_(
         >>> w.grad
         tensor([[0.0300, 0.0400],
                 [0.0030, 0.0040]])
+
+        In a training loop:
+
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+        >>> optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        >>> net(torch.ones(1, 4)).sum().backward()
+        >>> fraction = adaptive_clip_grad_(net, clip_factor=0.01, skip=['2.weight'])
+        >>> optimizer.step()
     """
     check_number('clip_factor', clip_factor, 'a positive number')
     check_number('eps', eps, 'a positive number')
-    if isinstance(params, Tensor):
-        params = [params]
-    params = [check_type('each of params', p, Tensor) for p in params]
-    if any(_is_flat_piece(p) for p in params):
-        raise ValueError(
-            'adaptive gradient clipping needs whole units, and FullyShardedDataParallel cuts '
-            'them: use DistributedDataParallel or torch.distributed.fsdp.fully_shard'
-        )
-    params = [p for p in params if p.grad is not None]
+    named, skip = _named(params), check_patterns(skip)
+    if skip and not any(name for name, _ in named):
+        raise ValueError('skip needs names: give the module, or module.named_parameters()')
+    skipped = skipped_parameters(named, skip)
+    return _clip([x for x in named if id(x[1]) not in skipped], clip_factor, eps)
+
+
+def _clip(named: list[tuple[str, Tensor]], clip_factor: float, eps: float) -> Tensor:
     vectors: dict[tuple, list[Tensor]] = defaultdict(list)
     matrices: dict[tuple, list[Tensor]] = defaultdict(list)
     sharded = []
-    for p in params:
+    for p in _to_clip(named):
         kind = p.device, p.dtype, p.grad.dtype
         if _is_distributed(p):
             sharded.append(p)
@@ -149,9 +285,16 @@ def adaptive_clip_grad_(
 
 def _clip_vectors(params: list[Tensor], clip_factor: float, eps: float) -> tuple[Tensor, int]:
     grads = [p.grad for p in params]
-    norms = (torch.stack(torch._foreach_norm(x)) for x in (params, grads))
+    norms = []
+    for tensors in (params, grads):
+        norm = torch.stack(torch._foreach_norm(tensors, 2, _norm_dtype(tensors[0])))
+        if _overflowed(norm):
+            norm = torch.stack([_scaled_norm(x, None).view(()) for x in tensors])
+        norms.append(norm)
     factor, clipped = _factors(*norms, clip_factor, eps)
-    torch._foreach_mul_(grads, list(factor.to(grads[0].dtype).unbind()))
+    if _norm_dtype(grads[0]) is None:  # else the product is computed in float32
+        factor = factor.to(grads[0].dtype)
+    torch._foreach_mul_(grads, list(factor.unbind()))
     return clipped.sum(), clipped.numel()
 
 

@@ -1,8 +1,9 @@
 """The C kernels of the weight standardization, compiled where they are first used.
 
 That takes a C compiler and less than a second; the result is kept in the user's cache
-folder. Without a compiler, or with ``NF_PLUGINS_NO_KERNELS=1`` in the environment,
-plain operations of PyTorch do the same, more slowly.
+folder, under a name with its checksum. Without a usable folder each process compiles for
+itself. Without a compiler, or with ``NF_PLUGINS_NO_KERNELS=1`` in the environment, plain
+operations of PyTorch do the same, more slowly, and a line in the log says why.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import logging
 import os
 import platform
 import shlex
@@ -24,6 +26,12 @@ _SOURCE = Path(__file__).with_name('standardization.c')
 _DTYPES = {torch.float32: 'float32', torch.float64: 'float64'}
 # The symbols of OpenMP come from the library that PyTorch has loaded, whose threads are shared.
 _OPTIONS = ('-std=c99', '-O3', '-fopenmp', '-fPIC', '-fno-math-errno')
+_PROCESS = os.getpid()
+_logger = logging.getLogger('nf_plugins')
+
+
+class _NoCompiler(Exception):
+    """The kernels cannot be compiled on this machine, wherever they are written to."""
 
 
 def supports(weight: Tensor) -> bool:
@@ -34,8 +42,16 @@ def supports(weight: Tensor) -> bool:
 @functools.cache
 def _library() -> dict[torch.dtype, tuple] | None:
     """The functions ``forward``, ``again`` and ``backward`` of each dtype."""
-    if os.environ.get('NF_PLUGINS_NO_KERNELS', '') not in ('', '0'):
+    try:
+        if os.environ.get('NF_PLUGINS_NO_KERNELS', '') not in ('', '0'):
+            raise _NoCompiler('NF_PLUGINS_NO_KERNELS is set')
+        return _functions(_loaded())
+    except (_NoCompiler, OSError, AttributeError) as error:
+        _say_once(f'the C kernels are off, and training on the CPU is slower: {_line(error)}')
         return None
+
+
+def _functions(library: ctypes.CDLL) -> dict[torch.dtype, tuple]:
     pointer, size = ctypes.c_void_p, ctypes.c_int64
     real, flag = ctypes.c_double, ctypes.c_int
     arguments = dict(
@@ -43,46 +59,120 @@ def _library() -> dict[torch.dtype, tuple] | None:
         again=[*[pointer] * 4, size, size, real, flag],
         backward=[*[pointer] * 6, size, size, real, flag],
     )
-    try:
-        library = ctypes.CDLL(str(_compiled()))
-        found = {}
-        for dtype, suffix in _DTYPES.items():
-            found[dtype] = tuple(getattr(library, f'{name}_{suffix}') for name in arguments)
-            for function, types in zip(found[dtype], arguments.values()):
-                function.argtypes, function.restype = types, None
-    except (OSError, subprocess.SubprocessError, AttributeError, ValueError, RuntimeError):
-        return None  # no compiler, no home, not ours
+    found = {}
+    for dtype, suffix in _DTYPES.items():
+        found[dtype] = tuple(getattr(library, f'{name}_{suffix}') for name in arguments)
+        for function, types in zip(found[dtype], arguments.values()):
+            function.argtypes, function.restype = types, None
     return found
 
 
-def _compiled() -> Path:
-    """The compiled file of this source, compiler and processor; made if it is not there."""
-    compiler = shlex.split(os.environ.get('CC', '') or 'cc')
-    about = (_SOURCE.read_text(), compiler, _OPTIONS, platform.machine(), _processor())
-    name = hashlib.sha256(repr(about).encode()).hexdigest()[:24] + '.so'
-    root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
-    folder = Path(root).absolute() / 'nf_plugins'
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    target = folder / name
-    if not all(map(_is_own, (folder, target) if target.exists() else (folder,))):
-        raise OSError(f'{folder} is not ours alone')
-    if not target.exists():
-        with tempfile.TemporaryDirectory(dir=folder) as work:
-            compiled, linked = Path(work) / 'kernels.o', Path(work) / 'kernels.so'
-            _run([*compiler, *_OPTIONS, '-march=native', '-c', _SOURCE, '-o', compiled])
-            _run([*compiler, '-shared', compiled, '-o', linked, '-lm'])
-            os.replace(linked, target)
+_unsaid = [True]
+
+
+def _say_once(text: str) -> None:
+    """Log a warning, the first time in this process: two threads may be here at once."""
+    try:
+        _unsaid.pop()
+    except IndexError:
+        return
+    _logger.warning('nf_plugins: %s', text)
+
+
+def _line(error: object, limit: int = 300) -> str:
+    """A message as one line of printable characters."""
+    text = ' '.join(str(error).split())[:limit]
+    return ''.join(c if c.isprintable() else '?' for c in text)
+
+
+def _loaded() -> ctypes.CDLL:
+    """The kernels from the cache folder, else compiled for this process alone."""
+    try:
+        return ctypes.CDLL(str(_cached()))
+    except (OSError, RuntimeError) as error:  # no home, not ours, read-only, full, noexec
+        _logger.info('nf_plugins: no cache for the C kernels: %s', _line(error))
+    with tempfile.TemporaryDirectory(prefix='nf_plugins-') as folder:
+        return ctypes.CDLL(str(_compile(Path(folder))))
+
+
+def _cached() -> Path:
+    """The file of this source, compiler and processor; made unless a whole one is there.
+
+    Its name ends in the checksum of its content: a file that a power cut has truncated or
+    filled with zeros would kill the process that loads it.
+    """
+    about = (_SOURCE.read_text(), _compiler(), _OPTIONS, platform.libc_ver(), _processor())
+    key = hashlib.sha256(repr(about).encode()).hexdigest()[:24]
+    folder = _own_folder()
+    for file in folder.glob(f'{key}-*.so'):
+        if _is_own(file) and file.name == _name(key, file.read_bytes()):
+            return file
+    with tempfile.TemporaryDirectory(dir=folder) as work:
+        compiled = _compile(Path(work))
+        data = compiled.read_bytes()
+        compiled.unlink()  # the linker's file has the mode of the umask
+        handle = os.open(compiled, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(handle, 'wb') as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        target = folder / _name(key, data)
+        os.replace(compiled, target)
     return target
 
 
+def _name(key: str, data: bytes) -> str:
+    return f'{key}-{hashlib.sha256(data).hexdigest()[:24]}.so'
+
+
+def _own_folder() -> Path:
+    """The cache folder, which is made so that only its owner may write to it."""
+    root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
+    folder = Path(root).absolute() / 'nf_plugins'
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    found = folder.resolve()  # it may be a link of ours
+    if {folder.lstat().st_uid, found.stat().st_uid} != {os.geteuid()}:
+        raise OSError(f'{folder} belongs to another user')
+    if found.stat().st_mode & 0o022:
+        found.chmod(found.stat().st_mode & 0o755)
+    return found
+
+
 def _is_own(path: Path) -> bool:
-    """Whether nobody else can have put something there."""
+    """Whether nobody else can have written it: who may write into a folder may have moved it."""
     found = path.lstat()
     return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
+def _compiler() -> list[str]:
+    try:
+        return shlex.split(os.environ.get('CC', '') or 'cc')
+    except ValueError as error:
+        raise _NoCompiler(f'CC={os.environ["CC"]!r}: {error}') from error
+
+
+def _compile(folder: Path) -> Path:
+    """Compile the kernels in a folder."""
+    compiler, compiled, linked = _compiler(), folder / 'kernels.o', folder / 'kernels.so'
+    _run([*compiler, *_OPTIONS, '-march=native', '-c', _SOURCE, '-o', compiled])
+    _run([*compiler, '-shared', compiled, '-o', linked, '-lm'])
+    return linked
+
+
 def _run(command: list) -> None:
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    name = command[0]
+    try:
+        subprocess.run(command, check=True, capture_output=True, timeout=60, text=True)
+    except subprocess.CalledProcessError as error:
+        lines = error.stderr.splitlines() or [f'exit status {error.returncode}']
+        about = next((line for line in lines if 'error' in line), lines[-1])
+        raise _NoCompiler(f'the C compiler {name!r} failed: {about}') from error
+    except subprocess.TimeoutExpired as error:
+        raise _NoCompiler(f'the C compiler {name!r} took more than 60 s') from error
+    except OSError as error:
+        raise _NoCompiler(
+            f'there is no C compiler {name!r} ({error.strerror}): install gcc, or name one in CC'
+        ) from error
 
 
 def _processor() -> str:
@@ -94,6 +184,10 @@ def _processor() -> str:
 
 def _threads(weight: Tensor) -> int:
     """Memory is the limit, so more than one pays for large weights alone, if at all."""
+    if (
+        os.getpid() != _PROCESS
+    ):  # the threads of OpenMP are not in a fork, which would wait for them
+        return 1
     return min(torch.get_num_threads(), 1 + (weight.numel() >> 19))
 
 

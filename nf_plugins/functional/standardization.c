@@ -2,14 +2,15 @@
  *
  * A row is a filter. It stays in the cache between the passes over it, so main memory
  * is read and written once. Sums are of blocks in the type of the weight, and of the
- * blocks in double.
+ * blocks in double. The mean of equal weights is that weight, without a rounding error that
+ * would count as a variance; with v = 0 they become 0 and get no gradient.
  */
 #include <math.h>
 #include <stdint.h>
 
 #define BLOCK 512
 
-#define KERNELS(T, SUFFIX, LEAST, MOST)                                                  \
+#define KERNELS(T, SUFFIX, LEAST, MOST, EPSILON, ZERO)                                         \
     void forward_##SUFFIX(const T *weight, const T *scale, T *out, T *stats, int64_t rows,     \
                           int64_t size, double fan, double eps, int clamp, double constant,     \
                           int threads)                                                         \
@@ -27,7 +28,7 @@
                     part += w[i];                                                              \
                 sum += part;                                                                   \
             }                                                                                  \
-            const T mean = (T)(sum / size);                                                    \
+            T mean = (T)(sum / size);                                                          \
             for (int64_t start = 0; start < size; start += BLOCK) {                            \
                 int64_t stop = start + BLOCK < size ? start + BLOCK : size;                    \
                 T part = 0;                                                                    \
@@ -41,10 +42,20 @@
                 for (int64_t i = 0; i < size; i++)                                             \
                     square += ((double)w[i] - mean) * ((double)w[i] - mean);                   \
             }                                                                                  \
+            const double rounding = BLOCK * EPSILON * mean;                                    \
+            if (!(square > size * rounding * rounding)) {                                      \
+                int64_t same = 1;                                                              \
+                while (same < size && w[same] == w[0])                                         \
+                    same++;                                                                    \
+                if (same == size) {                                                            \
+                    mean = w[0];                                                               \
+                    square = 0;                                                                \
+                }                                                                              \
+            }                                                                                  \
             double v = fan * (square / size);                                                  \
             int fixed = clamp && v < eps;                                                      \
             v = clamp ? (fixed ? eps : v) : v + fan * eps;                                     \
-            const double factor = 1 / sqrt(v);                                                 \
+            const double factor = v < ZERO ? 0 : 1 / sqrt(v);                                  \
             const T all = (T)(constant * (T)factor * scale[row]);                              \
             _Pragma("omp simd")                                                                \
             for (int64_t i = 0; i < size; i++)                                                 \
@@ -100,5 +111,5 @@
         }                                                                                      \
     }
 
-KERNELS(float, float32, 1e-30, 1e30)
-KERNELS(double, float64, 1e-290, 1e290)
+KERNELS(float, float32, 1e-30, 1e30, 6e-8, 1e-75)
+KERNELS(double, float64, 1e-290, 1e290, 1.2e-16, 1e-305)

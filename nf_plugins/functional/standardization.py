@@ -41,7 +41,8 @@ def standardize(
             :math:`\sigma^2` of each filter over all but the first axis.
         scale: :math:`s`, ``(out_channels,)``.
         fan: :math:`n`.
-        eps: :math:`\epsilon`.
+        eps: :math:`\epsilon`. With 0 a filter whose weights are all equal has :math:`v = 0`:
+            it becomes 0 and gets no gradient.
         clamp: Which :math:`v`.
         constant: :math:`c`.
 
@@ -61,8 +62,10 @@ def standardize(
     unit = weight.detach().abs().amax(dims, keepdim=True).clamp_min(least)
     weight = weight / unit
     var, mean = torch.var_mean(weight, dims, correction=0, keepdim=True)
+    var = var.masked_fill(var == 0, 0)  # of equal weights the gradient is 0, not 0 * inf
     floor = eps / unit / unit
     v = torch.maximum(fan * var, floor) if clamp else fan * (var + floor)
+    v = v.masked_fill(v == 0, torch.inf)  # without eps equal weights become 0
     return (weight - mean) * (constant * scale.view_as(mean) * torch.rsqrt(v))
 
 

@@ -51,7 +51,10 @@ def _forward_kernel(
 ):
     row, inside, offset, mask = _tile(num, size, ROWS, COLUMNS)
     w = tl.load(weight + offset, mask, 0.0).to(tl.float32)
-    mean = tl.sum(w, 1) / size
+    # Equal weights are their mean, without a rounding error that would count as a variance.
+    low = tl.min(tl.where(mask, w, float('inf')), 1)
+    high = tl.max(tl.where(mask, w, float('-inf')), 1)
+    mean = tl.where(low == high, low, tl.sum(w, 1) / size)
     w = tl.where(mask, w - mean[:, None], 0.0)
     # A common factor of the row, which cancels, keeps the squares (and eps over it) in range.
     unit = tl.maximum(tl.max(tl.abs(w), 1), tl.where(eps > 0, 1e-10, 1e-37))
@@ -65,7 +68,7 @@ def _forward_kernel(
         v = tl.maximum(v, floor)
     else:
         v += fan * floor
-    factor = 1.0 / (tl.sqrt(v) * unit)
+    factor = tl.where(v == 0.0, 0.0, 1.0 / (tl.sqrt(v) * unit))
     s = tl.load(scale + row, inside, 0.0).to(tl.float32) * constant
     result = w * (s * factor)[:, None]
     tl.store(out + offset, result.to(out.dtype.element_ty), mask)

@@ -152,6 +152,12 @@ class Unit:
     measured_output: Any = None
 
 
+def _real(factor: Any) -> float:
+    """A number or a tensor with one as a float: of a complex one its absolute value."""
+    factor = factor.item() if isinstance(factor, Tensor) else factor
+    return abs(factor) if isinstance(factor, complex) else float(factor)
+
+
 def _channel_axis(op: str, out: Tensor, args: tuple, parents: list[tuple[Node, Tensor]]):
     """Axis of the channels of an operation's output, None if unknown."""
     dims = out.dim()
@@ -367,7 +373,7 @@ class Tracer(TorchDispatchMode):
         """
         x, factor = args[:2]
         if not isinstance(factor, Tensor):
-            value = float(factor)
+            value = _real(factor)
             if value != 0:
                 return dict(scale=1 / value if op.startswith('div') else value)
             factor = torch.zeros(())
@@ -388,7 +394,7 @@ class Tracer(TorchDispatchMode):
         if varying not in ([], [axis]):
             return {}
         if constant and factor.dim() == 0 and factor.device.type == 'cpu' and factor != 0:
-            return dict(scale=1 / float(factor) if op.startswith('div') else float(factor))
+            return dict(scale=1 / _real(factor) if op.startswith('div') else _real(factor))
         gain = 1 / factor if op.startswith('div') else factor
         return dict(gain=gain, before=self.measure(x, axis))
 

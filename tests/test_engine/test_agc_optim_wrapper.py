@@ -27,6 +27,14 @@ def step(wrapper, model, x):
     wrapper.update_params(loss)
 
 
+def unclipped(wrapper, model):
+    """The parameters whose large gradients a step leaves alone."""
+    for p in model.parameters():
+        p.grad = torch.full_like(p, 1e3)
+    wrapper._clip_grad()
+    return [name for name, p in model.named_parameters() if p.grad.eq(1e3).all()]
+
+
 def test_clips_before_weight_decay_and_momentum():
     """Three steps written out, with torch's SGD and the clipping in front of it."""
     model = network()
@@ -78,7 +86,7 @@ def test_names_under_a_model_wrapper():
     model = network()
     wrapper = make(model, skip=['0.weight'])
     wrapper.initialize_count_status(Wrapper(model), 0, 10)
-    assert wrapper._skipped == {id(model[0].weight)}
+    assert unclipped(wrapper, model) == ['0.weight']
 
 
 def test_a_pattern_that_matches_nothing_lists_close_names():
@@ -183,4 +191,34 @@ def test_a_single_pattern():
     model = network()
     wrapper = make(model, skip='2.weight')
     wrapper.initialize_count_status(model, 0, 10)
-    assert wrapper._skipped == {id(model[2].weight)}
+    assert unclipped(wrapper, model) == ['2.weight']
+
+
+@pytest.mark.parametrize('kind', ['replaced', 'tied', 'weight_norm'])
+def test_a_head_that_changes_is_skipped(kind):
+    """The names mean the parameters of each step."""
+    model = network()
+    if kind == 'tied':
+        model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3))
+        model[2].weight = model[0].weight
+    if kind == 'weight_norm':
+        torch.nn.utils.parametrizations.weight_norm(model[2])
+    wrapper = make(model, skip=['2.weight'])
+    step(wrapper, model, torch.randn(5, model[0].in_features))
+    if kind == 'replaced':
+        model[2] = nn.Linear(8, 3)
+        wrapper.optimizer.add_param_group(dict(params=model[2].parameters()))
+    names = dict(
+        replaced=['2.weight'],
+        tied=['0.weight'],
+        weight_norm=[f'2.parametrizations.weight.original{i}' for i in range(2)],
+    )
+    assert unclipped(wrapper, model) == names[kind]
+
+
+def test_without_a_model_it_needs_no_names():
+    model = network()
+    model(torch.randn(5, 4)).square().sum().mul(1e3).backward()
+    make(model)._clip_grad()
+    with pytest.raises(RuntimeError, match='has not seen the model'):
+        make(model, skip='0')._clip_grad()

@@ -148,6 +148,38 @@ class Transition(nn.Module):
         return self.conv2(F.relu(self.conv1(x))) + self.downsample(self.pool(x))
 
 
+COMPLEX = dict(
+    number=lambda x: ((x * 2j) * -1j).real,
+    reversed=lambda x: (1j * x / 0.5j).real,
+    division=lambda x: (x / -0.5j).imag,
+    tensor=lambda x: (x * torch.tensor(2j)).imag,
+    divisor=lambda x: (x / torch.tensor(-0.5j)).imag,
+    spectrum=lambda x: torch.fft.ifft2(torch.fft.fft2(x) * (2 + 0j)).real,
+)
+
+
+@pytest.mark.parametrize('name', COMPLEX)
+def test_complex_factors(name):
+    """With a gradient they pass; each of these doubles the branch."""
+
+    class Block(nn.Module):
+        def __init__(self, double):
+            super().__init__()
+            self.conv = nn.Conv2d(4, 4, 3, padding=1)
+            self.double = double
+
+        def forward(self, x):
+            return x + self.double(self.conv(x))
+
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), Block(COMPLEX[name]))
+    twin = nn.Sequential(net[0], Block(lambda x: x + x))
+    twin[1].conv = net[1].conv
+    batch = torch.randn(2, 3, 8, 8)
+    (found,), (expected,) = (analyze(n, batch).blocks[1:] for n in (net, twin))
+    assert found.kind == expected.kind == 'residual'
+    assert found.avg_var == pytest.approx(expected.avg_var, rel=1e-4)
+
+
 @pytest.mark.parametrize('pool', [False, True])
 def test_projections(pool):
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), Transition(pool), Block(in_place, 16))
