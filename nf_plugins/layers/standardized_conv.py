@@ -29,7 +29,11 @@ from nf_plugins.functional import (
     channel_statistics,
     same_padding,
 )
-from nf_plugins.functional.standardization import standardize, standardized_conv2d
+from nf_plugins.functional.standardization import (
+    standardize,
+    standardized_conv2d,
+    standardized_weight,
+)
 from nf_plugins.functional.weight_standardization import EPS
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_pair
@@ -135,6 +139,8 @@ class StandardizedConv2d(nn.Conv2d):
         scale, law = self.law()
         law['constant'] *= factor
         scale = scale if skip_gain is None else scale * skip_gain
+        if not torch.is_grad_enabled():
+            return standardized_weight(self.weight, scale, **law)
         return standardize(self.weight, scale, **law).to(self.weight.dtype)
 
     def law(self) -> tuple[Tensor, dict[str, Any]]:
