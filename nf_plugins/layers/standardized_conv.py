@@ -18,6 +18,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from mmengine.dist import all_gather
 from torch import Tensor, nn
@@ -154,6 +155,8 @@ class StandardizedConv2d(nn.Conv2d):
             x: The input.
             skip_gain: A scalar that the output is multiplied by, but in the weight.
         """
+        if isinstance(x, torch.fx.Proxy):
+            raise TypeError(self._advice('cannot be traced symbolically'))
         bias = self.bias
         if skip_gain is not None and bias is not None:
             bias = bias * skip_gain
@@ -202,9 +205,9 @@ class StandardizedConv2d(nn.Conv2d):
 
     def _advice(self, problem: str) -> str:
         return (
-            f'{type(self).__name__} {problem}: it standardizes its weight, so the outputs would '
-            'be wrong. Call nf_plugins.fold(model) first, which makes plain convolutions of '
-            'these layers'
+            f'{type(self).__name__} {problem}, because the weight that it applies is not conv.weight '
+            'but the standardized one. Call nf_plugins.fold(model) first, which makes plain '
+            'convolutions of these layers'
         )
 
     def _load_from_state_dict(self, *args: Any) -> None:
