@@ -53,6 +53,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
     from . import checkpoint, datasets, engine, functional, layers, models, spp
     from .config_names import config_path, install
+    from .layers import fold
 
 install()  # names of configs for mmengine and mmpretrain
 
@@ -62,6 +63,7 @@ __all__ = [
     'config_path',
     'datasets',
     'engine',
+    'fold',
     'functional',
     'layers',
     'models',

@@ -2,6 +2,7 @@
 
 from .agc_optim_wrapper import AGCAmpOptimWrapper, AGCOptimWrapper
 from .atomic_backend import AtomicLocalBackend
+from .fold_hook import FoldHook
 from .optim_wrapper_constructor import NFOptimWrapperConstructor
 from .spp_hook import SPPHook, TrainingStopped
 
@@ -9,6 +10,7 @@ __all__ = [
     'AGCAmpOptimWrapper',
     'AGCOptimWrapper',
     'AtomicLocalBackend',
+    'FoldHook',
     'NFOptimWrapperConstructor',
     'SPPHook',
     'TrainingStopped',

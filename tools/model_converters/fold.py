@@ -14,6 +14,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
@@ -21,9 +22,10 @@ from mmengine.logging import MMLogger
 from nf_plugins.checkpoint import check_match, safe_load
 from nf_plugins.checkpoint.convert import encode_converted
 from nf_plugins.checkpoint.state_dict import split_weights_key, weights_for
-from nf_plugins.layers import StandardizedConv2d
+from nf_plugins.layers import StandardizedConv2d, fold
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
+from nf_plugins.registry import MODELS
 from nf_plugins.spp.inputs import config_input_size, image_channels
 from nf_plugins.utils import (
     ArgumentParser,
@@ -51,13 +53,29 @@ def parse_args() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def deployed_backbone(backbone: torch.nn.Module) -> dict:
-    """The config of the folded backbone."""
-    if isinstance(backbone, NFBackbone):
-        return dict(deploy=True)
-    if isinstance(backbone, PWSResNet):
-        return dict(conv_cfg=dict(type='Conv2d'))
-    return dict(conv_cfg=None)
+def folded_config(cfg: Any) -> Any:
+    """The config of the folded model: deployed backbones, plain convolutions elsewhere."""
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(folded_config(value) for value in cfg)
+    if not isinstance(cfg, dict):
+        return cfg
+    folded = {name: folded_config(value) for name, value in cfg.items()}
+    kind = kind_of(cfg)
+    if issubclass(kind, NFBackbone):
+        folded['deploy'] = True
+    elif issubclass(kind, PWSResNet):
+        folded['conv_cfg'] = dict(type='Conv2d')
+    elif issubclass(kind_of(cfg.get('conv_cfg')), StandardizedConv2d):
+        folded['conv_cfg'] = dict(type='Conv2d')
+    return folded
+
+
+def kind_of(cfg: Any) -> type:
+    """The class that a config builds, ``object`` where none of ours."""
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    if isinstance(kind, str):
+        kind = MODELS.module_dict.get(kind.removeprefix('nf_plugins.'))
+    return kind if isinstance(kind, type) else object
 
 
 @command_line
@@ -80,15 +98,10 @@ def main() -> None:
         check_match(state, model, path)
         model.load_state_dict(state, strict=False)
     with complaint(f'cannot fold the model of {args.config}'):
-        if hasattr(model.backbone, 'switch_to_deploy'):
-            model.backbone.switch_to_deploy()
-        for module in list(model.modules()):
-            if isinstance(module, StandardizedConv2d):
-                module.switch_to_deploy()
+        fold(model)
     model.eval()
 
-    for name, value in deployed_backbone(model.backbone).items():
-        cfg.model.backbone[name] = value  # update() would merge the old values in
+    cfg.model = folded_config(cfg.model)
     files = {dst.with_suffix('.py'): model_config(cfg).pretty_text}
     if has_data(cfg):
         files[dst.with_name(f'{dst.stem}_model.py')] = files[dst.with_suffix('.py')]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer
-from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import Tensor, nn
 
+from nf_plugins.functional import fixed_same_padding
 from nf_plugins.layers import (
     ECA,
     DropPath,
@@ -20,6 +20,7 @@ from nf_plugins.layers import (
     SqueezeExcite,
     StandardizedConv2d,
     build_activation,
+    fold,
 )
 from nf_plugins.registry import class_of
 from nf_plugins.utils.checks import (
@@ -233,8 +234,9 @@ class ConvBuilder:
             cfg['gamma'] = gamma
         padding: int | str = dilation * (kernel_size - 1) // 2
         if self.padding == 'same':
-            padding = 'same' if kernel_size > 1 else 0
-            if padding and stride > 1 and self.plain:
+            fixed = fixed_same_padding(kernel_size, stride, dilation) if self.plain else None
+            padding = 'same' if fixed is None and kernel_size > 1 else fixed or 0
+            if padding == 'same' and self.plain:
                 cfg['type'], padding = 'Conv2dAdaptivePadding', 0
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         return build_conv_layer(cfg, *sizes, bias=self.bias if bias is None else bias)
@@ -277,6 +279,13 @@ class NFStem(nn.Module):
             layer = conv(*sizes, gamma=factor, bias=bias)
             self.add_module(f'conv{number}', layer)
             in_channels = width or channels
+
+    def conv_factors(self) -> dict[nn.Module, tuple[float, float]]:
+        """See :func:`nf_plugins.fold`."""
+        return {self.conv1: (1.0, 1.0), **dict.fromkeys(self.later_convs, (self.gamma, 1.0))}
+
+    def drop_factors(self) -> None:
+        self.gamma = 1.0
 
     @property
     def later_convs(self) -> list[nn.Module]:
@@ -430,7 +439,11 @@ class NFBlock(ResidualBlock):
             and self.branch_ends_in_conv3
             and isinstance(self.conv3, StandardizedConv2d)
         ):
-            out, scale, alpha = self.conv3(x, alpha, scale), None, 1.0
+            if scale is None:
+                out = self.conv3(x, self.conv3.weight.new_full((), alpha))
+            else:
+                out = self.conv3(x, alpha * scale)
+            scale, alpha = None, 1.0
         else:
             out = self.conv3(x)
         if not self.branch_ends_in_conv3:
@@ -456,29 +469,25 @@ class NFBlock(ResidualBlock):
         """Whether the scale of the branch can be folded into the last convolution."""
         return self.attention is None or self.attention_inside
 
-    @torch.no_grad()
-    def switch_to_deploy(self) -> None:
-        """Fold the standardization and, where it is linear, the scale of the branch."""
-        first = [self.conv1] if self.downsample is None else [self.conv1, self.downsample.conv]
-        fold_input(first, self.gamma / self.beta)
+    def conv_factors(self) -> dict[nn.Module, tuple[float, float | Tensor]]:
+        """See :func:`nf_plugins.fold`."""
         later = [self.conv2, self.conv2b, self.conv3]
-        fold_input([conv for conv in later if conv is not None], self.gamma)
+        factors = {conv: (self.gamma, 1.0) for conv in later if conv is not None}
+        first = [self.conv1] if self.downsample is None else [self.conv1, self.downsample.conv]
+        factors.update(dict.fromkeys(first, (self.gamma / self.beta, 1.0)))
+        if self.branch_ends_in_conv3:
+            scale = self.alpha if self.skip_gain is None else self.alpha * self.skip_gain
+            factors[self.conv3] = (self.gamma, scale)
+        return factors
+
+    def drop_factors(self) -> None:
         self.gamma = self.beta = 1.0
         if self.branch_ends_in_conv3:
-            scale = self.alpha * (1.0 if self.skip_gain is None else self.skip_gain)
-            for param in self.conv3.parameters():
-                param.mul_(scale)
             self.alpha, self.skip_gain = 1.0, None
 
-
-def fold_input(convs: Sequence[nn.Module], factor: float) -> None:
-    """Turn convolutions into plain ones with a factor of their input in the weight."""
-    for conv in convs:
-        if isinstance(conv, StandardizedConv2d):
-            conv.switch_to_deploy()
-        if type(conv) not in (nn.Conv2d, Conv2dAdaptivePadding):
-            raise ValueError(f'cannot fold a {type(conv).__name__} into a plain convolution')
-        conv.weight.mul_(factor)
+    def switch_to_deploy(self) -> None:
+        """Fold the standardization and, where it is linear, the scale of the branch."""
+        fold(self)
 
 
 def make_attention(arch: NFArch, channels: int) -> nn.Module | None:
@@ -522,7 +531,7 @@ class NFBackbone(StagedBackbone):
         out_indices: Stages whose outputs are returned; the final convolution, where
             there is one, counts as stage 4. None for the last.
         frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
-        deploy: Build the network that :meth:`switch_to_deploy` makes.
+        deploy: Build the network that :func:`nf_plugins.fold` makes.
         with_cp: Recompute the blocks in the backward pass.
         init_cfg: mm initialisation config. The layers initialise themselves.
     """
@@ -630,17 +639,3 @@ class NFBackbone(StagedBackbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         return self.stem(x)
-
-    def switch_to_deploy(self) -> None:
-        """Turn the network into one of plain convolutions with the same outputs, in place.
-
-        Its weights load into a network built with ``deploy=True``.
-        """
-        with torch.no_grad():
-            fold_input([self.stem.conv1], 1.0)
-            fold_input(self.stem.later_convs, self.stem.gamma)
-            self.stem.gamma = 1.0
-            for module in list(self.modules()):
-                if isinstance(module, NFBlock):
-                    module.switch_to_deploy()
-        super().switch_to_deploy()
