@@ -3,7 +3,7 @@
 from .agc import adaptive_clip_grad_, unitwise_norm
 from .channel_statistics import ChannelStatistics, channel_statistics
 from .gamma import GAMMA, activation_gamma, activation_name, knows_activation
-from .padding import same_padding
+from .padding import pad_same, same_padding
 from .weight_standardization import parametric_standardize_weight, scaled_standardize_weight
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     'channel_statistics',
     'knows_activation',
     'parametric_standardize_weight',
+    'pad_same',
     'same_padding',
     'scaled_standardize_weight',
     'unitwise_norm',

@@ -63,7 +63,7 @@ def standardize(
     var, mean = torch.var_mean(weight, dims, correction=0, keepdim=True)
     floor = eps / unit / unit
     v = torch.maximum(fan * var, floor) if clamp else fan * (var + floor)
-    return (weight - mean) * (constant * scale.view_as(mean) * torch.rsqrt(v))
+    return (weight - mean) * (constant * scale.view(-1, *(1 for _ in dims)) * torch.rsqrt(v))
 
 
 class Workspace:

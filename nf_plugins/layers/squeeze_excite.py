@@ -14,6 +14,8 @@ def channel_means(x: Tensor) -> Tensor:
     Their gradient is divided by the number of positions while it is small; that of
     ``x.mean()`` after it is as large as ``x``.
     """
+    if not isinstance(x, Tensor):  # a proxy of torch.fx, whose dtype is not known
+        return x.mean(dim=(2, 3))
     narrow = x.dtype in (torch.float16, torch.bfloat16)
     total = x.sum(dim=(2, 3), dtype=torch.float32 if narrow else None)
     return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
@@ -55,5 +57,7 @@ class SqueezeExcite(nn.Module):
         gate = torch.sigmoid(self.fc1(torch.relu(self.fc0(channel_means(x)))))
         return (self.factor * gate)[:, :, None, None]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Gate the channels; the output is multiplied by a scalar ``scale``, but in the gate."""
+        gate = self.gate(x)
+        return x * (gate if scale is None else gate * scale)

@@ -12,7 +12,7 @@ from nf_plugins.layers import DropPath
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_integer, check_integers, check_number
 
-from .base import ResidualBlock, StagedBackbone
+from .base import ResidualBlock, StagedBackbone, activate
 from .nf_base import ConvBuilder, NFStem
 from .nf_resnet import resnet_depths
 
@@ -45,6 +45,7 @@ class FixupBlock(ResidualBlock):
         super().__init__(with_cp)
         mid = out_channels // 4
         self.conv1 = conv(in_channels, mid, 1)
+        self.pad2 = conv.pad(3, stride, dilation)
         self.conv2 = conv(mid, mid, 3, stride, dilation)
         self.conv3 = conv(mid, out_channels, 1)
         self.downsample = None
@@ -58,17 +59,18 @@ class FixupBlock(ResidualBlock):
         for name in ('bias1a', 'bias1b', 'bias2a', 'bias2b', 'bias3a', 'bias3b'):
             self.register_parameter(name, nn.Parameter(torch.zeros(())))
         self.scale = nn.Parameter(torch.ones(()))
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.drop_path = DropPath(drop_path_rate)
 
     def inner_forward(self, x: Tensor) -> Tensor:
         shifted = x + self.bias1a
-        out = self.relu(self.conv1(shifted) + self.bias1b)
-        out = self.relu(self.conv2(out + self.bias2a) + self.bias2b)
+        out = activate(self.relu, self.conv1(shifted) + self.bias1b)
+        out = out + self.bias2a
+        out = activate(self.relu, self.conv2(out if self.pad2 is None else self.pad2(out)) + self.bias2b)
         out = self.drop_path(self.conv3(out + self.bias3a) * self.scale + self.bias3b)
         if self.downsample is None:  # the bias joins the branch, the shortcut stays the identity
-            return self.relu(x + (out + self.bias1a))
-        return self.relu(self.downsample(shifted) + out)
+            return activate(self.relu, x + (out + self.bias1a))
+        return activate(self.relu, self.downsample(shifted) + out)
 
 
 @MODELS.register_module()
@@ -128,7 +130,7 @@ class FixupResNet(StagedBackbone):
         conv = ConvBuilder(None, padding, bias=False)
         self.stem = NFStem(stem, in_channels, base_channels, conv)
         self.bias1 = nn.Parameter(torch.zeros(()))
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         channels = base_channels
 
         def make_block(stage: int, index: int) -> FixupBlock:
@@ -163,7 +165,8 @@ class FixupResNet(StagedBackbone):
             self.bias2.requires_grad_(False)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        return self.stem.pool(self.relu(self.stem.convolve(x) + self.bias1))
+        # The stem pools before the bias and the ReLU, which keep the order of its inputs.
+        return activate(self.relu, self.stem(x) + self.bias1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = super().forward(x)

@@ -11,12 +11,13 @@ from dataclasses import dataclass, fields, replace
 import torch
 import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer
-from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import Tensor, nn
 
+from nf_plugins.functional import pad_same
 from nf_plugins.layers import (
     ECA,
     DropPath,
+    SamePad2d,
     ScaledWSConv2d,
     SqueezeExcite,
     StandardizedConv2d,
@@ -32,7 +33,7 @@ from nf_plugins.utils.checks import (
     check_number,
 )
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
+from .base import ResidualBlock, StagedBackbone, activate, add_shortcut, may_overwrite
 
 MOST_BLOCKS = 10_000
 """Of a stage: what has more is a mistake, and would be built for hours."""
@@ -191,6 +192,9 @@ def override_arch(arch: NFArch, **overrides: object) -> NFArch:
 class ConvBuilder:
     """Builds the convolutions of a network with one config and one padding style.
 
+    A strided SAME convolution needs padding that depends on the size of its input. It is
+    built without padding, and its input goes through the layer that :meth:`pad` builds.
+
     Args:
         conv_cfg: mm config of the convolution.
         padding: 'same' (TF style) or 'symmetric' (``dilation * (kernel - 1) / 2``).
@@ -216,7 +220,6 @@ class ConvBuilder:
         if not inspect.isclass(layer):
             raise ValueError(f'unknown convolution conv_cfg.type={self.cfg.get("type")!r}')
         self.scaled = issubclass(layer, ScaledWSConv2d)
-        self.plain = layer is nn.Conv2d
         self.folds_gamma = self.scaled or deploy
         """Whether factors of a convolution's input are left to its weight."""
 
@@ -234,13 +237,17 @@ class ConvBuilder:
         cfg = dict(self.cfg)
         if self.scaled:
             cfg['gamma'] = gamma
-        padding: int | str = dilation * (kernel_size - 1) // 2
-        if self.padding == 'same':
-            padding = 'same' if kernel_size > 1 else 0
-            if padding and stride > 1 and self.plain:
-                cfg['type'], padding = 'Conv2dAdaptivePadding', 0
+        padding = dilation * (kernel_size - 1) // 2
+        if self.padding == 'same' and stride > 1:
+            padding = 0
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         return build_conv_layer(cfg, *sizes, bias=self.bias if bias is None else bias)
+
+    def pad(self, kernel_size: int, stride: int = 1, dilation: int = 1) -> SamePad2d | None:
+        """What pads the input of such a convolution; None where that pads by itself."""
+        if self.padding == 'symmetric' or stride == 1 or kernel_size == 1:
+            return None
+        return SamePad2d(kernel_size, stride, dilation)
 
 
 class NFStem(nn.Module):
@@ -278,6 +285,7 @@ class NFStem(nn.Module):
             factor = first_gamma if number == 1 else gamma
             sizes = (in_channels, width or channels, kernel, stride)
             layer = conv(*sizes, gamma=factor, bias=bias)
+            self.add_module(f'pad{number}', conv.pad(kernel, stride))
             self.add_module(f'conv{number}', layer)
             in_channels = width or channels
 
@@ -285,27 +293,26 @@ class NFStem(nn.Module):
     def later_convs(self) -> list[nn.Module]:
         return [getattr(self, f'conv{number}') for number in range(2, self.num_convs + 1)]
 
-    def convolve(self, x: Tensor) -> Tensor:
-        x = self.conv1(x)
-        for conv in self.later_convs:
-            x = conv(scaled_activation(self.act, x, self.gamma))
-        return x
+    def forward(self, x: Tensor) -> Tensor:
+        for number in range(1, self.num_convs + 1):
+            pad = getattr(self, f'pad{number}')
+            if number > 1:
+                x = scaled(self.act(x), self.gamma)
+            x = getattr(self, f'conv{number}')(x if pad is None else pad(x))
+        return self.pool(x) if self.has_pool else x
 
     def pool(self, x: Tensor) -> Tensor:
-        if not self.has_pool:
-            return x
-        if self.same:  # SAME for a 3x3 window and stride 2: nothing in front of an even size
-            height, width = x.shape[-2:]
-            return F.max_pool2d(x, 3, 2, (height % 2, width % 2), ceil_mode=True)
-        return F.max_pool2d(x, 3, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.convolve(x))
+        """Max-pooling of 3x3 windows with stride 2."""
+        if not self.same:
+            return F.max_pool2d(x, 3, 2, 1)
+        odd = x.shape[2] % 2, x.shape[3] % 2
+        if all(isinstance(number, int) for number in odd):  # nothing in front of an even size
+            return F.max_pool2d(x, 3, 2, odd, ceil_mode=True)
+        return F.max_pool2d(pad_same(x, (3, 3), (2, 2), value=-math.inf), 3, 2)
 
 
-def scaled_activation(act: nn.Module, x: Tensor, gain: float) -> Tensor:
-    """``gain * act(x)``, without a multiplication where the gain is 1."""
-    x = act(x)
+def scaled(x: Tensor, gain: float) -> Tensor:
+    """``gain * x``, without a multiplication where the gain is 1."""
     return x if gain == 1 else x * gain
 
 
@@ -370,7 +377,7 @@ class NFBlock(ResidualBlock):
     ) -> None:
         super().__init__(with_cp)
         self.act, gamma = build_activation(act_cfg)
-        self.inner_act, _ = build_activation(act_cfg, inplace=True)
+        self.inner_act, _ = build_activation(act_cfg)
         self.gamma = 1.0 if conv.folds_gamma else gamma
         self.beta = 1.0 if conv.folds_gamma else beta
         self.alpha = alpha
@@ -381,6 +388,7 @@ class NFBlock(ResidualBlock):
                 f'of {out_channels} channels'
             )
         self.conv1 = conv(in_channels, mid, 1, gamma=gamma / beta)
+        self.pad2 = conv.pad(3, stride, dilation)
         self.conv2 = conv(mid, mid, 3, stride, dilation, groups, gamma=gamma)
         self.conv2b = None
         if arch.num_3x3 == 2:
@@ -405,15 +413,21 @@ class NFBlock(ResidualBlock):
             self.downsample = nn.Sequential(layers)
         self.output_var = (beta**2 if self.downsample is None else 1.0) + alpha**2
         self.expected_var = self.output_var if has_theory else None
+        self.skipinit = skipinit
         self.skip_gain = None if skipinit is None else nn.Parameter(torch.tensor(float(skipinit)))
         if deploy and self.branch_ends_in_conv3:
             self.alpha, self.skip_gain = 1.0, None
 
+    def reset_parameters(self) -> None:
+        """Set the block's own parameter, the SkipInit gain, to its start."""
+        if self.skip_gain is not None:
+            nn.init.constant_(self.skip_gain, self.skipinit)
+
     def inner_forward(self, x: Tensor) -> Tensor:
-        out = scaled_activation(self.act, x, self.gamma / self.beta)
+        out = scaled(self.act(x), self.gamma / self.beta)
         shortcut = x if self.downsample is None else self.downsample(out)
-        out = self.conv1(out)
-        out = self.conv2(self._activate(out, self.conv1))
+        out = self._activate(self.conv1(out), self.conv1)
+        out = self.conv2(out if self.pad2 is None else self.pad2(out))
         if self.conv2b is not None:
             out = self.conv2b(self._activate(out, self.conv2))
         if self.attention is not None and self.attention_inside:
@@ -421,38 +435,28 @@ class NFBlock(ResidualBlock):
         return self.add_branch(shortcut, self._activate(out, self.conv2b or self.conv2))
 
     def _activate(self, x: Tensor, conv: nn.Module) -> Tensor:
-        """The activation behind a convolution, times its gain."""
-        act = self.inner_act if may_overwrite(conv) else self.act
-        return scaled_activation(act, x, self.gamma)
+        """The activation after a convolution, times its gain."""
+        return scaled(activate(self.inner_act, x, conv), self.gamma)
 
     def add_branch(self, shortcut: Tensor, x: Tensor) -> Tensor:
-        r"""``shortcut + alpha * s * f(x)``, where f is the end of the branch."""
+        r"""``shortcut + drop_path(alpha * s * f(x))``, where f is the end of the branch."""
         scale, alpha = self.skip_gain, self.alpha
-        if (
-            self.fold_scale
-            and self.branch_ends_in_conv3
-            and isinstance(self.conv3, StandardizedConv2d)
-        ):
+        attention = None if self.branch_ends_in_conv3 else self.attention
+        if self.fold_scale and attention is None and isinstance(self.conv3, StandardizedConv2d):
             out, scale, alpha = self.conv3(x, alpha, scale), None, 1.0
         else:
             out = self.conv3(x)
-        if not self.branch_ends_in_conv3:
-            if self.fold_scale:
-                gate = self.attention.gate(out)
-                scale = gate if scale is None else scale * gate
-            else:
-                out = self.attention(out)
-        mask = self.drop_path.mask(out)
-        if mask is not None:
-            scale = mask if scale is None else scale * mask
-        if scale is None:
-            if alpha == 1:
-                return add_shortcut(out, shortcut, may_overwrite(self.conv3))
-            return torch.add(shortcut, out, alpha=alpha)
-        if scale is self.skip_gain:  # not folded
+        if attention is not None and self.fold_scale:
+            scale = out.new_full((), alpha) if scale is None else alpha * scale
+            out, scale, alpha = attention(out, scale), None, 1.0
+        elif attention is not None:
+            out = attention(out)
+        out = self.drop_path(out)
+        if scale is not None:
             return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
-        # Not addcmul, which in its backward pass multiplies all of `out` by 1.
-        return add_shortcut(out * (alpha * scale).to(out.dtype), shortcut, inplace=True)
+        if alpha != 1:
+            return torch.add(shortcut, out, alpha=alpha)
+        return add_shortcut(out, shortcut, may_overwrite(self.conv3, attention, self.drop_path))
 
     @property
     def branch_ends_in_conv3(self) -> bool:
@@ -479,7 +483,7 @@ def fold_input(convs: Sequence[nn.Module], factor: float) -> None:
     for conv in convs:
         if isinstance(conv, StandardizedConv2d):
             conv.switch_to_deploy()
-        if type(conv) not in (nn.Conv2d, Conv2dAdaptivePadding):
+        if type(conv) is not nn.Conv2d:
             raise ValueError(f'cannot fold a {type(conv).__name__} into a plain convolution')
         conv.weight.mul_(factor)
 
