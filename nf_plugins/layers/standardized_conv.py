@@ -9,19 +9,21 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmengine.dist import all_gather
 from torch import Tensor, nn
 
 from nf_plugins.functional import (
     ChannelStatistics,
     channel_statistics,
+    pad_same,
     same_padding,
 )
 from nf_plugins.functional.standardization import compute_dtype, standardize, standardized_conv2d
 from nf_plugins.functional.weight_standardization import EPS
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_pair
+
+from .same_conv import SameConv2d
 
 
 class _Cached(NamedTuple):
@@ -198,8 +200,10 @@ class StandardizedConv2d(nn.Conv2d):
             same_padding(x.shape[axis - 2], self.kernel_size[axis], *step)
             for axis, step in enumerate(zip(self.stride, self.dilation))
         ]
-        if any(before != after for before, after in pads):
-            return F.pad(x, [*pads[1], *pads[0]]), (0, 0)
+        # A traced size is no int: what pads for every size is recorded.
+        known = all(isinstance(size, int) for size in x.shape)
+        if not known or any(before != after for before, after in pads):
+            return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
         return x, tuple(before for before, _ in pads)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -213,7 +217,7 @@ class StandardizedConv2d(nn.Conv2d):
         """Become a plain convolution with the same outputs, in place.
 
         The object turns into an :class:`torch.nn.Conv2d` (with strided SAME
-        padding, into mmcv's ``Conv2dAdaptivePadding``, a subclass) whose weight is
+        padding, into a :class:`SameConv2d`, a subclass) whose weight is
         the standardized one, so whoever holds it need not know.
         """
         weight = self.standardize()
@@ -221,7 +225,9 @@ class StandardizedConv2d(nn.Conv2d):
             delattr(self, name)
         self._buffers.clear()
         self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        plain = Conv2dAdaptivePadding if self._strided_same else nn.Conv2d
+        plain = SameConv2d if self._strided_same else nn.Conv2d
+        if self._strided_same:
+            self.padding = 'same'
         kept = vars(nn.Conv2d(1, 1, 1)).keys()
         for name in vars(self).keys() - kept:
             delattr(self, name)

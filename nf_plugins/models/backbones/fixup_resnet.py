@@ -45,7 +45,6 @@ class FixupBlock(ResidualBlock):
         super().__init__(with_cp)
         mid = out_channels // 4
         self.conv1 = conv(in_channels, mid, 1)
-        self.pad2 = conv.pad(3, stride, dilation)
         self.conv2 = conv(mid, mid, 3, stride, dilation)
         self.conv3 = conv(mid, out_channels, 1)
         self.downsample = None
@@ -65,8 +64,7 @@ class FixupBlock(ResidualBlock):
     def inner_forward(self, x: Tensor) -> Tensor:
         shifted = x + self.bias1a
         out = activate(self.relu, self.conv1(shifted) + self.bias1b)
-        out = out + self.bias2a
-        out = activate(self.relu, self.conv2(out if self.pad2 is None else self.pad2(out)) + self.bias2b)
+        out = activate(self.relu, self.conv2(out + self.bias2a) + self.bias2b)
         out = self.drop_path(self.conv3(out + self.bias3a) * self.scale + self.bias3b)
         if self.downsample is None:  # the bias joins the branch, the shortcut stays the identity
             return activate(self.relu, x + (out + self.bias1a))

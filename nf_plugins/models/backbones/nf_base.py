@@ -17,7 +17,7 @@ from nf_plugins.functional import pad_same
 from nf_plugins.layers import (
     ECA,
     DropPath,
-    SamePad2d,
+    SameConv2d,
     ScaledWSConv2d,
     SqueezeExcite,
     StandardizedConv2d,
@@ -192,9 +192,6 @@ def override_arch(arch: NFArch, **overrides: object) -> NFArch:
 class ConvBuilder:
     """Builds the convolutions of a network with one config and one padding style.
 
-    A strided SAME convolution needs padding that depends on the size of its input. It is
-    built without padding, and its input goes through the layer that :meth:`pad` builds.
-
     Args:
         conv_cfg: mm config of the convolution.
         padding: 'same' (TF style) or 'symmetric' (``dilation * (kernel - 1) / 2``).
@@ -220,6 +217,7 @@ class ConvBuilder:
         if not inspect.isclass(layer):
             raise ValueError(f'unknown convolution conv_cfg.type={self.cfg.get("type")!r}')
         self.scaled = issubclass(layer, ScaledWSConv2d)
+        self.plain = layer is nn.Conv2d
         self.folds_gamma = self.scaled or deploy
         """Whether factors of a convolution's input are left to its weight."""
 
@@ -237,17 +235,13 @@ class ConvBuilder:
         cfg = dict(self.cfg)
         if self.scaled:
             cfg['gamma'] = gamma
-        padding = dilation * (kernel_size - 1) // 2
-        if self.padding == 'same' and stride > 1:
-            padding = 0
+        padding: int | str = dilation * (kernel_size - 1) // 2  # SAME, too, without a stride
+        if self.padding == 'same' and stride > 1 and kernel_size > 1:
+            padding = 'same'
+            if self.plain:
+                cfg['type'], padding = SameConv2d, 0
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         return build_conv_layer(cfg, *sizes, bias=self.bias if bias is None else bias)
-
-    def pad(self, kernel_size: int, stride: int = 1, dilation: int = 1) -> SamePad2d | None:
-        """What pads the input of such a convolution; None where that pads by itself."""
-        if self.padding == 'symmetric' or stride == 1 or kernel_size == 1:
-            return None
-        return SamePad2d(kernel_size, stride, dilation)
 
 
 class NFStem(nn.Module):
@@ -285,7 +279,6 @@ class NFStem(nn.Module):
             factor = first_gamma if number == 1 else gamma
             sizes = (in_channels, width or channels, kernel, stride)
             layer = conv(*sizes, gamma=factor, bias=bias)
-            self.add_module(f'pad{number}', conv.pad(kernel, stride))
             self.add_module(f'conv{number}', layer)
             in_channels = width or channels
 
@@ -294,11 +287,9 @@ class NFStem(nn.Module):
         return [getattr(self, f'conv{number}') for number in range(2, self.num_convs + 1)]
 
     def forward(self, x: Tensor) -> Tensor:
-        for number in range(1, self.num_convs + 1):
-            pad = getattr(self, f'pad{number}')
-            if number > 1:
-                x = scaled(self.act(x), self.gamma)
-            x = getattr(self, f'conv{number}')(x if pad is None else pad(x))
+        x = self.conv1(x)
+        for conv in self.later_convs:
+            x = conv(scaled(self.act(x), self.gamma))
         return self.pool(x) if self.has_pool else x
 
     def pool(self, x: Tensor) -> Tensor:
@@ -388,7 +379,6 @@ class NFBlock(ResidualBlock):
                 f'of {out_channels} channels'
             )
         self.conv1 = conv(in_channels, mid, 1, gamma=gamma / beta)
-        self.pad2 = conv.pad(3, stride, dilation)
         self.conv2 = conv(mid, mid, 3, stride, dilation, groups, gamma=gamma)
         self.conv2b = None
         if arch.num_3x3 == 2:
@@ -426,8 +416,8 @@ class NFBlock(ResidualBlock):
     def inner_forward(self, x: Tensor) -> Tensor:
         out = scaled(self.act(x), self.gamma / self.beta)
         shortcut = x if self.downsample is None else self.downsample(out)
-        out = self._activate(self.conv1(out), self.conv1)
-        out = self.conv2(out if self.pad2 is None else self.pad2(out))
+        out = self.conv1(out)
+        out = self.conv2(self._activate(out, self.conv1))
         if self.conv2b is not None:
             out = self.conv2b(self._activate(out, self.conv2))
         if self.attention is not None and self.attention_inside:
@@ -483,7 +473,7 @@ def fold_input(convs: Sequence[nn.Module], factor: float) -> None:
     for conv in convs:
         if isinstance(conv, StandardizedConv2d):
             conv.switch_to_deploy()
-        if type(conv) is not nn.Conv2d:
+        if type(conv) not in (nn.Conv2d, SameConv2d):
             raise ValueError(f'cannot fold a {type(conv).__name__} into a plain convolution')
         conv.weight.mul_(factor)
 

@@ -51,7 +51,6 @@ class ResNetV2Block(ResidualBlock):
         self.norm1 = build_norm_layer(norm_cfg, in_channels)[1]
         self.conv1 = conv(in_channels, mid, 1)
         self.norm2 = build_norm_layer(norm_cfg, mid)[1]
-        self.pad2 = conv.pad(3, stride, dilation)
         self.conv2 = conv(mid, mid, 3, stride, dilation)
         self.norm3 = build_norm_layer(norm_cfg, mid)[1]
         self.conv3 = conv(mid, out_channels, 1)
@@ -68,8 +67,7 @@ class ResNetV2Block(ResidualBlock):
         out = self._preactivate(self.norm1, x)
         shortcut = x if self.downsample is None else self.downsample(out)
         out = self.conv1(out)
-        out = self._preactivate(self.norm2, out)
-        out = self.conv2(out if self.pad2 is None else self.pad2(out))
+        out = self.conv2(self._preactivate(self.norm2, out))
         out = self.conv3(self._preactivate(self.norm3, out))
         if self.se is not None:
             out = self.se(out)
