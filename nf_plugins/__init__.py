@@ -35,12 +35,14 @@ with warnings.catch_warnings():
     # Of mmcv-lite, about an op that nothing here needs.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
     from . import checkpoint, datasets, engine, functional, layers, models, spp
+    from .layers import fold
 
 __all__ = [
     '__version__',
     'checkpoint',
     'datasets',
     'engine',
+    'fold',
     'functional',
     'layers',
     'models',

@@ -3,7 +3,7 @@
 from .agc import adaptive_clip_grad_, unitwise_norm
 from .channel_statistics import ChannelStatistics, channel_statistics
 from .gamma import GAMMA, activation_gamma, activation_name, knows_activation
-from .padding import pad_same, same_padding
+from .padding import fixed_same_padding, pad_same, same_padding
 from .weight_standardization import parametric_standardize_weight, scaled_standardize_weight
 
 __all__ = [
@@ -13,9 +13,10 @@ __all__ = [
     'activation_name',
     'adaptive_clip_grad_',
     'channel_statistics',
+    'fixed_same_padding',
     'knows_activation',
-    'parametric_standardize_weight',
     'pad_same',
+    'parametric_standardize_weight',
     'same_padding',
     'scaled_standardize_weight',
     'unitwise_norm',

@@ -65,3 +65,21 @@ def pad_same(
     vertical = same_padding(x.shape[2], kernel_size[0], stride[0], dilation[0])
     horizontal = same_padding(x.shape[3], kernel_size[1], stride[1], dilation[1])
     return F.pad(x, [*horizontal, *vertical], value=value)
+
+
+def fixed_same_padding(kernel_size: int, stride: int, dilation: int = 1) -> int | None:
+    """SAME padding of an axis where it is the same for all sizes and on both sides, else None.
+
+    Args:
+        kernel_size: Length of the kernel.
+        stride: Stride.
+        dilation: Dilation.
+
+    Example:
+        >>> fixed_same_padding(3, stride=1), fixed_same_padding(1, stride=2)
+        (1, 0)
+        >>> fixed_same_padding(3, stride=2) is None
+        True
+    """
+    total = (kernel_size - 1) * dilation
+    return total // 2 if total == 0 or (stride == 1 and total % 2 == 0) else None

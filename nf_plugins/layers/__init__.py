@@ -3,6 +3,7 @@
 from .activations import GammaAct, build_activation
 from .drop_path import DropPath
 from .eca import ECA
+from .folding import fold, plain_convolution
 from .same_conv import SameConv2d
 from .squeeze_excite import SqueezeExcite
 from .standardized_conv import PWSConv2d, ScaledWSConv2d, StandardizedConv2d
@@ -17,4 +18,6 @@ __all__ = [
     'SqueezeExcite',
     'StandardizedConv2d',
     'build_activation',
+    'fold',
+    'plain_convolution',
 ]

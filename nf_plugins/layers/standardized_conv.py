@@ -1,16 +1,28 @@
-"""Convolutions whose weight is standardized before use."""
+"""Convolutions whose weight is standardized before use.
+
+What other tools find in such a layer. ``weight`` is the parameter before its standardization:
+under this name it is saved, loaded, initialised and optimized, in place, as that of any
+convolution. So a tool that computes a new weight from ``conv.weight`` (the fusion of a batch
+norm, an adapter that is merged) would compute from one that is not applied, and what it writes
+would be standardized once more. The layers cannot see who reads a parameter. They do see the
+steps that follow, and refuse them with an error that names :func:`nf_plugins.fold`: a new
+parameter in the place of ``weight``, a call of ``_conv_forward`` with a weight of the caller's,
+an adapter that is put around the layer.
+"""
 
 from __future__ import annotations
 
 import math
 import operator
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from mmengine.dist import all_gather
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.utils import parametrize
 
 from nf_plugins.functional import (
     ChannelStatistics,
@@ -18,39 +30,19 @@ from nf_plugins.functional import (
     pad_same,
     same_padding,
 )
-from nf_plugins.functional.standardization import compute_dtype, standardize, standardized_conv2d
+from nf_plugins.functional.standardization import standardize, standardized_conv2d
 from nf_plugins.functional.weight_standardization import EPS
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_pair
-
-from .same_conv import SameConv2d
-
-
-class _Cached(NamedTuple):
-    """A standardized weight, and what it was computed from.
-
-    ``sources`` shares its storage with the parameters, so that their addresses
-    cannot be given to other tensors while they stand in ``key``.
-    """
-
-    key: tuple
-    weight: Tensor
-    sources: tuple[Tensor, ...]
 
 
 class StandardizedConv2d(nn.Conv2d):
     r"""A 2-D convolution with a standardized weight: the base of the layers here.
 
     A subclass says how its weight is standardized and with which parameters; this
-    class adds TF-style SAME padding, a cache for evaluation and the fold into a
-    plain convolution.
-
-    In training, and wherever a gradient may be wanted, the weight is standardized
-    in each forward pass. In evaluation it is standardized once, and again after
-    any change of the parameters: loading, an optimizer step, ``copy_``, a move to
-    another device. Only writes through ``.data``, and steps of a fused optimizer without a
-    forward pass in training mode, go unseen until the next call of ``train()`` or
-    ``eval()``; mmengine's EMA hook is followed by one.
+    class adds TF-style SAME padding and the fold into a plain convolution. The weight is
+    standardized in each forward pass, in evaluation, too, whoever changed the parameters
+    in whatever way; :func:`nf_plugins.fold` makes inference free of it.
 
     Args:
         in_channels: Channels of the input.
@@ -65,10 +57,17 @@ class StandardizedConv2d(nn.Conv2d):
         padding_mode: As in :class:`torch.nn.Conv2d`.
         **kwargs: ``device`` and ``dtype``.
 
+    Attributes:
+        deployed: Whether :meth:`switch_to_deploy` was called: ``weight`` is applied as it is.
+
     Raises:
         TypeError, ValueError: A size that is no positive integer, or a fan-in below 2: a
             single weight is always its own mean.
+        TypeError: A new parameter in the place of ``weight``, or a call of
+            ``_conv_forward``: see the module's docstring.
     """
+
+    deployed = False
 
     def __init__(
         self,
@@ -88,8 +87,8 @@ class StandardizedConv2d(nn.Conv2d):
         check_integer('groups', groups)
         kernel_size = check_pair('kernel_size', kernel_size)
         stride, dilation = check_pair('stride', stride), check_pair('dilation', dilation)
-        self._strided_same = padding == 'same' and max(stride) > 1
-        if self._strided_same and padding_mode != 'zeros':
+        strided_same = padding == 'same' and max(stride) > 1
+        if strided_same and padding_mode != 'zeros':
             raise ValueError(
                 "a strided convolution with padding='same' takes padding_mode='zeros' only, "
                 f'got {padding_mode!r}'
@@ -105,85 +104,60 @@ class StandardizedConv2d(nn.Conv2d):
             out_channels,
             kernel_size,
             stride,
-            0 if self._strided_same else padding,
+            0 if strided_same else padding,
             dilation,
             groups,
             bias,
             padding_mode,
             **kwargs,
         )
-        self._cached: _Cached | None = None
+        if strided_same:  # which torch refuses
+            self.padding = 'same'
 
     @property
     def fan_in(self) -> int:
         """Inputs of one output: ``in_channels / groups * kh * kw``."""
         return self.weight.numel() // self.out_channels
 
+    @property
+    def _strided_same(self) -> bool:
+        return self.padding == 'same' and max(self.stride) > 1
+
     def standardize(self, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
-        """The standardized weight, computed from the parameters of this moment.
+        """The weight that is applied, computed from the parameters of this moment.
 
         Args:
             factor: A factor of the output, which joins those of the weight.
-            skip_gain: Another one, a learnable scalar.
+            skip_gain: Another one, a scalar tensor.
         """
-        scale, law = self._scaled_law(factor, skip_gain)
-        return standardize(self.weight, scale, **law).to(self.weight.dtype)
-
-    def _scaled_law(self, factor: float, skip_gain: Tensor | None) -> tuple[Tensor, dict]:
+        if self.deployed:
+            weight = self.weight * factor
+            return weight if skip_gain is None else weight * skip_gain
         scale, law = self.law()
         law['constant'] *= factor
-        return (scale if skip_gain is None else scale * skip_gain), law
+        scale = scale if skip_gain is None else scale * skip_gain
+        return standardize(self.weight, scale, **law).to(self.weight.dtype)
 
     def law(self) -> tuple[Tensor, dict[str, Any]]:
         """``scale`` of :func:`standardize`, and ``fan``, ``eps``, ``clamp`` and ``constant``."""
         raise NotImplementedError
 
-    def weight_sources(self, skip_gain: Tensor | None = None) -> tuple[Tensor, ...]:
-        """The parameters that :meth:`standardize` reads."""
-        # By attribute: pruning, parametrizations and replicas keep them elsewhere.
-        own = (getattr(self, name, None) for name in ('weight', 'gain', 'alpha'))
-        return tuple(p for p in (*own, skip_gain) if p is not None)
+    def forward(self, x: Tensor, skip_gain: Tensor | None = None) -> Tensor:
+        """Convolve.
 
-    @staticmethod
-    def _is_recomputed(sources: tuple[Tensor, ...]) -> bool:
-        """Whether the weight is standardized in each forward pass, of evaluation too."""
-        if torch.compiler.is_compiling() or torch.jit.is_tracing():
-            return True
-        return torch.is_grad_enabled() and any(p.requires_grad for p in sources)
-
-    def _evaluation_weight(
-        self, sources: tuple[Tensor, ...], factor: float, skip_gain: Tensor | None
-    ) -> Tensor:
-        """The weight of evaluation: standardized once per change of its sources."""
-        dtype = compute_dtype(self.weight)
-        try:
-            key = tuple((p.data_ptr(), p._version, p.dtype, p.device) for p in sources)
-        except RuntimeError:  # no version or address: inference tensors, torch.func transforms
-            return self.standardize(factor, skip_gain).to(dtype)
-        key = (factor, dtype, *key)
-        cached = self._cached
-        if cached is None or cached.key != key:
-            # A tensor made in inference mode could not be used outside it.
-            with torch.inference_mode(False), torch.no_grad():
-                weight = self.standardize(factor, skip_gain).to(dtype)
-                cached = _Cached(key, weight, tuple(p.detach() for p in sources))
-            self._cached = cached
-        return cached.weight
-
-    def forward(self, x: Tensor, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
-        """Convolve; the output is multiplied by ``factor * skip_gain``, but in the weight."""
+        Args:
+            x: The input.
+            skip_gain: A scalar that the output is multiplied by, but in the weight.
+        """
         bias = self.bias
-        if bias is not None and (factor != 1 or skip_gain is not None):
-            bias = bias * factor if skip_gain is None else bias * (factor * skip_gain)
-        if not self.training:
-            sources = self.weight_sources(skip_gain)
-            if not self._is_recomputed(sources):
-                weight = self._evaluation_weight(sources, factor, skip_gain)
-                return self._conv_forward(x, weight, bias)
-        if not torch.compiler.is_compiling():
-            # Fused optimizers do not count versions, but a gradient comes before a step.
-            self._cached = None
-        scale, law = self._scaled_law(factor, skip_gain)
+        if skip_gain is not None and bias is not None:
+            bias = bias * skip_gain
+        if self.deployed:
+            weight = self.weight if skip_gain is None else self.weight * skip_gain
+            return self._conv_forward(x, weight, bias)
+        scale, law = self.law()
+        if skip_gain is not None:
+            scale = scale * skip_gain
         x, padding = self._pad(x)
         geometry = (self.stride, padding, self.dilation, self.groups)
         return standardized_conv2d(x, self.weight, scale, bias, *geometry, **law)
@@ -194,7 +168,7 @@ class StandardizedConv2d(nn.Conv2d):
             return F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
         if self.padding == 'valid':
             return x, (0, 0)
-        if self.padding != 'same' and not self._strided_same:
+        if self.padding != 'same':
             return x, self.padding
         pads = [
             same_padding(x.shape[axis - 2], self.kernel_size[axis], *step)
@@ -207,50 +181,79 @@ class StandardizedConv2d(nn.Conv2d):
         return x, tuple(before for before, _ in pads)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self._strided_same:
-            return super()._conv_forward(x, weight, bias)
+        if not self.deployed:
+            raise TypeError(self._advice('cannot convolve with a weight that a tool made'))
         x, padding = self._pad(x)
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
-    @torch.no_grad()
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == 'weight' and isinstance(value, nn.Parameter) and not self.deployed:
+            # Not there while it is made, and while pruning or weight_norm keeps it elsewhere.
+            current = self._parameters.get('weight', value)
+            if current is not value and '_loads' not in vars(self):
+                raise TypeError(
+                    self._advice('cannot take a new parameter as its weight')
+                    + ', or set the weight before its standardization by conv.weight.data.copy_()'
+                )
+        super().__setattr__(name, value)
+
+    def _advice(self, problem: str) -> str:
+        return (
+            f'{type(self).__name__} {problem}: it standardizes its weight, so the outputs would '
+            'be wrong. Call nf_plugins.fold(model) first, which makes plain convolutions of '
+            'these layers'
+        )
+
+    def _load_from_state_dict(self, *args: Any) -> None:
+        vars(self)['_loads'] = True  # assign=True puts new parameters there
+        try:
+            super()._load_from_state_dict(*args)
+        finally:
+            del vars(self)['_loads']
+
     def switch_to_deploy(self) -> None:
-        """Become a plain convolution with the same outputs, in place.
+        """Become a layer that applies its weight as it is, with the same outputs, in place.
 
-        The object turns into an :class:`torch.nn.Conv2d` (with strided SAME
-        padding, into a :class:`SameConv2d`, a subclass) whose weight is
-        the standardized one, so whoever holds it need not know.
+        Its parameters are ``weight``, the standardized one, and ``bias``. A layer cannot put
+        another object into the place of itself: :func:`nf_plugins.fold` makes
+        :class:`torch.nn.Conv2d` of the layers of a model.
+
+        Raises:
+            ValueError: The layer cannot be folded; it is unchanged.
         """
-        weight = self.standardize()
-        for name in [name for name, _ in self.named_parameters() if name not in ('weight', 'bias')]:
-            delattr(self, name)
-        self._buffers.clear()
-        self.weight = nn.Parameter(weight, requires_grad=self.weight.requires_grad)
-        plain = SameConv2d if self._strided_same else nn.Conv2d
-        if self._strided_same:
-            self.padding = 'same'
-        kept = vars(nn.Conv2d(1, 1, 1)).keys()
-        for name in vars(self).keys() - kept:
-            delattr(self, name)
-        self.__class__ = plain
+        from .folding import plain_convolution  # which imports this module
 
-    def clear_cache(self) -> None:
-        """Forget the standardized weight of evaluation."""
-        self._cached = None
+        if parametrize.is_parametrized(self):
+            raise ValueError(
+                f'cannot deploy a {type(self).__name__} alone: call nf_plugins.fold(model)'
+            )
+        plain = plain_convolution(self)
+        vars(self).pop('weight', None)  # which pruning and weight_norm set
+        for name in ('_parameters', '_buffers', '_forward_pre_hooks'):
+            setattr(self, name, getattr(plain, name))
+        self.deployed = True
 
-    def train(self, mode: bool = True) -> StandardizedConv2d:
-        self.clear_cache()
-        return super().train(mode)
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> StandardizedConv2d:
-        self.clear_cache()
-        return super()._apply(fn, *args, **kwargs)
-
-    def __getstate__(self) -> dict:
-        return {**self.__dict__, '_cached': None}
+    def __setstate__(self, state: dict) -> None:
+        if state.pop('_strided_same', False):  # a pickle of version 0.1.0
+            state['padding'] = 'same'
+        super().__setstate__(state)
 
     def extra_repr(self) -> str:
-        padding = ', padding=same' if self._strided_same else ''
-        return super().extra_repr() + padding
+        return super().extra_repr() + (', deployed' if self.deployed else '')
+
+
+def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> None:
+    """Refuse to put a layer into an adapter (as peft's) that merges its own weight into it.
+
+    ``base_layer.weight.data += delta`` changes a parameter as an optimizer does, so only the
+    construction of the adapter can be told apart from that.
+    """
+    if name == 'base_layer' and isinstance(layer, StandardizedConv2d) and hasattr(module, 'merge'):
+        if not layer.deployed:
+            raise TypeError(layer._advice(f'cannot be adapted by {type(module).__name__}'))
+
+
+register_module_module_registration_hook(_refuse_adapter)
 
 
 @MODELS.register_module('ScaledWS')
@@ -399,10 +402,10 @@ class PWSConv2d(StandardizedConv2d):
         law = dict(fan=self.fan / 2, eps=self.gamma, clamp=False, constant=1.0)
         return self.alpha.flatten(), law
 
-    def forward(self, x: Tensor, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
-        if self._may_initialize and self.training:
+    def forward(self, x: Tensor, skip_gain: Tensor | None = None) -> Tensor:
+        if self._may_initialize and self.training and not self.deployed:
             self._initialize_alpha(x)
-        return super().forward(x, factor, skip_gain)
+        return super().forward(x, skip_gain)
 
     @torch.no_grad()
     def _initialize_alpha(self, x: Tensor) -> None:

@@ -6,7 +6,7 @@ import inspect
 import random
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 from unittest import mock
@@ -17,8 +17,6 @@ from mmengine.model import BaseAveragedModel, is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
-
-from nf_plugins.layers import StandardizedConv2d
 
 _RANDOM_DEPTH = ('DropPath', 'StochasticDepth')
 
@@ -95,7 +93,6 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
                     module.fold_scale = False
             for gain, _ in gains.values():
                 gain.data.fill_(1)
-            _clear_caches(modules)
             yield
         finally:
             for module, before in attributes.items():
@@ -111,7 +108,6 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
                 module.training = flag
             for parameter, flag in requires_grad.items():
                 parameter.requires_grad_(flag)
-            _clear_caches(modules)
             np.random.set_state(states[0])
             random.setstate(states[1])
 
@@ -132,12 +128,6 @@ def _restore(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> 
         if content is not None:
             value.clear()
             (value.extend if isinstance(value, list) else value.update)(content)
-
-
-def _clear_caches(modules: Iterable[nn.Module]) -> None:
-    for module in modules:
-        if isinstance(module, StandardizedConv2d):
-            module.clear_cache()
 
 
 def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:

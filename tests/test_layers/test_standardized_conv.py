@@ -9,9 +9,8 @@ from mmcv.cnn import build_conv_layer
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
-from torch.nn.utils import parametrize, prune
 
-from nf_plugins.layers import PWSConv2d, ScaledWSConv2d
+from nf_plugins.layers import PWSConv2d, ScaledWSConv2d, fold
 
 from ..conftest import DATA, relative_error
 
@@ -55,7 +54,7 @@ def plain_conv(layer, x):
         kernel, stride, dilation = (
             values[axis] for values in (layer.kernel_size, layer.stride, layer.dilation)
         )
-        if layer._strided_same or layer.padding == 'same':
+        if layer.padding == 'same':
             size = x.shape[axis - 2]
             total = max((int(np.ceil(size / stride)) - 1) * stride + (kernel - 1) * dilation, -1)
             total = max(total + 1 - size, 0)
@@ -84,23 +83,39 @@ class TestEveryLayer:
         x = torch.randn(2, 8, 9, 10, dtype=torch.float64)
         assert relative_error(conv(x), plain_conv(conv, x).detach()) < 1e-12
 
-    def test_deploys_to_a_plain_convolution(self, layer, options, geometry):
+    def test_folds_into_a_plain_convolution(self, layer, options, geometry):
         conv = make(layer, options, geometry).eval()
         conv.weight.requires_grad_(False)
         x = torch.randn(2, 8, 9, 10)
+        before, plain = conv(x), fold(conv)
+        same = geometry.get('padding') == 'same' and geometry.get('stride', 1) > 1
+        assert type(plain) is (Conv2dAdaptivePadding if same else nn.Conv2d)
+        assert plain.padding != 'same'
+        assert set(plain.state_dict()) <= {'weight', 'bias'}
+        assert not plain.weight.requires_grad
+        assert relative_error(plain(x), before) < 1e-6
+        assert relative_error(pickle.loads(pickle.dumps(plain))(x), before) < 1e-6
+        assert torch.equal(conv(x), before)  # and it is unchanged
+
+    def test_deploys_alone(self, layer, options, geometry):
+        conv = make(layer, options, geometry).eval()
+        x = torch.randn(2, 8, 9, 10)
         before = conv(x)
         conv.switch_to_deploy()
-        assert type(conv) in (nn.Conv2d, Conv2dAdaptivePadding)
         assert set(conv.state_dict()) <= {'weight', 'bias'}
-        assert not conv.weight.requires_grad
-        assert relative_error(conv(x), before) < 1e-6
-        assert relative_error(pickle.loads(pickle.dumps(conv))(x), before) < 1e-6
+        for deployed in (conv, copy.deepcopy(conv), pickle.loads(pickle.dumps(conv)), fold(conv)):
+            assert relative_error(deployed(x), before) < 1e-6
+        # Now its weight is what is applied.
+        bias = 0 if conv.bias is None else conv.bias.detach().view(1, -1, 1, 1)
+        conv.weight = nn.Parameter(2 * conv.weight)
+        conv.bias = None
+        assert relative_error(conv(x), 2 * (before - bias)) < 1e-5
 
     def test_copies_and_round_trips(self, layer, options, geometry):
         conv = make(layer, options, geometry).eval()
         x = torch.randn(2, 8, 9, 10)
         with torch.no_grad():
-            expected = conv(x)  # fills the cache
+            expected = conv(x)
             other = make(layer, options, geometry).eval()
             other(x)
             other.load_state_dict(conv.state_dict())
@@ -146,102 +161,6 @@ def test_scaled_ws_equals_deepmind(case):
     assert error(conv.weight.grad, array('grad_w').permute(3, 2, 0, 1)) < 1e-4
     assert error(conv.gain.grad, array('grad_gain')) < 1e-4
     assert error(conv.bias.grad, array('grad_bias')) < 1e-4
-
-
-class CountedStandardization:
-    """Counts how often a layer standardizes its weight."""
-
-    def __init__(self, conv, monkeypatch):
-        self.count = 0
-        original = type(conv).standardize
-
-        def counted(module, *args):
-            self.count += 1
-            return original(module, *args)
-
-        monkeypatch.setattr(type(conv), 'standardize', counted)
-
-
-@pytest.mark.parametrize(('layer', 'options'), LAYERS)
-@pytest.mark.parametrize('context', [torch.no_grad, torch.inference_mode])
-def test_evaluation_standardizes_once_per_change_of_weights(layer, options, context, monkeypatch):
-    conv = make(layer, options, dict(kernel_size=3)).eval()
-    counter = CountedStandardization(conv, monkeypatch)
-    x = torch.randn(1, 8, 5, 5)
-
-    def fresh_output():
-        with torch.no_grad():
-            return F.conv2d(x, conv.standardize(), conv.bias)
-
-    def check(expected_count):
-        with context():
-            first, second = conv(x), conv(x)
-        assert counter.count == expected_count
-        counter.count = 0
-        assert torch.equal(first, second)
-        assert torch.equal(first, fresh_output())
-        counter.count = 0
-
-    check(1)
-    with torch.no_grad():
-        conv.weight.add_(1 + torch.randn_like(conv.weight))
-    check(1)
-    state = make(layer, options, dict(kernel_size=3)).state_dict()
-    conv.load_state_dict(state)  # after eval(): the cache must not survive
-    check(1)
-    if getattr(conv, 'gain', None) is not None:
-        with torch.no_grad():
-            conv.gain.mul_(2)
-        check(1)
-    conv.weight.data = torch.randn_like(conv.weight)
-    check(1)
-    # As mmengine's EMA hook swaps: invisible to autograd, but eval() follows.
-    conv.weight.data.copy_(torch.randn_like(conv.weight))
-    conv.eval()
-    check(1)
-    conv.double().float()
-    check(1)
-    check(0)
-
-
-def test_fused_optimizers_do_not_leave_a_stale_weight():
-    """They do not count versions, so the gradient in front of their step drops the cache."""
-    conv = ScaledWSConv2d(3, 4, 3).eval()
-    x = torch.randn(1, 3, 5, 5)
-    sgd = torch.optim.SGD(conv.parameters(), lr=1.0, fused=True)
-    with torch.no_grad():
-        conv(x)
-    conv(x).square().sum().backward()
-    sgd.step()
-    with torch.no_grad():
-        torch.testing.assert_close(conv(x), F.conv2d(x, conv.standardize(), conv.bias))
-
-
-def test_evaluation_sees_pruning_and_parametrizations():
-    conv, x = ScaledWSConv2d(3, 4, 3).eval(), torch.randn(1, 3, 5, 5)
-    with torch.no_grad():
-        for amount in (0.3, 0.5):
-            prune.random_unstructured(conv, 'weight', amount)
-            torch.testing.assert_close(conv(x), F.conv2d(x, conv.standardize(), conv.bias))
-        prune.remove(conv, 'weight')
-        parametrize.register_parametrization(conv, 'weight', nn.Tanh())
-        for factor in (1.0, 3.0):
-            conv.parametrizations.weight.original.mul_(factor)
-            expected = F.conv2d(x, conv.standardize(), conv.bias)
-            torch.testing.assert_close(conv(x), expected)
-
-
-def test_evaluation_with_gradients_is_not_cached():
-    conv = ScaledWSConv2d(3, 4, 3).eval()
-    x = torch.randn(1, 3, 5, 5)
-    with torch.inference_mode():
-        conv(x)
-    conv(x).sum().backward()
-    assert conv.weight.grad is not None
-    conv.requires_grad_(False)
-    x.requires_grad_()
-    conv(x).sum().backward()  # the cached weight is saved for it
-    assert x.grad is not None
 
 
 def test_evaluation_of_an_ensemble_with_vmap():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
-from nf_plugins.layers import StandardizedConv2d
+from nf_plugins.layers import fold
 
 
 def may_overwrite(conv: nn.Module, *later: nn.Module | None) -> bool:
@@ -168,7 +168,5 @@ class StagedBackbone(BaseModule):
         return self
 
     def switch_to_deploy(self) -> None:
-        """Turn every standardized convolution into a plain one, in place."""
-        for module in list(self.modules()):
-            if isinstance(module, StandardizedConv2d):
-                module.switch_to_deploy()
+        """Make plain convolutions of the standardized ones, see :func:`nf_plugins.fold`."""
+        fold(self)

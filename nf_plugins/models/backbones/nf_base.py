@@ -22,6 +22,7 @@ from nf_plugins.layers import (
     SqueezeExcite,
     StandardizedConv2d,
     build_activation,
+    fold,
 )
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import (
@@ -282,6 +283,13 @@ class NFStem(nn.Module):
             self.add_module(f'conv{number}', layer)
             in_channels = width or channels
 
+    def conv_factors(self) -> dict[nn.Module, tuple[float, float]]:
+        """See :func:`nf_plugins.fold`."""
+        return {self.conv1: (1.0, 1.0), **dict.fromkeys(self.later_convs, (self.gamma, 1.0))}
+
+    def drop_factors(self) -> None:
+        self.gamma = 1.0
+
     @property
     def later_convs(self) -> list[nn.Module]:
         return [getattr(self, f'conv{number}') for number in range(2, self.num_convs + 1)]
@@ -430,17 +438,17 @@ class NFBlock(ResidualBlock):
 
     def add_branch(self, shortcut: Tensor, x: Tensor) -> Tensor:
         r"""``shortcut + drop_path(alpha * s * f(x))``, where f is the end of the branch."""
-        scale, alpha = self.skip_gain, self.alpha
         attention = None if self.branch_ends_in_conv3 else self.attention
-        if self.fold_scale and attention is None and isinstance(self.conv3, StandardizedConv2d):
-            out, scale, alpha = self.conv3(x, alpha, scale), None, 1.0
+        standardized = isinstance(self.conv3, StandardizedConv2d)
+        scale, alpha = self.skip_gain, self.alpha
+        folded = None  # into the gates, or the weight
+        if self.fold_scale and (attention is not None or standardized):
+            folded = self.conv3.weight.new_full((), alpha) if scale is None else alpha * scale
+            scale, alpha = None, 1.0
+        if attention is not None:
+            out = attention(self.conv3(x), folded)
         else:
-            out = self.conv3(x)
-        if attention is not None and self.fold_scale:
-            scale = out.new_full((), alpha) if scale is None else alpha * scale
-            out, scale, alpha = attention(out, scale), None, 1.0
-        elif attention is not None:
-            out = attention(out)
+            out = self.conv3(x) if folded is None else self.conv3(x, folded)
         out = self.drop_path(out)
         if scale is not None:
             return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
@@ -453,29 +461,25 @@ class NFBlock(ResidualBlock):
         """Whether the scale of the branch can be folded into the last convolution."""
         return self.attention is None or self.attention_inside
 
-    @torch.no_grad()
-    def switch_to_deploy(self) -> None:
-        """Fold the standardization and, where it is linear, the scale of the branch."""
-        first = [self.conv1] if self.downsample is None else [self.conv1, self.downsample.conv]
-        fold_input(first, self.gamma / self.beta)
+    def conv_factors(self) -> dict[nn.Module, tuple[float, float | Tensor]]:
+        """See :func:`nf_plugins.fold`."""
         later = [self.conv2, self.conv2b, self.conv3]
-        fold_input([conv for conv in later if conv is not None], self.gamma)
+        factors = {conv: (self.gamma, 1.0) for conv in later if conv is not None}
+        first = [self.conv1] if self.downsample is None else [self.conv1, self.downsample.conv]
+        factors.update(dict.fromkeys(first, (self.gamma / self.beta, 1.0)))
+        if self.branch_ends_in_conv3:
+            scale = self.alpha if self.skip_gain is None else self.alpha * self.skip_gain
+            factors[self.conv3] = (self.gamma, scale)
+        return factors
+
+    def drop_factors(self) -> None:
         self.gamma = self.beta = 1.0
         if self.branch_ends_in_conv3:
-            scale = self.alpha * (1.0 if self.skip_gain is None else self.skip_gain)
-            for param in self.conv3.parameters():
-                param.mul_(scale)
             self.alpha, self.skip_gain = 1.0, None
 
-
-def fold_input(convs: Sequence[nn.Module], factor: float) -> None:
-    """Turn convolutions into plain ones with a factor of their input in the weight."""
-    for conv in convs:
-        if isinstance(conv, StandardizedConv2d):
-            conv.switch_to_deploy()
-        if type(conv) not in (nn.Conv2d, SameConv2d):
-            raise ValueError(f'cannot fold a {type(conv).__name__} into a plain convolution')
-        conv.weight.mul_(factor)
+    def switch_to_deploy(self) -> None:
+        """Fold the standardization and, where it is linear, the scale of the branch."""
+        fold(self)
 
 
 def make_attention(arch: NFArch, channels: int) -> nn.Module | None:
@@ -519,7 +523,7 @@ class NFBackbone(StagedBackbone):
         out_indices: Stages whose outputs are returned; the final convolution, where
             there is one, counts as stage 4. None for the last.
         frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
-        deploy: Build the network that :meth:`switch_to_deploy` makes.
+        deploy: Build the network that :func:`nf_plugins.fold` makes.
         with_cp: Recompute the blocks in the backward pass.
         init_cfg: mm initialisation config. The layers initialise themselves.
     """
@@ -627,17 +631,3 @@ class NFBackbone(StagedBackbone):
 
     def forward_stem(self, x: Tensor) -> Tensor:
         return self.stem(x)
-
-    def switch_to_deploy(self) -> None:
-        """Turn the network into one of plain convolutions with the same outputs, in place.
-
-        Its weights load into a network built with ``deploy=True``.
-        """
-        with torch.no_grad():
-            fold_input([self.stem.conv1], 1.0)
-            fold_input(self.stem.later_convs, self.stem.gamma)
-            self.stem.gamma = 1.0
-            for module in list(self.modules()):
-                if isinstance(module, NFBlock):
-                    module.switch_to_deploy()
-        super().switch_to_deploy()

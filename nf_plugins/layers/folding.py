@@ -1,0 +1,169 @@
+"""Fold the standardized convolutions of a model into plain ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from mmcv.cnn.bricks import Conv2dAdaptivePadding
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+from nf_plugins.functional import fixed_same_padding
+
+from .same_conv import SameConv2d
+from .standardized_conv import PWSConv2d, StandardizedConv2d
+
+DERIVED = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+"""Hooks that make a weight from other parameters before each forward pass."""
+
+
+@torch.no_grad()
+def fold(model: nn.Module) -> nn.Module:
+    """Put plain convolutions into the places of the standardized ones of a model, in place.
+
+    The outputs of evaluation stay the same, and inference costs what a network of plain
+    convolutions costs. Afterwards a tool may read and write the weights as it likes. Pruning,
+    ``weight_norm``, ``spectral_norm`` and parametrizations of the layers are baked in; zeros of
+    pruned weights do not stay zero, because the mean of the filter is subtracted from them. The
+    convolutions have new parameters: make optimizers and wrappers that synchronize gradients
+    after the fold.
+
+    The blocks of the normalizer-free networks fold their constant factors and the SkipInit gain,
+    too. A module does that by two methods: ``conv_factors()``, from each of its convolutions
+    to a factor of the input and one of the output that join the weight (and the bias), and
+    ``drop_factors()``, after which it does not apply them.
+
+    Args:
+        model: Any module that holds standardized convolutions: a network, a classifier, a
+            detector, a wrapper of such (parallel, averaged, compiled).
+
+    Returns:
+        The model; of a single layer, the convolution that replaces it.
+
+    Raises:
+        ValueError: A convolution cannot be folded, because it has hooks or a forward of its
+            own, is of another kind, or is part of two blocks. The model is unchanged.
+
+    Example:
+        >>> from nf_plugins.layers import ScaledWSConv2d
+        >>> net = nn.Sequential(ScaledWSConv2d(3, 8, 3, padding='same'), nn.BatchNorm2d(8))
+        >>> fold(net)[0]
+        Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
+    """
+    owners = [module for module in model.modules() if hasattr(module, 'conv_factors')]
+    plain: dict[nn.Module, nn.Conv2d] = {}
+    for owner in owners:
+        for conv, factors in owner.conv_factors().items():
+            if conv in plain:
+                raise ValueError(f'cannot fold a {type(conv).__name__} that is in two blocks')
+            plain[conv] = plain_convolution(conv, *factors)
+    for module in model.modules():
+        if isinstance(module, StandardizedConv2d) and module not in plain:
+            plain[module] = plain_convolution(module)
+
+    for owner in owners:
+        owner.drop_factors()
+    for name, module in list(model.named_modules(remove_duplicate=False)):
+        if name and module in plain:
+            parent, _, leaf = name.rpartition('.')
+            setattr(model.get_submodule(parent), leaf, plain[module])
+    return plain.get(model, model)
+
+
+@torch.no_grad()
+def plain_convolution(
+    conv: nn.Module, factor: float = 1.0, output_factor: float | Tensor = 1.0
+) -> nn.Conv2d:
+    """The plain convolution that does what a convolution does, with factors in its weight.
+
+    Args:
+        conv: A standardized convolution, a :class:`torch.nn.Conv2d`, a :class:`SameConv2d` or
+            mmcv's ``Conv2dAdaptivePadding``. It is unchanged, and is returned where it is plain
+            already and the factors are 1.
+        factor: A factor of the input.
+        output_factor: A factor of the output.
+
+    Raises:
+        ValueError: See :func:`fold`.
+    """
+    kind = _check_foldable(conv)
+    derived = [hook for hook in conv._forward_pre_hooks.values() if isinstance(hook, DERIVED)]
+    changed = derived or parametrize.is_parametrized(conv) or kind is None
+    if not changed and factor == 1 and isinstance(output_factor, float) and output_factor == 1:
+        return conv
+    with _evaluation(conv):
+        for hook in derived:
+            hook(conv, ())
+        if isinstance(conv, StandardizedConv2d):
+            gain = output_factor if isinstance(output_factor, Tensor) else None
+            weight = conv.standardize(factor * (1.0 if gain is not None else output_factor), gain)
+        else:
+            weight = conv.weight * factor * output_factor
+        bias = None if conv.bias is None else conv.bias * output_factor
+    shape = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    if type(weight) not in (Tensor, nn.Parameter) or weight.shape != shape:
+        raise ValueError(
+            f'cannot fold a {type(conv).__name__} whose weight is a {type(weight).__name__} of '
+            f'shape {tuple(weight.shape)}, not a tensor of shape {shape}'
+        )
+
+    plain = _plain_like(conv, kind, bias is not None)
+    for name, value in dict(weight=weight, bias=bias).items():
+        if value is not None:
+            setattr(plain, name, nn.Parameter(value.detach(), _is_trained(conv, name)))
+    return plain.train(conv.training)
+
+
+def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
+    """The class of a plain convolution, None for a standardized one, an error for others."""
+    kind, name = parametrize.type_before_parametrizations(conv), type(conv).__name__
+    if isinstance(conv, StandardizedConv2d):
+        kind = None
+        if type(conv).forward not in (StandardizedConv2d.forward, PWSConv2d.forward):
+            raise ValueError(
+                f'cannot fold a {name} into a plain convolution: it has its own forward'
+            )
+    elif kind not in (nn.Conv2d, Conv2dAdaptivePadding, SameConv2d):
+        raise ValueError(f'cannot fold a {name} into a plain convolution')
+    if 'forward' in vars(conv):
+        raise ValueError(f'cannot fold a {name} whose forward was replaced')
+    before = [hook for hook in conv._forward_pre_hooks.values() if not isinstance(hook, DERIVED)]
+    if before or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks:
+        raise ValueError(f'cannot fold a {name} with hooks, which would be lost: remove them first')
+    return kind
+
+
+@contextmanager
+def _evaluation(module: nn.Module) -> Iterator[None]:
+    """Run a block with a module and its parts in evaluation mode: no power iteration."""
+    modes = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
+
+
+def _is_trained(conv: nn.Module, name: str) -> bool:
+    """Whether a parameter, or one of those that it is computed from, wants a gradient."""
+    own = (n.removeprefix('parametrizations.').startswith(name) for n, _ in conv.named_parameters())
+    return any(p.requires_grad for mine, p in zip(own, conv.parameters()) if mine)
+
+
+def _plain_like(conv: nn.Conv2d, kind: type[nn.Conv2d] | None, bias: bool) -> nn.Conv2d:
+    """A plain convolution of the shape of another, without memory for its parameters."""
+    padding, options = conv.padding, dict(padding_mode=conv.padding_mode)
+    if padding == 'same':
+        axes = zip(conv.kernel_size, conv.stride, conv.dilation)
+        fixed = tuple(fixed_same_padding(*axis) for axis in axes)
+        padding = 'same' if None in fixed else fixed
+    if kind is Conv2dAdaptivePadding or (padding == 'same' and max(conv.stride) > 1):
+        kind, padding, options = SameConv2d, 0, {}
+    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding)
+    with torch.device('meta'):
+        return (kind or nn.Conv2d)(*shape, conv.dilation, conv.groups, bias, **options)
