@@ -181,7 +181,8 @@ def standardized_conv2d(
         >>> torch.allclose(out, F.conv2d(x, standardize(weight, scale, 36, 0.0)), atol=1e-6)
         True
     """
-    if scale.shape != weight.shape[:1]:  # the kernels would read memory that is not theirs
+    # The kernels would read memory that is not theirs. A traced shape is no number.
+    if not torch.jit.is_tracing() and scale.shape != weight.shape[:1]:
         raise ValueError(
             f'scale needs the shape {tuple(weight.shape[:1])}, got {tuple(scale.shape)}'
         )

@@ -40,4 +40,4 @@ class SameConv2d(Conv2dAdaptivePadding):
 
     def forward(self, x: Tensor) -> Tensor:
         x = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        return F.conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from nf_plugins.utils.checks import check_integer, check_number
 
+from .start import start, truncated_normal
+
 
 def channel_means(x: Tensor) -> Tensor:
     """Means over the positions, ``(N, C)``.
@@ -49,8 +51,7 @@ class SqueezeExcite(nn.Module):
         self.fc0 = nn.Linear(channels, hidden_channels)
         self.fc1 = nn.Linear(hidden_channels, channels)
         for fc in (self.fc0, self.fc1):
-            nn.init.trunc_normal_(fc.weight, std=fc.in_features**-0.5)
-            nn.init.zeros_(fc.bias)
+            start(fc, truncated_normal, std=fc.in_features**-0.5)
 
     def gate(self, x: Tensor) -> Tensor:
         """What the channels are multiplied by, ``(N, C, 1, 1)``."""

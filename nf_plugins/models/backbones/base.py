@@ -52,6 +52,9 @@ def activate(act: nn.Module, x: Tensor, conv: nn.Module | None = None) -> Tensor
     # Not with torch.fx's proxies: whoever has a graph may ask for any value in it.
     if unseen and type(act) is nn.ReLU and isinstance(x, Tensor) and not is_watched(act):
         return torch.relu_(x)
+    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+        # Exported: quantizers take the calls of one module for one operation.
+        return act.forward(x)
     return act(x)
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from nf_plugins.layers import DropPath
+from nf_plugins.layers.start import normal_weight, start
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_integer, check_integers, check_number
 
@@ -31,6 +32,8 @@ class FixupBlock(ResidualBlock):
         with_cp: Recompute in the backward pass.
     """
 
+    BIASES = ('bias1a', 'bias1b', 'bias2a', 'bias2b', 'bias3a', 'bias3b')
+
     def __init__(
         self,
         conv: ConvBuilder,
@@ -50,16 +53,22 @@ class FixupBlock(ResidualBlock):
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
             self.downsample = conv(in_channels, out_channels, 1, stride)
-            nn.init.normal_(self.downsample.weight, std=math.sqrt(2 / out_channels))
+            start(self.downsample, normal_weight, std=math.sqrt(2 / out_channels))
         for layer in (self.conv1, self.conv2):
             fan_out = mid * math.prod(layer.kernel_size)
-            nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out) * num_blocks**-0.25)
-        nn.init.zeros_(self.conv3.weight)
-        for name in ('bias1a', 'bias1b', 'bias2a', 'bias2b', 'bias3a', 'bias3b'):
+            start(layer, normal_weight, std=math.sqrt(2 / fan_out) * num_blocks**-0.25)
+        start(self.conv3, normal_weight, std=0.0)
+        for name in self.BIASES:
             self.register_parameter(name, nn.Parameter(torch.zeros(())))
         self.scale = nn.Parameter(torch.ones(()))
         self.relu = nn.ReLU()
         self.drop_path = DropPath(drop_path_rate)
+
+    def reset_parameters(self) -> None:
+        """Set the block's own biases and scale to their start."""
+        for name in self.BIASES:
+            nn.init.zeros_(getattr(self, name))
+        nn.init.ones_(self.scale)
 
     def inner_forward(self, x: Tensor) -> Tensor:
         shifted = x + self.bias1a
@@ -151,6 +160,11 @@ class FixupResNet(StagedBackbone):
         self.bias2 = nn.Parameter(torch.zeros(()))
         self.feat_dim = channels
         self.freeze_stages()
+
+    def reset_parameters(self) -> None:
+        """Set the network's own biases to their start."""
+        nn.init.zeros_(self.bias1)
+        nn.init.zeros_(self.bias2)
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.stem]

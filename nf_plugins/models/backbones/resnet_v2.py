@@ -9,6 +9,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from nf_plugins.layers import DropPath, SqueezeExcite, build_activation
+from nf_plugins.layers.start import normal_weight, start
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import (
     check_choice,
@@ -189,7 +190,7 @@ class ResNetV2(StagedBackbone):
         gain = INITS[init or ('he' if order == 'bn_relu' else 'lecun')]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=math.sqrt(gain / module.weight[0].numel()))
+                start(module, normal_weight, std=math.sqrt(gain / module.weight[0].numel()))
         self.freeze_stages()
 
     def stem_modules(self) -> list[nn.Module]:
