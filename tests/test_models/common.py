@@ -41,6 +41,8 @@ def build(name: str, folded: bool = False, **options: object) -> nn.Module:
         for key, p in net.named_parameters():
             if any(part in key.rpartition('.')[2] for part in ('gain', 'bias', 'alpha', 'scale')):
                 p.uniform_(0.5, 1.5)
+            elif not p.any():  # the last convolutions of Fixup's branches
+                p.normal_(std=0.1)
     if folded:
         net.switch_to_deploy()
     return net.requires_grad_(False)

@@ -124,7 +124,7 @@ def test_feature_extractor(name):
     x = images(64, 64)
     net(x)
     for node, value in extractor(x).items():
-        assert relative_error(value, seen[node]) < 1e-6, node
+        torch.testing.assert_close(value, seen[node], msg=node)
 
 
 @pytest.mark.parametrize('name', ['NFResNet', 'NFRegNet', 'PWSResNet'])
