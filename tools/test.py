@@ -12,6 +12,7 @@ from mmengine import dump
 from mmengine.evaluator import DumpResults
 from mmengine.fileio.handlers import file_handlers
 
+from nf_plugins.engine import FoldHook
 from nf_plugins.utils import (
     ArgumentParser,
     UsageError,
@@ -85,6 +86,7 @@ def main() -> None:
     with complaint(f'cannot prepare the test of {args.config}'):
         _ = runner.test_loop  # builds the data set
         runner.load_or_resume()
+    runner.register_hook(FoldHook())
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
         with complaint(f'cannot write {args.out}'):

@@ -181,11 +181,7 @@ def standardized_conv2d(
         >>> torch.allclose(out, F.conv2d(x, standardize(weight, scale, 36, 0.0)), atol=1e-6)
         True
     """
-    # The kernels would read memory that is not theirs. A traced shape is no number.
-    if not torch.jit.is_tracing() and scale.shape != weight.shape[:1]:
-        raise ValueError(
-            f'scale needs the shape {tuple(weight.shape[:1])}, got {tuple(scale.shape)}'
-        )
+    _check_scale(scale, weight)
     dtype = compute_dtype(weight)
     geometry = (stride, padding, dilation, groups)
     kernels = _kernels(x, weight, scale, dtype)
@@ -196,6 +192,36 @@ def standardized_conv2d(
         x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
     scale, law = scale.to(weight.dtype).contiguous(), dict(clamp=False, constant=1.0) | law
     return _StandardizedConv2d.apply(kernels, x, weight, scale, bias, law, geometry)
+
+
+@torch.no_grad()
+def standardized_weight(weight: Tensor, scale: Tensor, **law: Any) -> Tensor:
+    """The weight that :func:`standardized_conv2d` convolves with, to the bit, without a graph.
+
+    Args:
+        weight: ``(out_channels, C / groups, kh, kw)``.
+        scale: ``(out_channels,)``, of :func:`standardize`.
+        **law: ``fan``, ``eps``, ``clamp`` and ``constant`` of :func:`standardize`.
+
+    Returns:
+        The standardized weight, in the dtype of ``weight``.
+    """
+    _check_scale(scale, weight)
+    kernels = _kernels(weight, weight, scale, weight.dtype)
+    if kernels is None:
+        return standardize(weight, scale, **law).to(weight.dtype)
+    out = torch.empty_like(weight)
+    scale, law = scale.to(weight.dtype).contiguous(), dict(clamp=False, constant=1.0) | law
+    kernels.forward(weight, scale, out, **law)
+    return out
+
+
+def _check_scale(scale: Tensor, weight: Tensor) -> None:
+    # The kernels would read memory that is not theirs. A traced shape is no number.
+    if not torch.jit.is_tracing() and scale.shape != weight.shape[:1]:
+        raise ValueError(
+            f'scale needs the shape {tuple(weight.shape[:1])}, got {tuple(scale.shape)}'
+        )
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

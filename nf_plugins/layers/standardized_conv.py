@@ -18,6 +18,7 @@ from functools import reduce
 from typing import Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from mmengine.dist import all_gather
 from torch import Tensor, nn
@@ -30,7 +31,11 @@ from nf_plugins.functional import (
     pad_same,
     same_padding,
 )
-from nf_plugins.functional.standardization import standardize, standardized_conv2d
+from nf_plugins.functional.standardization import (
+    standardize,
+    standardized_conv2d,
+    standardized_weight,
+)
 from nf_plugins.functional.weight_standardization import EPS
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_pair
@@ -136,6 +141,8 @@ class StandardizedConv2d(nn.Conv2d):
         scale, law = self.law()
         law['constant'] *= factor
         scale = scale if skip_gain is None else scale * skip_gain
+        if not torch.is_grad_enabled():
+            return standardized_weight(self.weight, scale, **law)
         return standardize(self.weight, scale, **law).to(self.weight.dtype)
 
     def law(self) -> tuple[Tensor, dict[str, Any]]:
@@ -149,6 +156,8 @@ class StandardizedConv2d(nn.Conv2d):
             x: The input.
             skip_gain: A scalar that the output is multiplied by, but in the weight.
         """
+        if isinstance(x, torch.fx.Proxy):
+            raise TypeError(self._advice('cannot be traced symbolically'))
         bias = self.bias
         if skip_gain is not None and bias is not None:
             bias = bias * skip_gain
@@ -199,9 +208,9 @@ class StandardizedConv2d(nn.Conv2d):
 
     def _advice(self, problem: str) -> str:
         return (
-            f'{type(self).__name__} {problem}: it standardizes its weight, so the outputs would '
-            'be wrong. Call nf_plugins.fold(model) first, which makes plain convolutions of '
-            'these layers'
+            f'{type(self).__name__} {problem}, because the weight that it applies is not conv.weight '
+            'but the standardized one. Call nf_plugins.fold(model) first, which makes plain '
+            'convolutions of these layers'
         )
 
     def _load_from_state_dict(self, *args: Any) -> None:

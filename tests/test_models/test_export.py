@@ -14,7 +14,9 @@ from .common import NETWORKS, build, images
 
 SIZES = [(64, 64), (65, 65), (96, 32), (63, 70)]
 FORMS = ('NFResNet, ECA', 'NFResNet, SiLU', 'NFResNet, symmetric')
-UNFOLDED_TOO = [(name, folded) for name in NETWORKS if name not in FORMS for folded in (True, False)]
+UNFOLDED_TOO = [
+    (name, folded) for name in NETWORKS if name not in FORMS for folded in (True, False)
+]
 
 
 def session(program: bytes):

@@ -12,15 +12,17 @@ import io
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.logging import MMLogger
 
 from nf_plugins.checkpoint import check_match, safe_load, state_dict_of
 from nf_plugins.checkpoint.convert import encode_converted
-from nf_plugins.layers import StandardizedConv2d
+from nf_plugins.layers import StandardizedConv2d, fold
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
+from nf_plugins.registry import MODELS
 from nf_plugins.spp.inputs import config_input_size, image_channels
 from nf_plugins.utils import (
     ArgumentParser,
@@ -41,16 +43,37 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('dst', help='checkpoint to write; the config gets the same name, .py')
     parser.add_argument('--onnx', help='also export the folded network (without preprocessing)')
     parser.add_argument('--input-size', type=positive, help='side for --onnx (default: as trained)')
+    parser.add_argument(
+        '--dynamic-size',
+        action='store_true',
+        help='let the file of --onnx take any height and width',
+    )
     return parser.parse_args()
 
 
-def deployed_backbone(backbone: torch.nn.Module) -> dict:
-    """The config of the folded backbone."""
-    if isinstance(backbone, NFBackbone):
-        return dict(deploy=True)
-    if isinstance(backbone, PWSResNet):
-        return dict(conv_cfg=dict(type='Conv2d'))
-    return dict(conv_cfg=None)
+def folded_config(cfg: Any) -> Any:
+    """The config of the folded model: deployed backbones, plain convolutions elsewhere."""
+    if isinstance(cfg, (list, tuple)):
+        return type(cfg)(folded_config(value) for value in cfg)
+    if not isinstance(cfg, dict):
+        return cfg
+    folded = {name: folded_config(value) for name, value in cfg.items()}
+    kind = kind_of(cfg)
+    if issubclass(kind, NFBackbone):
+        folded['deploy'] = True
+    elif issubclass(kind, PWSResNet):
+        folded['conv_cfg'] = dict(type='Conv2d')
+    elif issubclass(kind_of(cfg.get('conv_cfg')), StandardizedConv2d):
+        folded['conv_cfg'] = dict(type='Conv2d')
+    return folded
+
+
+def kind_of(cfg: Any) -> type:
+    """The class that a config builds, ``object`` where none of ours."""
+    kind = cfg.get('type') if isinstance(cfg, dict) else None
+    if isinstance(kind, str):
+        kind = MODELS.module_dict.get(kind.removeprefix('nf_plugins.'))
+    return kind if isinstance(kind, type) else object
 
 
 @command_line
@@ -72,55 +95,79 @@ def main() -> None:
         check_match(state, model, args.checkpoint)
         model.load_state_dict(state, strict=False)
     with complaint(f'cannot fold the model of {args.config}'):
-        if hasattr(model.backbone, 'switch_to_deploy'):
-            model.backbone.switch_to_deploy()
-        for module in list(model.modules()):
-            if isinstance(module, StandardizedConv2d):
-                module.switch_to_deploy()
+        fold(model)
     model.eval()
 
-    for name, value in deployed_backbone(model.backbone).items():
-        cfg.model.backbone[name] = value  # update() would merge the old values in
+    cfg.model = folded_config(cfg.model)
     files = {dst.with_suffix('.py'): cfg.pretty_text}
     with complaint(f'cannot build the folded model of {args.config}'):
         check_match(model.state_dict(), build_model(cfg, args.config), dst)
     if args.onnx:
         with complaint('cannot export to ONNX'):
             size = args.input_size or config_input_size(cfg)[0]
-            files[Path(args.onnx)] = export(model, size)
-            print(f'ONNX: images of {size}x{size}, any batch size')
+            files[Path(args.onnx)], error = export(model, size, args.dynamic_size)
+            sizes = 'any size' if args.dynamic_size else f'{size}x{size}'
+            print(f'ONNX: images of {sizes}, any batch size; error in onnxruntime: {error:.1e}')
     with complaint(f'cannot write {dst}'):
         files = {dst: encode_converted(model.state_dict(), dst, args.checkpoint), **files}
         atomic_write_all(files)
     print('written:', *files)
 
 
-def export(model: torch.nn.Module, size: int) -> bytes:
-    """The network from normalised images to scores, with a free batch size."""
+class Scores(torch.nn.Module):
+    """A classifier from normalised images to scores."""
 
-    class Scores(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.model.head.fc(self.model.extract_feat(x)[-1])
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.head.fc(self.model.extract_feat(x)[-1])
 
-    buffer = io.BytesIO()
-    x = torch.randn(2, image_channels(model.backbone), size, size)
+
+def export(model: torch.nn.Module, size: int, any_size: bool = False) -> tuple[bytes, float]:
+    """An ONNX file with a free batch size, and its error in onnxruntime.
+
+    Args:
+        model: The classifier.
+        size: Height and width of the images.
+        any_size: Let the file take other heights and widths, too; it is compared at three.
+
+    Raises:
+        ValueError: onnxruntime gives other scores.
+    """
+    scores, channels, buffer = Scores(model).eval(), image_channels(model.backbone), io.BytesIO()
+    free = {0: 'batch', 2: 'height', 3: 'width'} if any_size else {0: 'batch'}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter's own
         program = torch.onnx.export(
-            Scores().eval(),
-            (x,),
+            scores,
+            (torch.randn(2, channels, size, size),),
             input_names=['images'],
             output_names=['scores'],
-            dynamic_shapes=({0: torch.export.Dim('batch')},),
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
             dynamo=True,
             verbose=False,
         )
     program.save(buffer)
-    return buffer.getvalue()
+    sizes = [(size, size)] + [(size + 1, size + 6), (size + 32, 2 * size)] * any_size
+    return buffer.getvalue(), max(
+        onnx_error(buffer.getvalue(), scores, torch.randn(3, channels, *shape)) for shape in sizes
+    )
+
+
+@torch.no_grad()
+def onnx_error(program: bytes, scores: torch.nn.Module, x: torch.Tensor) -> float:
+    """The largest error of the scores in onnxruntime, relative to the largest score."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(program, providers=['CPUExecutionProvider'])
+    found, expected = session.run(None, {'images': x.numpy()})[0], scores(x)
+    error = (torch.from_numpy(found) - expected).abs().max() / expected.abs().max()
+    if not error < 1e-4:
+        shape = 'x'.join(map(str, x.shape[2:]))
+        raise ValueError(f'onnxruntime gives other scores at {shape}, by {error:.1e}')
+    return error.item()
 
 
 if __name__ == '__main__':
