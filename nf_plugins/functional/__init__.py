@@ -3,7 +3,7 @@
 from .agc import adaptive_clip_grad_, unitwise_norm
 from .channel_statistics import ChannelStatistics, channel_statistics
 from .gamma import GAMMA, activation_gamma, activation_name, knows_activation
-from .padding import fixed_same_padding, same_padding
+from .padding import fixed_same_padding, pad_same, same_padding
 from .weight_standardization import parametric_standardize_weight, scaled_standardize_weight
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     'channel_statistics',
     'fixed_same_padding',
     'knows_activation',
+    'pad_same',
     'parametric_standardize_weight',
     'same_padding',
     'scaled_standardize_weight',

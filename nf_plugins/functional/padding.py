@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
+from torch import Tensor
+
 
 def same_padding(size: int, kernel_size: int, stride: int, dilation: int = 1) -> tuple[int, int]:
     r"""Zeros to put before and after one spatial axis for SAME padding.
@@ -10,7 +13,8 @@ def same_padding(size: int, kernel_size: int, stride: int, dilation: int = 1) ->
     when the total is odd, the extra zero goes to the end (TensorFlow, JAX).
 
     Args:
-        size: Length of the axis.
+        size: Length of the axis. It may also be what stands for a length while a network is
+            traced or exported: there is no comparison, so the result holds for any length.
         kernel_size: Length of the kernel.
         stride: Stride.
         dilation: Dilation.
@@ -24,9 +28,43 @@ def same_padding(size: int, kernel_size: int, stride: int, dilation: int = 1) ->
         >>> same_padding(225, kernel_size=7, stride=2)
         (3, 3)
     """
-    covered = (-(-size // stride) - 1) * stride + (kernel_size - 1) * dilation + 1
-    total = max(covered - size, 0)
+    covered = (kernel_size - 1) * dilation + 1
+    total = covered - stride + -size % stride
+    if covered < stride:  # max(total, 0), as total lies between -stride and stride
+        total = total * ((total + stride) // stride)
     return total // 2, total - total // 2
+
+
+def pad_same(
+    x: Tensor,
+    kernel_size: tuple[int, int],
+    stride: tuple[int, int],
+    dilation: tuple[int, int] = (1, 1),
+    value: float = 0.0,
+) -> Tensor:
+    """Pad an input so that a convolution (or pooling) without padding is a SAME one.
+
+    ``torch.jit.trace``, ``torch.fx``, ``torch.export`` and both ONNX exporters record the
+    padding as a function of the input's size.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        kernel_size: Size of the kernel.
+        stride: Stride of each axis.
+        dilation: Dilation of each axis.
+        value: What to pad with.
+
+    Returns:
+        The padded input.
+
+    Example:
+        >>> import torch
+        >>> pad_same(torch.ones(1, 1, 4, 5), (3, 3), (2, 2)).shape
+        torch.Size([1, 1, 5, 7])
+    """
+    vertical = same_padding(x.shape[2], kernel_size[0], stride[0], dilation[0])
+    horizontal = same_padding(x.shape[3], kernel_size[1], stride[1], dilation[1])
+    return F.pad(x, [*horizontal, *vertical], value=value)
 
 
 def fixed_same_padding(kernel_size: int, stride: int, dilation: int = 1) -> int | None:

@@ -66,7 +66,7 @@ def standardize(
     floor = eps / unit / unit
     v = torch.maximum(fan * var, floor) if clamp else fan * (var + floor)
     v = v.masked_fill(v == 0, torch.inf)  # without eps equal weights become 0
-    return (weight - mean) * (constant * scale.view_as(mean) * torch.rsqrt(v))
+    return (weight - mean) * (constant * scale.view(-1, *(1 for _ in dims)) * torch.rsqrt(v))
 
 
 class Workspace:
@@ -220,7 +220,8 @@ def standardized_weight(weight: Tensor, scale: Tensor, **law: Any) -> Tensor:
 
 
 def _check_scale(scale: Tensor, weight: Tensor) -> None:
-    if scale.shape != weight.shape[:1]:  # the kernels would read memory that is not theirs
+    # The kernels would read memory that is not theirs. A traced shape is no number.
+    if not torch.jit.is_tracing() and scale.shape != weight.shape[:1]:
         raise ValueError(
             f'scale needs the shape {tuple(weight.shape[:1])}, got {tuple(scale.shape)}'
         )

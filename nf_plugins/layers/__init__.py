@@ -4,6 +4,7 @@ from .activations import GammaAct, build_activation
 from .drop_path import DropPath
 from .eca import ECA
 from .folding import fold, plain_convolution
+from .same_conv import SameConv2d
 from .squeeze_excite import SqueezeExcite
 from .standardized_conv import PWSConv2d, ScaledWSConv2d, StandardizedConv2d
 
@@ -12,6 +13,7 @@ __all__ = [
     'DropPath',
     'GammaAct',
     'PWSConv2d',
+    'SameConv2d',
     'ScaledWSConv2d',
     'SqueezeExcite',
     'StandardizedConv2d',

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from nf_plugins.utils.checks import check_number
+
+
+@torch.fx.wrap
+def sample_mask(x: Tensor, keep: float) -> Tensor:
+    """One number per sample, ``(N, 1, ...)``: 1 with probability ``keep``, else 0."""
+    return x.new_empty([x.shape[0]] + [1] * (x.dim() - 1)).bernoulli_(keep)
 
 
 class DropPath(nn.Module):
@@ -32,7 +39,7 @@ class DropPath(nn.Module):
         if not self.training or self.drop_prob == 0:
             return None
         keep = 1 - self.drop_prob
-        mask = x.new_empty([len(x)] + [1] * (x.dim() - 1)).bernoulli_(keep)
+        mask = sample_mask(x, keep)
         return mask / keep if self.scale_by_keep else mask
 
     def forward(self, x: Tensor) -> Tensor:

@@ -41,5 +41,7 @@ class ECA(nn.Module):
         gate = torch.sigmoid(self.conv(channel_means(x)[:, None]))[:, 0]
         return (self.factor * gate)[:, :, None, None]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Gate the channels; the output is multiplied by a scalar ``scale``, but in the gate."""
+        gate = self.gate(x)
+        return x * (gate if scale is None else gate * scale)

@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from nf_plugins.functional import fixed_same_padding
 
+from .same_conv import SameConv2d
 from .standardized_conv import PWSConv2d, StandardizedConv2d
 
 DERIVED = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
@@ -80,8 +81,8 @@ def plain_convolution(
     """The plain convolution that does what a convolution does, with factors in its weight.
 
     Args:
-        conv: A standardized convolution, a :class:`torch.nn.Conv2d`, or mmcv's
-            ``Conv2dAdaptivePadding``. It is unchanged, and is returned where it is plain
+        conv: A standardized convolution, a :class:`torch.nn.Conv2d`, a :class:`SameConv2d` or
+            mmcv's ``Conv2dAdaptivePadding``. It is unchanged, and is returned where it is plain
             already and the factors are 1.
         factor: A factor of the input.
         output_factor: A factor of the output.
@@ -126,7 +127,7 @@ def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
             raise ValueError(
                 f'cannot fold a {name} into a plain convolution: it has its own forward'
             )
-    elif kind not in (nn.Conv2d, Conv2dAdaptivePadding):
+    elif kind not in (nn.Conv2d, Conv2dAdaptivePadding, SameConv2d):
         raise ValueError(f'cannot fold a {name} into a plain convolution')
     if 'forward' in vars(conv):
         raise ValueError(f'cannot fold a {name} whose forward was replaced')
@@ -162,7 +163,7 @@ def _plain_like(conv: nn.Conv2d, kind: type[nn.Conv2d] | None, bias: bool) -> nn
         fixed = tuple(fixed_same_padding(*axis) for axis in axes)
         padding = 'same' if None in fixed else fixed
     if kind is Conv2dAdaptivePadding or (padding == 'same' and max(conv.stride) > 1):
-        kind, padding, options = Conv2dAdaptivePadding, 0, {}  # of TensorFlow's SAME
+        kind, padding, options = SameConv2d, 0, {}
     shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding)
     with torch.device('meta'):
         return (kind or nn.Conv2d)(*shape, conv.dilation, conv.groups, bias, **options)

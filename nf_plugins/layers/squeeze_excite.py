@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from nf_plugins.utils.checks import check_integer, check_number
 
+from .start import start, truncated_normal
+
 
 def channel_means(x: Tensor) -> Tensor:
     """Means over the positions, ``(N, C)``.
@@ -14,6 +16,8 @@ def channel_means(x: Tensor) -> Tensor:
     Their gradient is divided by the number of positions while it is small; that of
     ``x.mean()`` after it is as large as ``x``.
     """
+    if not isinstance(x, Tensor):  # a proxy of torch.fx, whose dtype is not known
+        return x.mean(dim=(2, 3))
     narrow = x.dtype in (torch.float16, torch.bfloat16)
     total = x.sum(dim=(2, 3), dtype=torch.float32 if narrow else None)
     return (total / (x.shape[2] * x.shape[3])).to(x.dtype)
@@ -47,13 +51,14 @@ class SqueezeExcite(nn.Module):
         self.fc0 = nn.Linear(channels, hidden_channels)
         self.fc1 = nn.Linear(hidden_channels, channels)
         for fc in (self.fc0, self.fc1):
-            nn.init.trunc_normal_(fc.weight, std=fc.in_features**-0.5)
-            nn.init.zeros_(fc.bias)
+            start(fc, truncated_normal, std=fc.in_features**-0.5)
 
     def gate(self, x: Tensor) -> Tensor:
         """What the channels are multiplied by, ``(N, C, 1, 1)``."""
         gate = torch.sigmoid(self.fc1(torch.relu(self.fc0(channel_means(x)))))
         return (self.factor * gate)[:, :, None, None]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
+    def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        """Gate the channels; the output is multiplied by a scalar ``scale``, but in the gate."""
+        gate = self.gate(x)
+        return x * (gate if scale is None else gate * scale)

@@ -28,6 +28,7 @@ from torch.nn.utils import parametrize
 from nf_plugins.functional import (
     ChannelStatistics,
     channel_statistics,
+    pad_same,
     same_padding,
 )
 from nf_plugins.functional.standardization import (
@@ -182,8 +183,10 @@ class StandardizedConv2d(nn.Conv2d):
             same_padding(x.shape[axis - 2], self.kernel_size[axis], *step)
             for axis, step in enumerate(zip(self.stride, self.dilation))
         ]
-        if any(before != after for before, after in pads):
-            return F.pad(x, [*pads[1], *pads[0]]), (0, 0)
+        # A traced size is no int: what pads for every size is recorded.
+        known = all(isinstance(size, int) for size in x.shape)
+        if not known or any(before != after for before, after in pads):
+            return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
         return x, tuple(before for before, _ in pads)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -384,10 +387,8 @@ class PWSConv2d(StandardizedConv2d):
         self.alpha = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
         # The buffer persists; this flag spares a look at it (a device sync) per step.
         self._may_initialize = initalpha
-        if initalpha:
-            self.register_buffer(
-                'alpha_initialized', torch.zeros((), dtype=torch.bool, device=self.weight.device)
-            )
+        if initalpha:  # 0 or 1: averages of models and DDP take numbers, not bools
+            self.register_buffer('alpha_initialized', torch.zeros((), device=self.weight.device))
 
     @property
     def fan(self) -> int:
@@ -403,10 +404,13 @@ class PWSConv2d(StandardizedConv2d):
             nn.init.zeros_(self.bias)
         if hasattr(self, 'alpha'):
             nn.init.ones_(self.alpha)
+        if hasattr(self, 'alpha_initialized'):
+            nn.init.zeros_(self.alpha_initialized)
+            self._may_initialize = True
 
     def law(self) -> tuple[Tensor, dict[str, Any]]:
         law = dict(fan=self.fan / 2, eps=self.gamma, clamp=False, constant=1.0)
-        return self.alpha.flatten(), law
+        return self.alpha[:, 0, 0, 0], law
 
     def forward(self, x: Tensor, skip_gain: Tensor | None = None) -> Tensor:
         if self._may_initialize and self.training and not self.deployed:
@@ -422,11 +426,18 @@ class PWSConv2d(StandardizedConv2d):
         stats = reduce(operator.add, (ChannelStatistics(*rank) for rank in gathered))
         var = stats.m2 / (stats.count - 1)
         usable = torch.isfinite(var) & (var > 0)
-        first = usable & ~self.alpha_initialized
+        first = usable & (self.alpha_initialized == 0)
         self.alpha.copy_(torch.where(first, torch.sqrt(2 / var).to(self.alpha.dtype), self.alpha))
-        self.alpha_initialized.logical_or_(usable.squeeze())
-        # A batch without variance (all zeros) leaves it to the next one.
-        self._may_initialize = not (torch.compiler.is_compiling() or self.alpha_initialized)
+        self.alpha_initialized.copy_(usable.squeeze() | (self.alpha_initialized > 0))
+        # A batch without variance (all zeros) leaves it to the next one. A compiled graph
+        # cannot look at the buffer; it tries again until train() does.
+        if not torch.compiler.is_compiling():
+            self._may_initialize = not self.alpha_initialized
+
+    def train(self, mode: bool = True) -> PWSConv2d:
+        if self._may_initialize and not (self.deployed or self.alpha_initialized.is_meta):
+            self._may_initialize = not self.alpha_initialized
+        return super().train(mode)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # Weights from elsewhere (no flag among them) are trained already.

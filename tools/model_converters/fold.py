@@ -49,6 +49,11 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('dst', help='checkpoint to write; the config beside it gets .py')
     parser.add_argument('--onnx', help='also export the folded network (without preprocessing)')
     parser.add_argument('--input-size', type=positive, help='side for --onnx (default: as trained)')
+    parser.add_argument(
+        '--dynamic-size',
+        action='store_true',
+        help='let the file of --onnx take any height and width',
+    )
     add_weights_key(parser)
     return parser.parse_args()
 
@@ -111,8 +116,9 @@ def main() -> None:
     if args.onnx:
         with complaint('cannot export to ONNX'):
             size = args.input_size or config_input_size(cfg)[0]
-            files[Path(args.onnx)] = export(model, size)
-            print(f'ONNX: images of {size}x{size}, any batch size')
+            files[Path(args.onnx)], error = export(model, size, args.dynamic_size)
+            sizes = 'any size' if args.dynamic_size else f'{size}x{size}'
+            print(f'ONNX: images of {sizes}, any batch size; error in onnxruntime: {error:.1e}')
     with complaint(f'cannot write {dst}'):
         files = {dst: encode_converted(model.state_dict(), dst, path), **files}
         atomic_write_all(files)
@@ -121,32 +127,60 @@ def main() -> None:
     print('written:', *files)
 
 
-def export(model: torch.nn.Module, size: int) -> bytes:
-    """The network from normalised images to scores, with a free batch size."""
+class Scores(torch.nn.Module):
+    """A classifier from normalised images to scores."""
 
-    class Scores(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = model
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.model.head.fc(self.model.extract_feat(x)[-1])
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.model.head.fc(self.model.extract_feat(x)[-1])
 
-    buffer = io.BytesIO()
-    x = torch.randn(2, image_channels(model.backbone), size, size)
+
+def export(model: torch.nn.Module, size: int, any_size: bool = False) -> tuple[bytes, float]:
+    """An ONNX file with a free batch size, and its error in onnxruntime.
+
+    Args:
+        model: The classifier.
+        size: Height and width of the images.
+        any_size: Let the file take other heights and widths, too; it is compared at three.
+
+    Raises:
+        ValueError: onnxruntime gives other scores.
+    """
+    scores, channels, buffer = Scores(model).eval(), image_channels(model.backbone), io.BytesIO()
+    free = {0: 'batch', 2: 'height', 3: 'width'} if any_size else {0: 'batch'}
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')  # the exporter's own
         program = torch.onnx.export(
-            Scores().eval(),
-            (x,),
+            scores,
+            (torch.randn(2, channels, size, size),),
             input_names=['images'],
             output_names=['scores'],
-            dynamic_shapes=({0: torch.export.Dim('batch')},),
+            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
             dynamo=True,
             verbose=False,
         )
     program.save(buffer)
-    return buffer.getvalue()
+    sizes = [(size, size)] + [(size + 1, size + 6), (size + 32, 2 * size)] * any_size
+    return buffer.getvalue(), max(
+        onnx_error(buffer.getvalue(), scores, torch.randn(3, channels, *shape)) for shape in sizes
+    )
+
+
+@torch.no_grad()
+def onnx_error(program: bytes, scores: torch.nn.Module, x: torch.Tensor) -> float:
+    """The largest error of the scores in onnxruntime, relative to the largest score."""
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(program, providers=['CPUExecutionProvider'])
+    found, expected = session.run(None, {'images': x.numpy()})[0], scores(x)
+    error = (torch.from_numpy(found) - expected).abs().max() / expected.abs().max()
+    if not error < 1e-4:
+        shape = 'x'.join(map(str, x.shape[2:]))
+        raise ValueError(f'onnxruntime gives other scores at {shape}, by {error:.1e}')
+    return error.item()
 
 
 if __name__ == '__main__':

@@ -13,25 +13,54 @@ from torch.utils.checkpoint import checkpoint
 from nf_plugins.layers import fold
 
 
-def may_overwrite(conv: nn.Module) -> bool:
-    """Whether nobody but the next operation gets to see what a convolution returns."""
+def may_overwrite(conv: nn.Module, *later: nn.Module | None) -> bool:
+    """Whether nobody but the next operation gets to see what a convolution returns.
+
+    Args:
+        conv: The convolution.
+        *later: Modules that its output went through since, and may have left as it was.
+    """
     if torch.compiler.is_compiling() or not isinstance(conv, nn.Conv2d):
         return False
-    all_modules = torch.nn.modules.module
-    return not (
-        conv._forward_hooks
-        or conv._backward_hooks
-        or conv._backward_pre_hooks
-        or all_modules._global_forward_pre_hooks
-        or all_modules._global_forward_hooks
-        or all_modules._global_backward_hooks
-        or all_modules._global_backward_pre_hooks
+    return not any(map(is_watched, (conv, *later)))
+
+
+def is_watched(module: nn.Module | None) -> bool:
+    """Whether a hook sees the inputs, outputs or gradients of a module."""
+    every = torch.nn.modules.module
+    return module is not None and bool(
+        module._forward_pre_hooks
+        or module._forward_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or every._global_forward_pre_hooks
+        or every._global_forward_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
     )
+
+
+def activate(act: nn.Module, x: Tensor, conv: nn.Module | None = None) -> Tensor:
+    """``act(x)``, a ReLU in the memory of ``x`` where nobody else sees that.
+
+    Args:
+        act: The activation.
+        x: Its input: what ``conv`` returned, or, without ``conv``, a new tensor.
+        conv: The convolution.
+    """
+    unseen = not torch.compiler.is_compiling() if conv is None else may_overwrite(conv)
+    # Not with torch.fx's proxies: whoever has a graph may ask for any value in it.
+    if unseen and type(act) is nn.ReLU and isinstance(x, Tensor) and not is_watched(act):
+        return torch.relu_(x)
+    if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
+        # Exported: quantizers take the calls of one module for one operation.
+        return act.forward(x)
+    return act(x)
 
 
 def add_shortcut(branch: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
     """The sum, in the memory of the branch where that may be overwritten."""
-    inplace = inplace and branch.dtype == shortcut.dtype
+    inplace = inplace and isinstance(branch, Tensor) and branch.dtype == shortcut.dtype
     return branch.add_(shortcut) if inplace else branch + shortcut
 
 
@@ -57,7 +86,8 @@ class ResidualBlock(BaseModule):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.with_cp and torch.is_grad_enabled() and x.requires_grad:
+        recompute = self.with_cp and torch.is_grad_enabled() and isinstance(x, Tensor)
+        if recompute and x.requires_grad:
             return checkpoint(self.inner_forward, x, use_reentrant=False)
         return self.inner_forward(x)
 

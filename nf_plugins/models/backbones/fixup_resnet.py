@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from nf_plugins.layers import DropPath
+from nf_plugins.layers.start import normal_weight, start
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_integer, check_integers, check_number
 
-from .base import ResidualBlock, StagedBackbone
+from .base import ResidualBlock, StagedBackbone, activate
 from .nf_base import ConvBuilder, NFStem
 from .nf_resnet import resnet_depths
 
@@ -30,6 +31,8 @@ class FixupBlock(ResidualBlock):
         drop_path_rate: Rate of stochastic depth, not rescaled.
         with_cp: Recompute in the backward pass.
     """
+
+    BIASES = ('bias1a', 'bias1b', 'bias2a', 'bias2b', 'bias3a', 'bias3b')
 
     def __init__(
         self,
@@ -50,25 +53,31 @@ class FixupBlock(ResidualBlock):
         self.downsample = None
         if stride > 1 or in_channels != out_channels:
             self.downsample = conv(in_channels, out_channels, 1, stride)
-            nn.init.normal_(self.downsample.weight, std=math.sqrt(2 / out_channels))
+            start(self.downsample, normal_weight, std=math.sqrt(2 / out_channels))
         for layer in (self.conv1, self.conv2):
             fan_out = mid * math.prod(layer.kernel_size)
-            nn.init.normal_(layer.weight, std=math.sqrt(2 / fan_out) * num_blocks**-0.25)
-        nn.init.zeros_(self.conv3.weight)
-        for name in ('bias1a', 'bias1b', 'bias2a', 'bias2b', 'bias3a', 'bias3b'):
+            start(layer, normal_weight, std=math.sqrt(2 / fan_out) * num_blocks**-0.25)
+        start(self.conv3, normal_weight, std=0.0)
+        for name in self.BIASES:
             self.register_parameter(name, nn.Parameter(torch.zeros(())))
         self.scale = nn.Parameter(torch.ones(()))
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         self.drop_path = DropPath(drop_path_rate)
+
+    def reset_parameters(self) -> None:
+        """Set the block's own biases and scale to their start."""
+        for name in self.BIASES:
+            nn.init.zeros_(getattr(self, name))
+        nn.init.ones_(self.scale)
 
     def inner_forward(self, x: Tensor) -> Tensor:
         shifted = x + self.bias1a
-        out = self.relu(self.conv1(shifted) + self.bias1b)
-        out = self.relu(self.conv2(out + self.bias2a) + self.bias2b)
+        out = activate(self.relu, self.conv1(shifted) + self.bias1b)
+        out = activate(self.relu, self.conv2(out + self.bias2a) + self.bias2b)
         out = self.drop_path(self.conv3(out + self.bias3a) * self.scale + self.bias3b)
         if self.downsample is None:  # the bias joins the branch, the shortcut stays the identity
-            return self.relu(x + (out + self.bias1a))
-        return self.relu(self.downsample(shifted) + out)
+            return activate(self.relu, x + (out + self.bias1a))
+        return activate(self.relu, self.downsample(shifted) + out)
 
 
 @MODELS.register_module()
@@ -128,7 +137,7 @@ class FixupResNet(StagedBackbone):
         conv = ConvBuilder(None, padding, bias=False)
         self.stem = NFStem(stem, in_channels, base_channels, conv)
         self.bias1 = nn.Parameter(torch.zeros(()))
-        self.relu = nn.ReLU(inplace=True)
+        self.relu = nn.ReLU()
         channels = base_channels
 
         def make_block(stage: int, index: int) -> FixupBlock:
@@ -152,6 +161,11 @@ class FixupResNet(StagedBackbone):
         self.feat_dim = channels
         self.freeze_stages()
 
+    def reset_parameters(self) -> None:
+        """Set the network's own biases to their start."""
+        nn.init.zeros_(self.bias1)
+        nn.init.zeros_(self.bias2)
+
     def stem_modules(self) -> list[nn.Module]:
         return [self.stem]
 
@@ -167,7 +181,8 @@ class FixupResNet(StagedBackbone):
             self.bias2.requires_grad_(False)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        return self.stem.pool(self.relu(self.stem.convolve(x) + self.bias1))
+        # The stem pools before the bias and the ReLU, which keep the order of its inputs.
+        return activate(self.relu, self.stem(x) + self.bias1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         outs = super().forward(x)

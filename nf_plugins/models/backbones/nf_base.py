@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from mmcv.cnn import build_conv_layer
 from torch import Tensor, nn
 
-from nf_plugins.functional import fixed_same_padding
+from nf_plugins.functional import pad_same
 from nf_plugins.layers import (
     ECA,
     DropPath,
+    SameConv2d,
     ScaledWSConv2d,
     SqueezeExcite,
     StandardizedConv2d,
@@ -32,7 +33,7 @@ from nf_plugins.utils.checks import (
     check_number,
 )
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
+from .base import ResidualBlock, StagedBackbone, activate, add_shortcut, may_overwrite
 
 MOST_BLOCKS = 10_000
 """Of a stage: what has more is a mistake, and would be built for hours."""
@@ -232,12 +233,11 @@ class ConvBuilder:
         cfg = dict(self.cfg)
         if self.scaled:
             cfg['gamma'] = gamma
-        padding: int | str = dilation * (kernel_size - 1) // 2
-        if self.padding == 'same':
-            fixed = fixed_same_padding(kernel_size, stride, dilation) if self.plain else None
-            padding = 'same' if fixed is None and kernel_size > 1 else fixed or 0
-            if padding == 'same' and self.plain:
-                cfg['type'], padding = 'Conv2dAdaptivePadding', 0
+        padding: int | str = dilation * (kernel_size - 1) // 2  # SAME, too, without a stride
+        if self.padding == 'same' and stride > 1 and kernel_size > 1:
+            padding = 'same'
+            if self.plain:
+                cfg['type'], padding = SameConv2d, 0
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
         return build_conv_layer(cfg, *sizes, bias=self.bias if bias is None else bias)
 
@@ -291,27 +291,24 @@ class NFStem(nn.Module):
     def later_convs(self) -> list[nn.Module]:
         return [getattr(self, f'conv{number}') for number in range(2, self.num_convs + 1)]
 
-    def convolve(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for conv in self.later_convs:
-            x = conv(scaled_activation(self.act, x, self.gamma))
-        return x
+            x = conv(scaled(self.act(x), self.gamma))
+        return self.pool(x) if self.has_pool else x
 
     def pool(self, x: Tensor) -> Tensor:
-        if not self.has_pool:
-            return x
-        if self.same:  # SAME for a 3x3 window and stride 2: nothing in front of an even size
-            height, width = x.shape[-2:]
-            return F.max_pool2d(x, 3, 2, (height % 2, width % 2), ceil_mode=True)
-        return F.max_pool2d(x, 3, 2, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.pool(self.convolve(x))
+        """Max-pooling of 3x3 windows with stride 2."""
+        if not self.same:
+            return F.max_pool2d(x, 3, 2, 1)
+        odd = x.shape[2] % 2, x.shape[3] % 2
+        if all(isinstance(number, int) for number in odd):  # nothing in front of an even size
+            return F.max_pool2d(x, 3, 2, odd, ceil_mode=True)
+        return F.max_pool2d(pad_same(x, (3, 3), (2, 2), value=-math.inf), 3, 2)
 
 
-def scaled_activation(act: nn.Module, x: Tensor, gain: float) -> Tensor:
-    """``gain * act(x)``, without a multiplication where the gain is 1."""
-    x = act(x)
+def scaled(x: Tensor, gain: float) -> Tensor:
+    """``gain * x``, without a multiplication where the gain is 1."""
     return x if gain == 1 else x * gain
 
 
@@ -376,7 +373,7 @@ class NFBlock(ResidualBlock):
     ) -> None:
         super().__init__(with_cp)
         self.act, gamma = build_activation(act_cfg)
-        self.inner_act, _ = build_activation(act_cfg, inplace=True)
+        self.inner_act, _ = build_activation(act_cfg)
         self.gamma = 1.0 if conv.folds_gamma else gamma
         self.beta = 1.0 if conv.folds_gamma else beta
         self.alpha = alpha
@@ -411,12 +408,18 @@ class NFBlock(ResidualBlock):
             self.downsample = nn.Sequential(layers)
         self.output_var = (beta**2 if self.downsample is None else 1.0) + alpha**2
         self.expected_var = self.output_var if has_theory else None
+        self.skipinit = skipinit
         self.skip_gain = None if skipinit is None else nn.Parameter(torch.tensor(float(skipinit)))
         if deploy and self.branch_ends_in_conv3:
             self.alpha, self.skip_gain = 1.0, None
 
+    def reset_parameters(self) -> None:
+        """Set the block's own parameter, the SkipInit gain, to its start."""
+        if self.skip_gain is not None:
+            nn.init.constant_(self.skip_gain, self.skipinit)
+
     def inner_forward(self, x: Tensor) -> Tensor:
-        out = scaled_activation(self.act, x, self.gamma / self.beta)
+        out = scaled(self.act(x), self.gamma / self.beta)
         shortcut = x if self.downsample is None else self.downsample(out)
         out = self.conv1(out)
         out = self.conv2(self._activate(out, self.conv1))
@@ -427,42 +430,28 @@ class NFBlock(ResidualBlock):
         return self.add_branch(shortcut, self._activate(out, self.conv2b or self.conv2))
 
     def _activate(self, x: Tensor, conv: nn.Module) -> Tensor:
-        """The activation behind a convolution, times its gain."""
-        act = self.inner_act if may_overwrite(conv) else self.act
-        return scaled_activation(act, x, self.gamma)
+        """The activation after a convolution, times its gain."""
+        return scaled(activate(self.inner_act, x, conv), self.gamma)
 
     def add_branch(self, shortcut: Tensor, x: Tensor) -> Tensor:
-        r"""``shortcut + alpha * s * f(x)``, where f is the end of the branch."""
+        r"""``shortcut + drop_path(alpha * s * f(x))``, where f is the end of the branch."""
+        attention = None if self.branch_ends_in_conv3 else self.attention
+        standardized = isinstance(self.conv3, StandardizedConv2d)
         scale, alpha = self.skip_gain, self.alpha
-        if (
-            self.fold_scale
-            and self.branch_ends_in_conv3
-            and isinstance(self.conv3, StandardizedConv2d)
-        ):
-            if scale is None:
-                out = self.conv3(x, self.conv3.weight.new_full((), alpha))
-            else:
-                out = self.conv3(x, alpha * scale)
+        folded = None  # into the gates, or the weight
+        if self.fold_scale and (attention is not None or standardized):
+            folded = self.conv3.weight.new_full((), alpha) if scale is None else alpha * scale
             scale, alpha = None, 1.0
+        if attention is not None:
+            out = attention(self.conv3(x), folded)
         else:
-            out = self.conv3(x)
-        if not self.branch_ends_in_conv3:
-            if self.fold_scale:
-                gate = self.attention.gate(out)
-                scale = gate if scale is None else scale * gate
-            else:
-                out = self.attention(out)
-        mask = self.drop_path.mask(out)
-        if mask is not None:
-            scale = mask if scale is None else scale * mask
-        if scale is None:
-            if alpha == 1:
-                return add_shortcut(out, shortcut, may_overwrite(self.conv3))
-            return torch.add(shortcut, out, alpha=alpha)
-        if scale is self.skip_gain:  # not folded
+            out = self.conv3(x) if folded is None else self.conv3(x, folded)
+        out = self.drop_path(out)
+        if scale is not None:
             return torch.addcmul(shortcut, out, scale.to(out.dtype), value=alpha)
-        # Not addcmul, which in its backward pass multiplies all of `out` by 1.
-        return add_shortcut(out * (alpha * scale).to(out.dtype), shortcut, inplace=True)
+        if alpha != 1:
+            return torch.add(shortcut, out, alpha=alpha)
+        return add_shortcut(out, shortcut, may_overwrite(self.conv3, attention, self.drop_path))
 
     @property
     def branch_ends_in_conv3(self) -> bool:

@@ -18,7 +18,7 @@ from nf_plugins.utils.checks import (
     check_number,
 )
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
+from .base import ResidualBlock, StagedBackbone, activate, add_shortcut, may_overwrite
 
 
 def _conv(conv_cfg: dict | None, *args: Any, initalpha: bool = False, **kwargs: Any) -> nn.Module:
@@ -79,7 +79,7 @@ class PWSBlock(ResidualBlock):
             self.conv2 = conv3x3(mid, second, 1, False)
             self.conv3 = None
         self.relu = nn.ReLU()
-        self.inner_relu = nn.ReLU(inplace=True)
+        self.inner_relu = nn.ReLU()
         self.drop_path = DropPath(drop_path_rate, scale_by_keep=True)
         self.downsample = None
         if stride != 1 or in_channels != out_channels:
@@ -94,9 +94,8 @@ class PWSBlock(ResidualBlock):
         shortcut = x if self.downsample is None else self.downsample(out)
         out, last = self.conv1(out), self.conv1
         for conv in filter(None, (self.conv2, self.conv3)):
-            relu = self.inner_relu if may_overwrite(last) else self.relu
-            out, last = conv(relu(out)), conv
-        return add_shortcut(self.drop_path(out), shortcut, may_overwrite(last))
+            out, last = conv(activate(self.inner_relu, out, last)), conv
+        return add_shortcut(self.drop_path(out), shortcut, may_overwrite(last, self.drop_path))
 
 
 @MODELS.register_module()

@@ -9,6 +9,7 @@ from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from nf_plugins.layers import DropPath, SqueezeExcite, build_activation
+from nf_plugins.layers.start import normal_weight, start
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import (
     check_choice,
@@ -71,7 +72,8 @@ class ResNetV2Block(ResidualBlock):
         out = self.conv3(self._preactivate(self.norm3, out))
         if self.se is not None:
             out = self.se(out)
-        return add_shortcut(self.drop_path(out), shortcut, may_overwrite(self.conv3))
+        inplace = may_overwrite(self.conv3, self.se, self.drop_path)
+        return add_shortcut(self.drop_path(out), shortcut, inplace)
 
 
 @MODELS.register_module()
@@ -188,7 +190,7 @@ class ResNetV2(StagedBackbone):
         gain = INITS[init or ('he' if order == 'bn_relu' else 'lecun')]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, std=math.sqrt(gain / module.weight[0].numel()))
+                start(module, normal_weight, std=math.sqrt(gain / module.weight[0].numel()))
         self.freeze_stages()
 
     def stem_modules(self) -> list[nn.Module]:

@@ -71,7 +71,7 @@ class ReLUNeck(BaseModule):
 
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
         if isinstance(inputs, Tensor):
-            return self((inputs,))[0]
+            return self.forward((inputs,))[0]
         norms = self.norm
         if not isinstance(norms, nn.ModuleList):
             norms = [norms] * len(inputs)
