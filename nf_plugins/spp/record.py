@@ -73,12 +73,21 @@ def _computes(func: torch._ops.OpOverload) -> bool:
 
 
 def first_non_finite(
-    model: nn.Module, inputs: Tensor, call: Callable[[nn.Module, Tensor], Any] = run
+    model: nn.Module, inputs: Any, call: Callable[[nn.Module, Any], Any] = run
 ) -> str | None:
-    """The module that first makes a non-finite value, with the operation, or None."""
-    if not bool(torch.isfinite(inputs).all()):
+    """The module that first makes a non-finite value, with the operation, or None.
+
+    Args:
+        model: The model.
+        inputs: What it is called with: tensors, in whatever containers.
+        call: Calls the model.
+    """
+    tensors = [x for x in tree_iter(inputs) if isinstance(x, Tensor)]
+    numbers = [x for x in tensors if x.is_floating_point() or x.is_complex()]
+    if not all(bool(torch.isfinite(x).all()) for x in numbers):
         return 'the input'
-    with grad_mode(False), tracing(model, inputs) as tracer:
+    first = next(iter([*numbers, *tensors]), torch.empty(0))
+    with grad_mode(False), tracing(model, first) as tracer:
         watch = _FirstNonFinite(tracer)
         with entered(watch):
             call(model, inputs)

@@ -1,6 +1,8 @@
 """An analysis leaves the network as it was, whatever it holds and wherever it stops."""
 
 import itertools
+import os
+import random
 import signal
 import sys
 import threading
@@ -79,7 +81,7 @@ Pair = namedtuple('Pair', 'first second')
 class Odd(nn.Module):
     """Attributes of every kind; with ``messy`` a forward pass changes what it can."""
 
-    __slots__ = ('slot', 'later')
+    __slots__ = ('later', 'slot')
 
     def __init__(self, messy):
         super().__init__()
@@ -226,11 +228,11 @@ class Stop(BaseException):
 @pytest.mark.parametrize('kind', [ValueError, Stop])
 @pytest.mark.parametrize('where', ['train', 'forward', 'hook', 'second pass', 'backward'])
 def test_an_exception_at_every_stage(kind, where, monkeypatch):
-    net = nn.Sequential(Odd(True), Odd(True))
-    net[0].wide = None
+    messy = where != 'second pass'
+    net = nn.Sequential(Odd(messy), Odd(messy))
     calls = itertools.count()
 
-    def fail(*args):
+    def fail(*args, **kwargs):
         if where != 'second pass' or next(calls):
             raise kind('here')
 
@@ -242,13 +244,12 @@ def test_an_exception_at_every_stage(kind, where, monkeypatch):
         net[1].norm.register_forward_hook(fail)
     else:
         net[1].norm.register_forward_pre_hook(fail)
-    x = X
     if where == 'second pass':  # that which looks for the first such value
         net[1].norm.weight.data.fill_(float('inf'))
         net[1].gain.data.fill_(1)
     before, process = describe(net), of_the_process()
     with pytest.raises(kind):
-        analyze(net, x, backward=where == 'backward', unit_gain=True)
+        analyze(net, X, backward=where == 'backward', unit_gain=True)
     assert describe(net) == before
     assert of_the_process() == process
 
@@ -266,7 +267,7 @@ def small():
             self.calls.append(1)
             return x + self.gain * self.body(x)
 
-    return nn.Sequential(Block(), Block(), nn.TransformerEncoderLayer(8, 2, 8, batch_first=True))
+    return nn.Sequential(Block(), Block())
 
 
 def input_of_small():
@@ -278,7 +279,8 @@ class Encoder(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.blocks, self.layer = small()[:2], nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+        self.blocks = small()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.0)
 
     def forward(self, x):
         return self.layer(self.blocks(x).flatten(1, 2))
@@ -308,37 +310,43 @@ def lines_of_an_analysis(net, x):
 
 @pytest.mark.slow
 def test_an_interrupt_at_every_line():
-    """Once at the first and once at the last time that each line runs."""
+    """At the first or the last time that a line runs.
+
+    Lines of ``NF_PLUGINS_LINES`` such points, drawn by chance; 0 for all of them.
+    """
     net, x = Encoder().eval(), input_of_small()
     analyze(net, x)
     counts = lines_of_an_analysis(net, x)
     assert len(counts) > 300
     before, process = describe(net), of_the_process()
-    for line, count in counts.items():
-        for number in {1, count}:
-            left = number
+    points = sorted({(line, number) for line, count in counts.items() for number in (1, count)})
+    drawn = int(os.environ.get('NF_PLUGINS_LINES', 120)) or len(points)
+    for line, number in random.Random(0).sample(points, drawn):
+        left = number
 
-            def trace(frame, event, arg, line=line):
-                nonlocal left
-                if not frame.f_code.co_filename.startswith(PACKAGE):
-                    return None
-                if event == 'line' and (frame.f_code.co_filename, frame.f_lineno) == line:
-                    left -= 1
-                    if left == 0:
-                        raise Stop
-                return trace
+        def trace(frame, event, arg, line=line):
+            nonlocal left
+            if not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            if event == 'line' and (frame.f_code.co_filename, frame.f_lineno) == line:
+                left -= 1
+                if left == 0:
+                    raise Stop
+            return trace
 
-            sys.settrace(trace)
-            try:
-                analyze(net, x, unit_gain=True)
-            except Stop:
-                pass
-            finally:
-                sys.settrace(None)
-            assert describe(net) == before, (line, number)
-            assert of_the_process() == process, (line, number)
+        sys.settrace(trace)
+        try:
+            analyze(net, x, unit_gain=True)
+        except Stop:
+            pass
+        finally:
+            sys.settrace(None)
+        assert describe(net) == before, (line, number)
+        assert of_the_process() == process, (line, number)
 
 
+# Python drops what is raised in the callback of a weak reference.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_signals_at_any_moment():
     net, x = Encoder().eval(), input_of_small()
     analyze(net, x, unit_gain=True)
@@ -439,28 +447,30 @@ def test_eight_threads():
     expected = [analyze(net, x).to_dict() for net, x in zip(nets, inputs)]
     alone, together = {}, {}
     for seed in range(4):
-        training(seed, 4, alone)
+        training(seed, 3, alone)
     before = [describe(net) for net in nets]
     process = of_the_process()
     found, errors = [], []
 
     def many(number):
         try:
-            for _ in range(6):
+            for _ in range(3):
                 found.append((number, analyze(nets[number], inputs[number]).to_dict()))
         except BaseException as error:
             errors.append(error)
 
     threads = [threading.Thread(target=many, args=(i,)) for i in range(4)]
-    threads += [threading.Thread(target=training, args=(i, 4, together)) for i in range(4)]
+    threads += [threading.Thread(target=training, args=(i, 3, together)) for i in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(300)
     assert not errors
-    assert len(found) == 24
+    assert len(found) == 12
     for number, record in found:
-        assert record['blocks'] == expected[number]['blocks']
+        for block, other in zip(record['blocks'], expected[number]['blocks']):
+            assert block['avg_var'] == pytest.approx(other['avg_var'], rel=1e-5)
+            assert block['res_avg_var'] == pytest.approx(other['res_avg_var'], rel=1e-5)
     assert together.keys() == alone.keys()
     for seed in alone:
         assert together[seed] == pytest.approx(alone[seed], rel=1e-4)
