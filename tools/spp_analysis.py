@@ -217,10 +217,8 @@ def main() -> int:
 
     files = {form: render(profiles, form) for form in dict.fromkeys([*args.format, 'json'])}
     with complaint(f'cannot write into {out_dir}'):
-        atomic_write_all({out_dir / f'spp.{form}': files[form] for form in files})
-        for form in FORMATS:  # of another network, perhaps
-            if form not in files:
-                (out_dir / f'spp.{form}').unlink(missing_ok=True)
+        # Other formats, of another network perhaps, are removed.
+        atomic_write_all({out_dir / f'spp.{form}': files.get(form) for form in FORMATS})
     print('written:', *(str(out_dir / f'spp.{form}') for form in files))
     return int(fired)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,15 +19,21 @@ from torch.utils._pytree import tree_iter
 
 from nf_plugins.registry import HOOKS
 from nf_plugins.spp import RULES, SignalProfile, analyze, unwrap
+from nf_plugins.spp.animate import read_json
 from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
 from nf_plugins.spp.plot import METRICS
 from nf_plugins.spp.record import first_non_finite
+from nf_plugins.utils import UsageError
 from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write
 
 
 class TrainingStopped(RuntimeError):
     """A training was ended by ``stop_on``; the message is the verdict."""
+
+
+class SPPHookError(UsageError, ValueError):
+    """The hook does not fit the training; command line tools print it as one line."""
 
 
 @HOOKS.register_module()
@@ -36,7 +44,8 @@ class SPPHook(Hook):
     ``<work_dir>/<timestamp>/spp/iter_<iteration>.json`` in the schema of ``spp.json``,
     with the integers ``epoch`` and ``iter`` (completed ones) and ``training``, which a
     resumed training keeps. The curves go to the visualizer as
-    ``spp/<metric>/<block>``. ``tools/spp_video.py WORK_DIR`` makes them move.
+    ``spp/<metric>/<block>``. ``tools/spp_video.py WORK_DIR`` makes them move. A second
+    hook of this class in the same training has ``spp_2`` instead of ``spp``, and so on.
 
     A record is written before the checkpoint of the same moment, and a resumed training
     sets aside (``spp/superseded``) what was recorded behind its checkpoint: every
@@ -46,7 +55,9 @@ class SPPHook(Hook):
         interval: Epochs or iterations between records.
         by_epoch: Count epochs, else iterations.
         input: 'gaussian', the same seeded batch each time, or 'batch', what the network
-            was last trained on (of all ranks; then there is no record at the start).
+            was last trained on (of all ranks; then there is no record at the start). It
+            needs a data preprocessor that makes one tensor of images, as ``inputs`` in a
+            dict.
         mode: 'train' or 'eval', the mode of the network while it is measured.
         batch_size: Images of the Gaussian batch.
         input_size: Their side, or height and width; None for the config's.
@@ -58,8 +69,9 @@ class SPPHook(Hook):
             updated with it, and names the module that made the first such value.
 
     Raises:
-        ValueError: An unknown input, mode or verdict, an interval that is not positive, or
-            ``by_epoch`` in an iteration-based training.
+        ValueError: An unknown input, mode or verdict, an interval that is not positive; when
+            the training starts, ``by_epoch`` without epochs, or ``input='batch'`` with
+            batches that are not one tensor of images (:class:`SPPHookError`).
 
     Source: Brock et al. 2021a for the plots; plots over the epochs are an idea of the
     project yuhodots/SPPs.
@@ -99,15 +111,23 @@ class SPPHook(Hook):
         )
         self.stop_on = [check_choice('stop_on', rule, tuple(RULES)) for rule in stop_on]
         self._data: Any = None
+        self._checked = False  # whether the batches can be measured
+        self._folder = 'spp'
         self._watch: torch.utils.hooks.RemovableHandle | None = None
 
     # ------------------------------------------------------------ when
     def before_train(self, runner: Runner) -> None:
         if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
-            raise ValueError('an iteration-based training has no epochs: SPPHook(by_epoch=False)')
+            raise SPPHookError('an iteration-based training has no epochs: SPPHook(by_epoch=False)')
         self.after_train(runner)  # what an earlier training left behind
+        mine = [hook for hook in runner.hooks if isinstance(hook, SPPHook)]
+        number = next((i for i, hook in enumerate(mine, 1) if hook is self), 1)
+        self._folder = 'spp' if number == 1 else f'spp_{number}'
         hub = runner.message_hub
-        if runner.iter == 0 or 'spp_training' not in hub.runtime_info:
+        # What a checkpoint says may be anything.
+        training = hub.runtime_info.get('spp_training')
+        named = isinstance(training, str) and re.fullmatch(r'[\w.-]{1,100}', training)
+        if not named or (runner.iter == 0 and number == 1):
             hub.update_info('spp_training', runner.timestamp)
         broadcast_object_list(recorded := [self._set_aside(runner)])  # all ranks do the same
         done = runner.epoch if self.by_epoch else runner.iter
@@ -124,6 +144,9 @@ class SPPHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._data = data_batch
+        if self.input == 'batch' and not self._checked:
+            self._batch(runner)
+            self._checked = True
 
     def after_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: Any = None, outputs: Any = None
@@ -162,11 +185,11 @@ class SPPHook(Hook):
         training = runner.message_hub.get_info('spp_training')
         record = {**profile.to_dict(), 'epoch': epoch, 'iter': iteration, 'training': training}
         if is_main_process():
-            folder = Path(runner.log_dir) / 'spp'
+            folder = Path(runner.log_dir) / self._folder
             text = json.dumps(record, indent=1, allow_nan=False) + '\n'
             atomic_write(folder / f'iter_{iteration:08d}.json', text)
         scalars = {
-            f'spp/{metric}/{block.index:03d}_{block.name}': getattr(block, metric)
+            f'{self._folder}/{metric}/{block.index:03d}_{block.name}': getattr(block, metric)
             for metric in METRICS
             for block in profile.blocks
         }
@@ -187,26 +210,44 @@ class SPPHook(Hook):
             size = self.input_size or config_input_size(runner.cfg)
             shape = (self.batch_size, image_channels(backbone), size[0], size[-1])
             return gaussian_batch(shape, self.seed).to(device), dict(kind='gaussian')
-        return self._preprocessed(runner), dict(kind='batch')
+        return self._batch(runner), dict(kind='batch')
 
-    def _preprocessed(self, runner: Runner) -> Tensor:
+    def _preprocessed(self, runner: Runner) -> Any:
+        """What the model's forward method gets: a dict or a sequence of arguments."""
+        preprocessor = getattr(_whole(runner.model), 'data_preprocessor', None)
+        if preprocessor is None:
+            return self._data
         # Not in training mode: batch augmentations would draw random numbers.
-        data = _whole(runner.model).data_preprocessor(self._data, training=False)
-        return data['inputs']
+        return preprocessor(self._data, training=False)
+
+    def _batch(self, runner: Runner) -> Tensor:
+        """The images that the network is trained on, as one tensor."""
+        data = self._preprocessed(runner)
+        inputs = data.get('inputs') if isinstance(data, dict) else None
+        if isinstance(inputs, Tensor) and inputs.is_floating_point() and inputs.dim() > 1:
+            return inputs
+        raise SPPHookError(
+            "SPPHook(input='batch') needs batches that are one tensor of images after the data "
+            f'preprocessor, as dict(inputs=images, ...), got {_describe(data)}: use '
+            "input='gaussian'"
+        )
 
     def _set_aside(self, runner: Runner) -> set[int]:
         """Move away records behind the iteration that is resumed from; the others' iterations."""
         recorded: set[int] = set()
         training = runner.message_hub.get_info('spp_training')
-        for path in Path(runner.work_dir).glob('*/spp/*.json'):
+        for path in sorted(Path(runner.work_dir).glob(f'*/{self._folder}/*.json')):
             try:
-                record = json.loads(path.read_text())
-                iteration, owner = record['iter'], record['training']
-            except (OSError, ValueError, KeyError, TypeError):
-                continue  # not ours
-            if owner != training:
+                record = read_json(path)
+            except (OSError, ValueError) as error:
+                runner.logger.warning(ascii(f'passed over: {error}')[1:-1])
                 continue
-            if iteration > runner.iter:
+            if not isinstance(record, dict) or record.get('training') != training:
+                continue  # another training's, or not ours
+            iteration = record.get('iter')
+            if type(iteration) is not int:
+                runner.logger.warning(ascii(f'passed over: {path} has no integer iter')[1:-1])
+            elif iteration > runner.iter:
                 if is_main_process():
                     aside = path.parent / 'superseded'
                     aside.mkdir(exist_ok=True)
@@ -231,9 +272,11 @@ class SPPHook(Hook):
 
     def _culprit(self, runner: Runner) -> str:
         model = _whole(runner.model)
-        module = first_non_finite(
-            model, self._preprocessed(runner), lambda m, x: m(x, mode='tensor')
-        )
+        try:
+            module = self._first_non_finite(runner, model)
+        except Exception as error:  # whatever it is, the training has to stop with a message
+            text = ' '.join(str(error).split())[:200]
+            return f'which module made it is not known: {type(error).__name__}: {text}'
         if module is None:
             return 'every module still gives finite values: it is the loss itself'
         text = f'the first to make such a value is {module}'
@@ -246,6 +289,13 @@ class SPPHook(Hook):
             )
         return text
 
+    def _first_non_finite(self, runner: Runner, model: nn.Module) -> str | None:
+        data = self._preprocessed(runner)
+        try:
+            return first_non_finite(model, data, functools.partial(_call, mode='tensor'))
+        except Exception:  # not all models have this mode
+            return first_non_finite(model, data, functools.partial(_call, mode='loss'))
+
     def _stop(self, runner: Runner, message: str) -> None:
         self.after_train(runner)
         runner.logger.error(f'SPPHook stops the training at {message}')
@@ -255,5 +305,30 @@ class SPPHook(Hook):
 def _whole(model: nn.Module) -> nn.Module:
     """The model with its preprocessor, without wrappers."""
     while not hasattr(model, 'data_preprocessor'):
-        model = model.module if hasattr(model, 'module') else model._orig_mod
+        inner = getattr(model, 'module', getattr(model, '_orig_mod', None))
+        if not isinstance(inner, nn.Module):
+            break
+        model = inner
     return model
+
+
+def _call(model: nn.Module, data: Any, mode: str) -> Any:
+    """Call a model as mmengine does: a dict is named arguments, a sequence is arguments."""
+    if isinstance(data, dict):
+        return model(**data, mode=mode)
+    if isinstance(data, (list, tuple)):
+        return model(*data, mode=mode)
+    return model(data, mode=mode)
+
+
+def _describe(data: Any) -> str:
+    """What a batch is, in a few words."""
+    if isinstance(data, Tensor):
+        return f'a tensor of {str(data.dtype).removeprefix("torch.")} {tuple(data.shape)}'
+    if isinstance(data, dict):
+        items = [f'{key}={_describe(value)}' for key, value in [*data.items()][:4]]
+        return f'dict({", ".join(items)})'
+    if isinstance(data, (list, tuple)):
+        items = ', '.join(_describe(value) for value in data[:2])
+        return f'a {type(data).__name__} of {len(data)} ({items}{", ..." * (len(data) > 2)})'
+    return type(data).__name__

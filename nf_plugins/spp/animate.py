@@ -7,7 +7,9 @@ import importlib.util
 import io
 import json
 import math
+import os
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -90,6 +92,8 @@ def parse_record(data: Any, source: str) -> Record:
         raise ValueError(f'{source} is no record: its schema is {schema!r}, not {SCHEMA!r}')
     if not all(type(data.get(key)) is int for key in ('epoch', 'iter')):
         raise ValueError(f'{source} has no integer epoch and iter, as records of a training have')
+    if not all(0 <= data[key] < 2**63 for key in ('epoch', 'iter')):
+        raise ValueError(f'{source} has an epoch or iter that no training reaches')
     blocks, config, inputs = data.get('blocks'), data.get('config'), data.get('input')
     if data.get('mode') not in ('train', 'eval') or not isinstance(blocks, list) or not blocks:
         raise ValueError(f"{source} is no record: it needs a mode, 'train' or 'eval', and blocks")
@@ -109,6 +113,8 @@ def _parse_block(data: Any, what: str) -> BlockSignal:
     for key, kind in dict(index=int, name=str, kind=str, shape=list).items():
         if type(data.get(key)) is not kind:
             raise ValueError(f'{what} has no {key} of type {kind.__name__}')
+    if not all(type(size) is int for size in data['shape']):
+        raise ValueError(f'{what} has a shape that is no list of integers')
     numbers = {key: data.get(key) for key in (*METRICS, 'expected_var')}
     for key, value in numbers.items():
         if key not in data or type(value) not in (int, float, type(None)):
@@ -137,11 +143,31 @@ def read_record(path: str | Path) -> Record:
         OSError: It cannot be read.
         ValueError: It is not valid JSON, or no record.
     """
+    return parse_record(read_json(path), str(path))
+
+
+MAX_BYTES = 64 * 2**20
+"""Records are some kilobytes."""
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file that anybody may have put there.
+
+    Raises:
+        OSError: It cannot be read, or is no regular file: a pipe would be waited for.
+        ValueError: It is not valid JSON, or far too large for a record.
+    """
+    # Not to wait for a pipe to be written to.
+    with open(path, 'rb', opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise OSError(f'{path} is no regular file')
+        text = file.read(MAX_BYTES + 1)
+    if len(text) > MAX_BYTES:
+        raise ValueError(f'{path} is no record: it has more than {MAX_BYTES >> 20} MiB')
     try:
-        data = json.loads(Path(path).read_bytes())
+        return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise ValueError(f'{path} is not valid JSON: {error}') from None
-    return parse_record(data, str(path))
 
 
 def find_records(folder: str | Path) -> list[Path]:

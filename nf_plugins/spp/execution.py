@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import random
 import sys
-import warnings
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
+import torch.utils.checkpoint
 from mmengine.model import BaseAveragedModel, is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel
+from torch.overrides import (
+    BaseTorchFunctionMode,
+    TorchFunctionMode,
+    _get_current_function_mode_stack,
+)
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
+from torch.utils.checkpoint import CheckpointFunction
 
-_RANDOM_DEPTH = ('DropPath', 'StochasticDepth')
+from .snapshot import Snapshot, restoring
+
+_RANDOM_DEPTH = ('droppath', 'stochasticdepth', 'dropconnect')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -47,87 +57,100 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 @contextmanager
-def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[None]:
+def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[Snapshot]:
     """Run a block with ``model`` in a mode, and give it back unchanged to the bit.
 
-    Buffers (batch norm's running statistics), what a first training batch
-    initialises, attributes and flags of modules and parameters and the random states are
-    restored, also after an exception; not what a network itself writes into its
-    parameters while it runs. Stochastic depth and recomputation are off.
+    What :class:`Snapshot` notes and the random states are restored, also after an
+    exception, wherever it is raised. Stochastic depth and recomputation are off. Threads
+    wait for one another, as the random states are the process's.
 
     Args:
         model: The model.
         mode: 'train' or 'eval'.
         unit_gain: Set the gains that are zero (see :func:`zero_gains`) to one.
+
+    Yields:
+        The snapshot, whose ``note_write`` must be told of writes into parameters.
     """
     if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise ValueError('the model has lazy parameters: run it once first')
     modules = list(model.modules())
-    training = {module: module.training for module in modules}
-    attributes = {
-        module: _shallow(vars(module))
-        for module in modules
-        if not isinstance(module, torch.jit.ScriptModule)
-    }
-    requires_grad = {p: p.requires_grad for p in model.parameters()}
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    lazily_initialised = [
-        (module, {key: value.clone() for key, value in module.state_dict().items()})
-        for module in modules
-        if getattr(module, 'initalpha', False)
-    ]
-    gains = zero_gains(model) if unit_gain else {}
-    gains = {name: (gain, gain.detach().clone()) for name, gain in gains.items()}
-    devices = list({p.device.index for p in model.parameters() if p.is_cuda})
-    states = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng(devices):
-        try:
-            # `train` of some modules makes or drops caches; that of others keeps frozen
-            # parts in evaluation mode, so the flags are set once more.
-            model.train(mode == 'train')
-            for module in modules:
-                module.training = mode == 'train' and type(module).__name__ not in _RANDOM_DEPTH
-                if getattr(module, 'with_cp', False) is True:
-                    module.with_cp = False
-                if getattr(module, 'fold_scale', False) is True:  # else branches end scaled
-                    module.fold_scale = False
-            for gain, _ in gains.values():
+    with _ALONE:
+        before = Snapshot(model)
+        with (
+            restoring(_random_states()),
+            restoring(before.restore),
+        ):
+            _set_mode(model, mode)
+            for parameter in model.parameters():  # a network may do a backward pass of its own
+                parameter.grad = None
+            for gain in zero_gains(model).values() if unit_gain else ():
                 gain.data.fill_(1)
-            yield
-        finally:
-            for module, before in attributes.items():
-                _restore(vars(module), before)
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-                for gain, value in gains.values():
-                    gain.data.copy_(value)
-            for module, state in lazily_initialised:
-                module.load_state_dict(state)
-            for module, flag in training.items():
-                module.training = flag
-            for parameter, flag in requires_grad.items():
-                parameter.requires_grad_(flag)
-            np.random.set_state(states[0])
-            random.setstate(states[1])
+            yield before
 
 
-def _shallow(attributes: dict[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Each attribute, and of lists, dicts (buffers are in one) and sets what is in them."""
-    return {
-        name: (value, value.copy() if isinstance(value, (list, dict, set)) else None)
-        for name, value in attributes.items()
-    }
+_ALONE = threading.RLock()
 
 
-def _restore(attributes: dict[str, Any], before: dict[str, tuple[Any, Any]]) -> None:
-    for name in attributes.keys() - before.keys():
-        del attributes[name]
-    for name, (value, content) in before.items():
-        attributes[name] = value
-        if content is not None:
-            value.clear()
-            (value.extend if isinstance(value, list) else value.update)(content)
+def _set_mode(model: nn.Module, mode: str) -> None:
+    # `train` of some modules makes or drops caches; that of others keeps frozen parts in
+    # evaluation mode, so the flags are set once more.
+    model.train(mode == 'train')
+    for module in model.modules():
+        module.training = mode == 'train' and not is_random_depth(module)
+        # Recomputation; and with `fold_scale` branches end scaled.
+        for name in ('with_cp', 'fold_scale'):
+            if getattr(module, name, False) is True:
+                setattr(module, name, False)
+
+
+def is_random_depth(module: nn.Module) -> bool:
+    """Whether a module is stochastic depth: by its class, or one that it is derived from.
+
+    Libraries have classes of their own, which share no base: DropPath of mmcv, mmengine,
+    timm and here, torchvision's StochasticDepth, SwinDropPath, ConvNextDropPath, ...
+
+    Args:
+        module: A module.
+
+    Example:
+        >>> class Mine(nn.Module): ...
+        >>> class MyDropPath(Mine): ...
+        >>> class Renamed(MyDropPath): ...
+        >>> is_random_depth(Renamed()), is_random_depth(Mine())
+        (True, False)
+    """
+    names = [cls.__name__.lower().replace('_', '') for cls in type(module).__mro__]
+    if any(name in _RANDOM_DEPTH for name in names):
+        return True
+    # A larger name: not of a block that has such a module.
+    if next(module.children(), None) is not None or next(module.parameters(), None) is not None:
+        return False
+    return any(name.endswith(_RANDOM_DEPTH) for name in names)
+
+
+def _random_states() -> Callable[[], None]:
+    """Note the random states; what is returned puts them back."""
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    cpu, gpu = torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_gpu else []
+    of_numpy, of_python = np.random.get_state(), random.getstate()
+
+    def restore() -> None:
+        torch.set_rng_state(cpu)
+        torch.cuda.set_rng_state_all(gpu)
+        np.random.set_state(of_numpy)
+        random.setstate(of_python)
+
+    return restore
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch, numpy and random, no device that is not in use."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
 
 
 def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -156,28 +179,119 @@ def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def plain_execution(model: nn.Module, batch: int, device: torch.device) -> Iterator[None]:
-    """No compiled graphs, no fused encoder layers, no recomputation; masks of sparse nets."""
-    with ExitStack() as stack:
-        if hasattr(torch.compiler, 'set_stance'):
-            stack.enter_context(torch.compiler.set_stance('force_eager'))
-        # Of a compiled part: the hooks of the tracer see it and what it was made of.
-        stack.enter_context(warnings.catch_warnings())
-        warnings.filterwarnings('ignore', r'Using `torch\.compile\(module\)`')
-        fast = torch.backends.mha.get_fastpath_enabled()
-        stack.callback(torch.backends.mha.set_fastpath_enabled, fast)
-        torch.backends.mha.set_fastpath_enabled(False)
+    """No compiled graphs, no fused encoder layers, no recomputation; masks of sparse nets.
 
-        def direct(function, *args, use_reentrant=None, context_fn=None, **kwargs):
-            for key in ('preserve_rng_state', 'determinism_check', 'debug', 'early_stop'):
-                kwargs.pop(key, None)
-            return function(*args, **kwargs)
+    What torch has for the whole process alone is set for the time of the block, by one
+    thread at a time; to all other threads it makes no difference, or none but in speed.
+    """
+    with (
+        _ALONE,
+        _replaced([*_direct_checkpoints(), *_masks(model, batch, device)]),
+        _compiler_off(),
+        _no_fast_path(model),
+    ):
+        yield
 
-        stack.enter_context(mock.patch('torch.utils.checkpoint.checkpoint', direct))
-        # mmpretrain's sparse layers (SparK) share a mask of what is seen: here, all.
-        modules = {sys.modules.get(type(module).__module__) for module in model.modules()}
-        for helper in {getattr(module, 'SparseHelper', None) for module in modules} - {None}:
-            seen = torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=device)
-            stack.enter_context(mock.patch.object(helper, '_cur_active', seen))
+
+@contextmanager
+def _replaced(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
+    """Give attributes of objects, (object, name, value), other values."""
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in attributes]
+
+    def restore() -> None:
+        for attribute in before:
+            setattr(*attribute)
+
+    with restoring(restore):
+        for attribute in attributes:
+            setattr(*attribute)
+        yield
+
+
+def _direct_checkpoints() -> list[tuple[Any, str, Any]]:
+    """torch's checkpointing without recomputation, in this thread.
+
+    The function, and what it calls, for those who have imported the function before.
+    """
+    thread = threading.get_ident()
+    checkpoint, recomputing = torch.utils.checkpoint.checkpoint, CheckpointFunction
+
+    @functools.wraps(checkpoint)
+    def direct(function, *args, **kwargs):
+        if threading.get_ident() != thread:
+            return checkpoint(function, *args, **kwargs)
+        for key in _CHECKPOINT_OPTIONS:
+            kwargs.pop(key, None)
+        return function(*args, **kwargs)
+
+    class Direct(CheckpointFunction):
+        @classmethod
+        def apply(cls, function, preserve, *args):
+            if threading.get_ident() != thread:
+                return recomputing.apply(function, preserve, *args)
+            return function(*args)
+
+    return [
+        (torch.utils.checkpoint, 'checkpoint', direct),
+        (torch.utils.checkpoint, 'CheckpointFunction', Direct),
+    ]
+
+
+_CHECKPOINT_OPTIONS = (
+    *('use_reentrant', 'context_fn', 'preserve_rng_state'),
+    *('determinism_check', 'debug', 'early_stop'),
+)
+
+
+def _masks(model: nn.Module, batch: int, device: torch.device) -> list[tuple[Any, str, Any]]:
+    """mmpretrain's sparse layers (SparK) share a mask of what is seen: here, all."""
+    modules = {sys.modules.get(type(module).__module__) for module in model.modules()}
+    helpers = {getattr(module, 'SparseHelper', None) for module in modules} - {None}
+    seen = torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=device)
+    return [(helper, '_cur_active', seen) for helper in helpers]
+
+
+@contextmanager
+def _compiler_off() -> Iterator[None]:
+    """Compiled parts run as they are written, so that the tracer sees their modules."""
+    stances: list[Any] = []
+    with restoring(lambda: [stance.__exit__(None, None, None) for stance in stances]):
+        stances.append(torch.compiler.set_stance('force_eager'))
+        yield
+
+
+@contextmanager
+def _no_fast_path(model: nn.Module) -> Iterator[None]:
+    """Encoder layers run as they are written: torch fuses none below a function mode."""
+    kinds = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
+    if any(isinstance(module, kinds) for module in model.modules()):
+        with entered(BaseTorchFunctionMode()):
+            yield
+    else:
+        yield
+
+
+@contextmanager
+def entered(mode: TorchDispatchMode | TorchFunctionMode) -> Iterator[None]:
+    """Run a block in a mode of torch, which it leaves wherever an exception is raised."""
+
+    def leave() -> None:
+        if any(entry is mode for entry in stack()):
+            mode.__exit__(None, None, None)
+
+    function_mode = isinstance(mode, TorchFunctionMode)
+    stack = _get_current_function_mode_stack if function_mode else _get_current_dispatch_mode_stack
+    with restoring(leave):
+        mode.__enter__()
+        yield
+
+
+@contextmanager
+def grad_mode(enabled: bool) -> Iterator[None]:
+    """Run a block with or without a graph for gradients."""
+    before = torch.is_grad_enabled()
+    with restoring(lambda: torch._C._set_grad_enabled(before)):
+        torch._C._set_grad_enabled(enabled)
         yield
 
 

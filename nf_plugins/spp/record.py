@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from mmengine.dist import all_gather, get_world_size
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from torch.utils._pytree import tree_iter
 from nf_plugins.functional import ChannelStatistics, channel_statistics
 from nf_plugins.utils.checks import check_choice, check_type
 
-from .execution import plain_execution, preserved, run, unwrap
+from .execution import entered, grad_mode, plain_execution, preserved, run, seed_all, unwrap
 from .profile import BlockSignal, SignalProfile
 from .theory import add_theory
 from .trace import ACTIVATIONS, HEAVY, MOVES, NORMS, POOLINGS, Node, Residual, Tracer, Unit, tracing
@@ -75,14 +73,23 @@ def _computes(func: torch._ops.OpOverload) -> bool:
 
 
 def first_non_finite(
-    model: nn.Module, inputs: Tensor, call: Callable[[nn.Module, Tensor], Any] = run
+    model: nn.Module, inputs: Any, call: Callable[[nn.Module, Any], Any] = run
 ) -> str | None:
-    """The module that first makes a non-finite value, with the operation, or None."""
-    if not bool(torch.isfinite(inputs).all()):
+    """The module that first makes a non-finite value, with the operation, or None.
+
+    Args:
+        model: The model.
+        inputs: What it is called with: tensors, in whatever containers.
+        call: Calls the model.
+    """
+    tensors = [x for x in tree_iter(inputs) if isinstance(x, Tensor)]
+    numbers = [x for x in tensors if x.is_floating_point() or x.is_complex()]
+    if not all(bool(torch.isfinite(x).all()) for x in numbers):
         return 'the input'
-    with torch.no_grad(), tracing(model, inputs) as tracer:
+    first = next(iter([*numbers, *tensors]), torch.empty(0))
+    with grad_mode(False), tracing(model, first) as tracer:
         watch = _FirstNonFinite(tracer)
-        with watch:
+        with entered(watch):
             call(model, inputs)
     return watch.found
 
@@ -142,19 +149,18 @@ def analyze(
     model = unwrap(model)
     inputs = check_type('inputs', inputs, Tensor).detach()
     with (
-        preserved(model, mode, unit_gain),
+        preserved(model, mode, unit_gain) as before,
         plain_execution(model, len(inputs), inputs.device),
-        torch.set_grad_enabled(backward),
+        grad_mode(backward),
     ):
         if seed is not None:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
+            seed_all(seed)
         x = leaf = inputs
         if backward:
             leaf = inputs.clone().requires_grad_()
             x = leaf * 1  # networks may write into their input
-        with tracing(model, x, functools.partial(measure, backward=backward)) as tracer:
+        look = functools.partial(measure, backward=backward)
+        with tracing(model, x, look, before.note_write) as tracer:
             output = run(model, x)
             tracer.finish(output)
         if backward:
@@ -172,7 +178,7 @@ def analyze(
         )
         if not profile.is_finite():
             if seed is not None:
-                torch.manual_seed(seed)
+                seed_all(seed)
             profile.non_finite_module = first_non_finite(model, inputs)
     return profile
 

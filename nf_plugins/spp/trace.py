@@ -14,9 +14,10 @@ belongs to that branch; a skip around several blocks (a feature pyramid) is no b
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any
@@ -28,7 +29,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from .execution import plain_execution, run
+from .execution import entered, grad_mode, plain_execution, run
+from .snapshot import restoring
 
 ADDITIONS = {'add', 'add_', 'sub', 'sub_', 'addcmul', 'addcmul_', 'lerp', 'lerp_'}
 CONVOLUTIONS = {'convolution', '_convolution', 'convolution_overrideable', 'linear'}
@@ -198,15 +200,20 @@ class Tracer(TorchDispatchMode):
         names: Module -> path.
         measure: Called with a tensor and its channel axis; what it returns is kept with
             the residual addition. None measures nothing.
+        before_write: Called with each tensor that an operation is about to write into.
     """
 
     def __init__(
-        self, names: dict[nn.Module, str], measure: Callable[[Tensor, int], Any] | None = None
+        self,
+        names: dict[nn.Module, str],
+        measure: Callable[[Tensor, int], Any] | None = None,
+        before_write: Callable[[Tensor], None] | None = None,
     ) -> None:
         super().__init__()
         self.names = names
         self.modules = {name: module for module, name in names.items()}
         self._measure = measure
+        self._before_write = before_write
         self.nodes: list[Node] = []
         self.node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.base_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
@@ -247,6 +254,9 @@ class Tracer(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if self._before_write is not None and func._schema.is_mutable:
+            for tensor in _written(func, args, kwargs):
+                self._before_write(tensor)
         given = [
             (self.node_of[x], x)
             for x in tree_iter((args, kwargs))
@@ -530,6 +540,16 @@ def _is_alias(func: Any) -> bool:
     return any(r.alias_info is not None for r in func._schema.returns)
 
 
+def _written(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
+    """The arguments that an operation writes into."""
+    values = [
+        args[i] if i < len(args) else kwargs.get(argument.name)
+        for i, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    ]
+    return [x for x in tree_iter(values) if isinstance(x, Tensor)]
+
+
 def _outlet(node: Node) -> Node:
     """A sum behind the views and the activation that are all that reads it."""
     while len(node.users) == 1 and node.users[0].op in (*ACTIVATIONS, *MOVES):
@@ -630,22 +650,42 @@ def classify(a: Node, b: Node) -> tuple[int, Node, bool] | None:
 
 @contextmanager
 def tracing(
-    model: nn.Module, inputs: Tensor, measure: Callable[[Tensor, int], Any] | None = None
+    model: nn.Module,
+    inputs: Tensor,
+    measure: Callable[[Tensor, int], Any] | None = None,
+    before_write: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Tracer]:
     """Follow what a model does with ``inputs`` inside the block."""
     names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
-    tracer = Tracer(names, measure)
-    with ExitStack() as stack:
-        # Hooks on all modules leave the model's own hooks alone.
-        hooks = (
-            nn_module.register_module_forward_pre_hook(lambda m, args: tracer.enter(m, args)),
-            nn_module.register_module_forward_hook(lambda m, args, out: tracer.leave(m, out)),
-        )
+    tracer = Tracer(names, measure, before_write)
+    thread, hooks = threading.get_ident(), []
+    # The compiled and what it was made of are one.
+    watched = {module for module in names if '_orig_mod' not in module._modules}
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in watched)
+
+    def enter(module: nn.Module, args: tuple) -> None:
+        # Others may use the network as well.
+        if module in watched and threading.get_ident() == thread:
+            tracer.enter(module, args)
+
+    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+        if module in watched and threading.get_ident() == thread:
+            tracer.leave(module, output)
+
+    def clean() -> None:
         for hook in hooks:
-            stack.callback(hook.remove)
+            hook.remove()
+        tracer.pending.clear()
+
+    with restoring(clean):
+        if scripted:  # such modules take no hooks of their own
+            hooks.append(nn_module.register_module_forward_pre_hook(enter))
+            hooks.append(nn_module.register_module_forward_hook(leave))
+        for module in () if scripted else watched:
+            hooks.append(module.register_forward_pre_hook(enter, prepend=True))
+            hooks.append(module.register_forward_hook(leave, prepend=True))
         tracer.add_node(inputs, 'input', [], 1 if inputs.dim() == 4 else None)
-        stack.callback(tracer.pending.clear)
-        with tracer:
+        with entered(tracer):
             yield tracer
 
 
@@ -668,7 +708,7 @@ def find_residuals(model: nn.Module, inputs: Tensor) -> list[Residual]:
         [('layer1.0', False), ('layer1.1', True), ('layer2.0', False)]
     """
     with (
-        torch.no_grad(),
+        grad_mode(False),
         plain_execution(model, len(inputs), inputs.device),
         tracing(model, inputs) as tracer,
     ):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
+import secrets
+import stat
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -19,58 +24,143 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
         path: The file; its folder is made.
         data: Its whole content.
     """
-    atomic_write_all({path: data})
+    path = Path(os.path.realpath(path))  # a link stays one
+    if _is_special(path):
+        path.write_bytes(_encode(data))
+        return
+    temporary = _unused_name(path, 'tmp')
+    try:
+        _stage(temporary, path, _encode(data))
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
-def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str]) -> None:
-    """Write files that belong together: none takes its name before all are on the disk.
+def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str | None]) -> None:
+    """Write files that belong together, so that old and new ones are never side by side.
+
+    All are brought to the disk under temporary names. Then the old files are moved aside,
+    the new ones take their names, and the old ones are removed. An exception on the way
+    puts the old ones back. A process that is killed on the way leaves some of the old ones
+    or some of the new ones. A second process that writes into the same folder waits.
 
     Args:
-        contents: File -> its whole content.
+        contents: File -> its whole content, or None to remove it.
+
+    Raises:
+        OSError: A file cannot be written; all files are as before.
     """
-    staged: list[tuple[str, Path]] = []
-    try:
-        for name, data in contents.items():
-            data = data.encode() if isinstance(data, str) else data
-            path = Path(os.path.realpath(name))  # a link stays one
-            if path.is_dir():
-                raise IsADirectoryError(errno.EISDIR, 'is a folder', os.fspath(name))
-            if path.exists() and not path.is_file():  # /dev/stdout, a pipe
-                path.write_bytes(data)
-            else:
-                staged.append((_stage(path, data), path))
-        for temporary, path in staged:
-            os.replace(temporary, path)
-    except BaseException:
-        for temporary, _ in staged:
-            Path(temporary).unlink(missing_ok=True)
-        raise
+    files = {Path(os.path.realpath(name)): data for name, data in contents.items()}
+    for path in list(files):
+        if _is_special(path):
+            path.write_bytes(_encode(files.pop(path) or b''))
+    new = {path: _unused_name(path, 'tmp') for path in files if files[path] is not None}
+    old = {path: _unused_name(path, 'old') for path in files}
+    for path in new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with _locked({path.parent for path in files}):
+        fresh = [path for path in new if not os.path.lexists(path)]
+        staged = whole = False
+
+        def put_back() -> None:
+            for path, aside in old.items():
+                with suppress(OSError):
+                    os.replace(aside, path)
+            for path in fresh if staged else ():
+                if not new[path].exists():
+                    path.unlink(missing_ok=True)
+
+        try:
+            for path, temporary in new.items():
+                _stage(temporary, path, _encode(files[path]))
+            staged = True
+            for path, aside in old.items():
+                if path not in fresh:
+                    with suppress(FileNotFoundError):
+                        os.rename(path, aside)
+            for path, temporary in new.items():
+                os.rename(temporary, path)
+            whole = True
+        finally:
+            try:
+                if not whole:
+                    put_back()
+            finally:  # once more after a second Ctrl-C
+                if not whole:
+                    put_back()
+                for leftover in (*new.values(), *(old.values() if whole else ())):
+                    with suppress(OSError):
+                        os.unlink(leftover)
 
 
-def _stage(path: Path, data: bytes) -> str:
-    """Write a temporary file beside ``path``, and return its name."""
+def _is_special(path: Path) -> bool:
+    """Whether a path is a device or a pipe, such as /dev/stdout; a folder is an error."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, 'is a folder', os.fspath(path))
+    return path.exists() and not path.is_file()
+
+
+def _encode(data: bytes | str) -> bytes:
+    return data.encode() if isinstance(data, str) else data
+
+
+def _unused_name(path: Path, suffix: str) -> Path:
+    return path.with_name(f'.{path.name[:50]}.{secrets.token_hex(6)}.{suffix}')
+
+
+def _stage(temporary: Path, path: Path, data: bytes) -> None:
+    """Write the temporary file that is to take the name ``path``, with its mode."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(
-        prefix=f'.{path.name[:50]}.', suffix='.tmp', dir=path.parent
-    )
     try:
+        mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+        # The system takes the umask off, which no other way tells without changing it.
+        handle = os.open(
+            temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600
+        )
         with os.fdopen(handle, 'wb') as file:
+            if mode is not None:
+                os.fchmod(handle, mode)
             file.write(data)
             file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, path.stat().st_mode if path.exists() else 0o666 & ~_umask())
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):  # of a write, which does not say where
-            error.filename = os.fspath(path)
+            os.fsync(handle)
+    except OSError as error:  # of a write, which does not say where
+        error.filename = os.fspath(path)
         raise
-    return temporary
 
 
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+WAIT = 60.0
+"""Seconds to wait for another process that writes into the same folder."""
+
+
+@contextmanager
+def _locked(folders: Iterable[Path]) -> Iterator[None]:
+    """Keep other processes and threads that use this function out of some folders."""
+    handles: list[int] = []
+    try:
+        for folder in sorted(folders):  # all in the same order: nobody waits in a circle
+            if folder.is_dir():
+                handles.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
+                _lock(handles[-1], folder)
+        yield
+    finally:
+        for handle in handles:
+            os.close(handle)
+
+
+def _lock(handle: int, folder: Path) -> None:
+    end = time.monotonic() + WAIT
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError as error:
+            if time.monotonic() > end:
+                text = 'another process has been writing into it for a minute'
+                raise OSError(errno.EBUSY, text, os.fspath(folder)) from error
+            time.sleep(0.01)
+        except OSError:  # a file system without locks
+            return
 
 
 def check_writable_dir(path: str | os.PathLike) -> None:

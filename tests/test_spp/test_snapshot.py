@@ -1,0 +1,478 @@
+"""An analysis leaves the network as it was, whatever it holds and wherever it stops."""
+
+import itertools
+import os
+import random
+import signal
+import sys
+import threading
+import time
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from types import MappingProxyType, SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.utils.checkpoint
+from torch import nn
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
+
+import nf_plugins.spp
+from nf_plugins.models import NFResNet
+from nf_plugins.spp import analyze
+from nf_plugins.spp.execution import preserved
+from nf_plugins.spp.snapshot import Snapshot
+
+X = torch.Generator().manual_seed(1)
+X = torch.randn(2, 3, 8, 8, generator=X)
+
+
+class FrozenDict(OrderedDict):
+    """As the config of diffusers' models."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.__frozen = True
+
+    def refuse(self, *args, **kwargs):
+        raise Exception('it is frozen')
+
+    def __setitem__(self, name, value):
+        if hasattr(self, '_FrozenDict__frozen'):
+            self.refuse()
+        super().__setitem__(name, value)
+
+    __delitem__ = setdefault = pop = update = clear = copy = __iter__ = items = refuse
+
+
+class FrozenList(list):
+    def refuse(self, *args):
+        raise TypeError('it is read-only')
+
+    append = extend = clear = __setitem__ = __iter__ = copy = refuse
+
+
+class Tree(dict):
+    """A dict that is its own attributes."""
+
+    def __init__(self):
+        self.__dict__ = self
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float
+    names: tuple
+
+
+class Slotted:
+    __slots__ = ('calls', 'unset')
+
+    def __init__(self):
+        self.calls = 0
+
+
+Pair = namedtuple('Pair', 'first second')
+
+
+class Odd(nn.Module):
+    """Attributes of every kind; with ``messy`` a forward pass changes what it can."""
+
+    __slots__ = ('later', 'slot')
+
+    def __init__(self, messy):
+        super().__init__()
+        self.messy = messy
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
+        self.config = FrozenDict(a=1, b=[2])
+        self.frozen_list = FrozenList([1, 2])
+        self.settings = Settings(0.5, ('a',))
+        self.view = MappingProxyType({'a': 1})
+        self.slot, self.slotted = 0, Slotted()
+        self.me, self.tree, self.ring = [self], Tree(), []
+        self.ring.append(self.ring)
+        self.tree.self = self.tree
+        self.__dict__['itself'] = self
+        self.huge, self.table = list(range(200_000)), dict.fromkeys(range(200_000))
+        self.nested = {'deep': [{'list': []}], 'pair': Pair([], {})}
+        self.order = OrderedDict(a=1, b=2, c=3)
+        self.counts, self.lists = Counter(a=1), defaultdict(list)
+        self.queue, self.seen = deque([1, 2, 3], maxlen=3), {1, 2}
+        self.space = SimpleNamespace(calls=0, items=[])
+        self.plain, self.hidden = torch.zeros(3), [nn.BatchNorm2d(3)]
+        self.register_buffer('state', torch.tensor([0.0, -0.0, float('nan')]))
+        self.register_buffer('wide', torch.zeros(1).expand(10**12))
+        self._value = 1
+        self.gain = nn.Parameter(torch.zeros(()))
+
+    @property
+    def value(self):
+        return self._value
+
+    @value.setter
+    def value(self, value):
+        self._value = value
+
+    @property
+    def with_cp(self):
+        raise AttributeError('no such option')
+
+    @cached_property
+    def lazy(self):
+        return torch.ones(3)
+
+    def forward(self, x):
+        _ = self.lazy
+        if self.messy:
+            self.change(x)
+        return x + self.gain * self.norm(torch.relu(self.hidden[0](self.conv(x))))
+
+    def change(self, x):
+        self.slot, self.later = 1, x
+        self.slotted.calls, self.slotted.unset = 1, x
+        self.value, self.new = 2, x
+        self.me.append(x)
+        self.tree['more'] = x
+        self.ring.append(x)
+        self.huge.append(x)
+        self.table.clear()
+        self.nested['deep'][0]['list'].append(x)
+        self.nested['pair'].first.append(x)
+        self.nested['pair'].second['x'] = x
+        self.order.move_to_end('a')
+        self.counts['a'] += 1
+        self.lists['x'].append(x)
+        self.queue.append(4)
+        self.seen ^= {2, 3}
+        self.space.calls += 1
+        self.space.items.append(x)
+        OrderedDict.__setitem__(self.config, 'a', 2)
+        self.config['b'].append(3)
+        list.append(self.frozen_list, 3)
+        del self.settings
+        with torch.no_grad():
+            self.plain.add_(1)
+            self.state.zero_()
+            self.conv.weight.mul_(2)
+            self.conv.bias.data = torch.ones(3)
+            self.norm.weight.data.fill_(2)
+        self.conv.weight.requires_grad_(False)
+        self.hidden.append(1)
+
+
+def describe(value, seen=None):
+    """A structure of all that can be reached, tensors as bytes; identities by first sight."""
+    seen = {} if seen is None else seen
+    if isinstance(value, (int, float, str, type(None), type)):
+        return value
+    if id(value) in seen:
+        return f'#{seen[id(value)]}'
+    seen[id(value)] = len(seen)
+    if isinstance(value, torch.Tensor):
+        data = value.detach().cpu()
+        data = data[:1] if data.numel() > 10**6 else data
+        return (id(value), str(value.dtype), value.requires_grad, data.numpy().tobytes())
+    name = type(value).__name__
+    if isinstance(value, (dict, MappingProxyType)):
+        base = OrderedDict if isinstance(value, OrderedDict) else dict
+        pairs = value.items() if isinstance(value, MappingProxyType) else base.items(value)
+        return name, id(value), [(k, describe(v, seen)) for k, v in pairs]
+    if isinstance(value, (list, tuple, deque)):
+        base = next(b for b in (list, tuple, deque) if isinstance(value, b))
+        return name, id(value), [describe(v, seen) for v in base.__iter__(value)]
+    if isinstance(value, set):
+        return name, id(value), sorted(map(repr, value))
+    slots = [
+        (slot, describe(getattr(value, slot, 'unset'), seen))
+        for cls in type(value).__mro__
+        for slot in vars(cls).get('__slots__', ())
+        if slot != '__weakref__'
+    ]
+    return name, id(value), slots, describe(getattr(value, '__dict__', None), seen)
+
+
+def of_the_process():
+    """What must be as before for everybody else."""
+    return (
+        torch.utils.checkpoint.checkpoint,
+        torch.utils.checkpoint.CheckpointFunction,
+        torch.backends.mha.get_fastpath_enabled(),
+        torch._dynamo.eval_frame._stance,
+        torch.is_grad_enabled(),
+        len(_get_current_dispatch_mode_stack()),
+        len(torch.nn.modules.module._global_forward_hooks),
+        torch.get_rng_state().numpy().tobytes(),
+        str(np.random.get_state()),
+    )
+
+
+@pytest.mark.parametrize('messy', [False, True])
+@pytest.mark.parametrize('backward', [False, True])
+def test_whatever_attributes_it_has(messy, backward):
+    net = nn.Sequential(Odd(messy), Odd(messy)).eval()
+    net[0].norm.train()
+    net[1].conv.weight.grad = torch.ones(3, 3, 3, 3)
+    before, process = describe(net), of_the_process()
+    analyze(net, X, backward=backward, unit_gain=True)
+    assert describe(net) == before
+    assert of_the_process() == process
+
+
+class Stop(BaseException):
+    """As KeyboardInterrupt, which would stop pytest where it is not caught."""
+
+
+@pytest.mark.parametrize('kind', [ValueError, Stop])
+@pytest.mark.parametrize('where', ['train', 'forward', 'hook', 'second pass', 'backward'])
+def test_an_exception_at_every_stage(kind, where, monkeypatch):
+    messy = where != 'second pass'
+    net = nn.Sequential(Odd(messy), Odd(messy))
+    calls = itertools.count()
+
+    def fail(*args, **kwargs):
+        if where != 'second pass' or next(calls):
+            raise kind('here')
+
+    if where == 'train':
+        monkeypatch.setattr(Odd, 'train', fail)
+    elif where == 'backward':
+        monkeypatch.setattr(torch.autograd, 'grad', fail)
+    elif where == 'hook':
+        net[1].norm.register_forward_hook(fail)
+    else:
+        net[1].norm.register_forward_pre_hook(fail)
+    if where == 'second pass':  # that which looks for the first such value
+        net[1].norm.weight.data.fill_(float('inf'))
+        net[1].gain.data.fill_(1)
+    before, process = describe(net), of_the_process()
+    with pytest.raises(kind):
+        analyze(net, X, backward=where == 'backward', unit_gain=True)
+    assert describe(net) == before
+    assert of_the_process() == process
+
+
+def small():
+    torch.manual_seed(0)
+    body = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3))
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.gain, self.calls = body, nn.Parameter(torch.zeros(())), [0]
+
+        def forward(self, x):
+            self.calls.append(1)
+            return x + self.gain * self.body(x)
+
+    return nn.Sequential(Block(), Block())
+
+
+def input_of_small():
+    return torch.randn(2, 3, 8, 8)
+
+
+class Encoder(nn.Module):
+    """Residual convolutions, and a layer that torch would fuse."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = small()
+        self.layer = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.0)
+
+    def forward(self, x):
+        return self.layer(self.blocks(x).flatten(1, 2))
+
+
+PACKAGE = str(Path(nf_plugins.spp.__file__).parent)
+
+
+def lines_of_an_analysis(net, x):
+    """The lines of the package that run, each with how often."""
+    counts = Counter()
+
+    def trace(frame, event, arg):
+        if not frame.f_code.co_filename.startswith(PACKAGE):
+            return None
+        if event == 'line':
+            counts[frame.f_code.co_filename, frame.f_lineno] += 1
+        return trace
+
+    sys.settrace(trace)
+    try:
+        analyze(net, x, unit_gain=True)
+    finally:
+        sys.settrace(None)
+    return counts
+
+
+@pytest.mark.slow
+def test_an_interrupt_at_every_line():
+    """At the first or the last time that a line runs.
+
+    Lines of ``NF_PLUGINS_LINES`` such points, drawn by chance; 0 for all of them.
+    """
+    net, x = Encoder().eval(), input_of_small()
+    analyze(net, x)
+    counts = lines_of_an_analysis(net, x)
+    assert len(counts) > 300
+    before, process = describe(net), of_the_process()
+    points = sorted({(line, number) for line, count in counts.items() for number in (1, count)})
+    drawn = int(os.environ.get('NF_PLUGINS_LINES', 120)) or len(points)
+    for line, number in random.Random(0).sample(points, drawn):
+        left = number
+
+        def trace(frame, event, arg, line=line):
+            nonlocal left
+            if not frame.f_code.co_filename.startswith(PACKAGE):
+                return None
+            if event == 'line' and (frame.f_code.co_filename, frame.f_lineno) == line:
+                left -= 1
+                if left == 0:
+                    raise Stop
+            return trace
+
+        sys.settrace(trace)
+        try:
+            analyze(net, x, unit_gain=True)
+        except Stop:
+            pass
+        finally:
+            sys.settrace(None)
+        assert describe(net) == before, (line, number)
+        assert of_the_process() == process, (line, number)
+
+
+# Python drops what is raised in the callback of a weak reference.
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_signals_at_any_moment():
+    net, x = Encoder().eval(), input_of_small()
+    analyze(net, x, unit_gain=True)
+    start = time.perf_counter()
+    analyze(net, x, unit_gain=True)
+    length = time.perf_counter() - start
+    before, process = describe(net), of_the_process()
+
+    def stop(*args):
+        raise Stop
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    stopped = 0
+    try:
+        for i in range(60):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, length * (i + 1) / 60)
+                analyze(net, x, unit_gain=True)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except Stop:
+                stopped += 1
+            assert describe(net) == before
+            assert of_the_process() == process
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert stopped > 10
+
+
+def test_what_cannot_be_put_back_is_said_and_all_else_is():
+    class Refusing(nn.Module):
+        pass
+
+    net = nn.Sequential(Refusing(), nn.BatchNorm2d(3))
+
+    class Key:
+        broken = False
+
+        def __hash__(self):
+            if self.broken:
+                raise RuntimeError('no hash')
+            return 1
+
+    key = Key()
+    net[0].table = {key: 1}
+    before = Snapshot(net)
+    net[0].table.clear()
+    key.broken = True
+    net[1].running_mean.add_(1)
+    net.eval()
+    with pytest.raises(RuntimeError, match=r'could not be put back: 0.table \(no hash\)'):
+        before.restore()
+    assert net.training
+    assert not net[1].running_mean.any()
+
+
+def test_what_did_not_change_is_not_touched():
+    """A graph made before the analysis can still go back."""
+    net = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3).eval())
+    versions = [t._version for t in (*net.parameters(), *net.buffers())]
+    with preserved(net, 'eval'):
+        net(X)
+    assert [t._version for t in (*net.parameters(), *net.buffers())] == versions
+
+
+def training(seed, steps, results):
+    """Some steps; the losses."""
+    gen = torch.Generator().manual_seed(seed)
+    net = NFResNet(26, base_channels=4, skipinit=1.0, with_cp=True)
+    for parameter in net.parameters():
+        if parameter.dim() > 1:
+            parameter.data = torch.randn(parameter.shape, generator=gen) * 0.3
+    encoder = nn.TransformerEncoderLayer(8, 2, 8, batch_first=True, dropout=0.0)
+    for parameter in encoder.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=gen) * 0.3
+    models = nn.ModuleList([net, encoder])
+    sgd = torch.optim.SGD(models.parameters(), 1e-3)
+    losses = []
+    for _ in range(steps):
+        x = torch.randn(2, 3, 32, 32, generator=gen)
+        loss = net(x)[-1].square().mean() + encoder(x[:, 0, :8, :8]).square().mean()
+        sgd.zero_grad()
+        loss.backward()
+        sgd.step()
+        encoder.eval()
+        with torch.no_grad():
+            losses += [loss.item(), encoder(x[:, 0, :8, :8]).sum().item()]
+        encoder.train()
+    results[seed] = losses
+
+
+@pytest.mark.slow
+def test_eight_threads():
+    """Four analyse, two of them the same network, and four train."""
+    nets = [NFResNet(26, base_channels=4, skipinit=1.0, drop_path_rate=0.5) for _ in range(3)]
+    nets = [nets[0], nets[0], nets[1], Encoder().eval()]
+    inputs = [torch.randn(2, 3, 32, 32)] * 3 + [input_of_small()]
+    expected = [analyze(net, x).to_dict() for net, x in zip(nets, inputs)]
+    alone, together = {}, {}
+    for seed in range(4):
+        training(seed, 3, alone)
+    before = [describe(net) for net in nets]
+    process = of_the_process()
+    found, errors = [], []
+
+    def many(number):
+        try:
+            for _ in range(3):
+                found.append((number, analyze(nets[number], inputs[number]).to_dict()))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=many, args=(i,)) for i in range(4)]
+    threads += [threading.Thread(target=training, args=(i, 3, together)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(300)
+    assert not errors
+    assert len(found) == 12
+    for number, record in found:
+        for block, other in zip(record['blocks'], expected[number]['blocks']):
+            assert block['avg_var'] == pytest.approx(other['avg_var'], rel=1e-5)
+            assert block['res_avg_var'] == pytest.approx(other['res_avg_var'], rel=1e-5)
+    assert together.keys() == alone.keys()
+    for seed in alone:
+        assert together[seed] == pytest.approx(alone[seed], rel=1e-4)
+    assert [describe(net) for net in nets] == before
+    assert of_the_process()[:-2] == process[:-2]  # the random states are everybody's
