@@ -74,7 +74,6 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
     """
     if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise ValueError('the model has lazy parameters: run it once first')
-    modules = list(model.modules())
     with _ALONE:
         before = Snapshot(model)
         with (
