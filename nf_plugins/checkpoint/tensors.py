@@ -18,8 +18,16 @@ from .safe_load import reason, safe_load
 from .state_dict import find_weights
 
 
-def read_weights(path: str | os.PathLike, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+def read_weights(path: str | os.PathLike, key: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from ``.pth`` (weights-only), ``.safetensors`` or ``.npz``.
+
+    Args and errors are those of :func:`read_and_say`.
+    """
+    return read_and_say(path, key)[0]
+
+
+def read_and_say(path: str | os.PathLike, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """Read a state dict from a file, and say which of several it is.
 
     Args:
         path: The file.

@@ -48,9 +48,12 @@ def converter(
         parser = ArgumentParser(description=description)
         parser.add_argument('src', help='file of the foreign weights')
         parser.add_argument('dst', help='checkpoint to write')
-        target = parser.add_mutually_exclusive_group(required=True)
-        target.add_argument('--config', help='config of the model to fill')
-        if named_model is not None:
+        text = 'config of the model to fill'
+        if named_model is None:
+            parser.add_argument('--config', required=True, help=text)
+        else:
+            target = parser.add_mutually_exclusive_group(required=True)
+            target.add_argument('--config', help=text)
             target.add_argument(
                 '--model',
                 help='name of the model to fill; its config is written beside DST, with .py',

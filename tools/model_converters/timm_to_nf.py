@@ -7,7 +7,7 @@ also writes ``nf.py``, the config that loads ``nf.pth`` and normalises images as
 """
 
 from nf_plugins.checkpoint.convert import timm_rename
-from nf_plugins.checkpoint.tensors import read_weights
+from nf_plugins.checkpoint.tensors import read_and_say
 from nf_plugins.models.timm_models import timm_model
 from nf_plugins.utils.converter import converter
 
@@ -18,7 +18,7 @@ def named_model(name, source):
     return timm_model(name, *classes[:1])
 
 
-main = converter('Convert weights of timm.', read_weights, timm_rename, named_model)
+main = converter('Convert weights of timm.', read_and_say, timm_rename, named_model)
 
 if __name__ == '__main__':
     main()
