@@ -82,6 +82,7 @@ def scheduler_settings(name):
     return settings
 
 
+@pytest.mark.stacks
 @pytest.mark.parametrize('name', sorted(PARAM_SCHEDULERS.module_dict))
 def test_every_scheduler_goes_on(name, tmp_path):
     changes = dict(param_scheduler=scheduler_settings(name))
@@ -101,6 +102,7 @@ NOT_ALONE = dict(
 )
 
 
+@pytest.mark.stacks
 @pytest.mark.parametrize('name', sorted(OPTIMIZERS.module_dict))
 def test_every_optimizer_goes_on(name, tmp_path):
     if name in NOT_ALONE:
@@ -128,6 +130,7 @@ NOT_HERE = dict(
 )
 
 
+@pytest.mark.stacks
 @pytest.mark.parametrize('name', sorted(HOOKS.module_dict))
 def test_every_hook_goes_on(name, tmp_path):
     if name in NOT_HERE:
@@ -145,6 +148,7 @@ def test_every_hook_goes_on(name, tmp_path):
         assert_goes_on(tmp_path, custom_hooks=[hook])
 
 
+@pytest.mark.stacks
 @pytest.mark.parametrize(
     'changes',
     [

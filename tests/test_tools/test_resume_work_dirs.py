@@ -16,6 +16,8 @@ from nf_plugins.checkpoint import safe_load
 from .. import tiny_training
 from ..conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 class Harmful:
     def __reduce__(self):
@@ -119,7 +121,9 @@ def goes_on(place, *args, epoch=2, options=(), kept=True):
     after = place.files()
     if kept:
         for name, content in before.items():
-            assert name.endswith(('last_checkpoint', 'tiny.py')) or content in after.values(), name
+            # mmengine writes these anew; a log, when two trainings start in one second.
+            anew = name.endswith(('last_checkpoint', 'tiny.py', '.log'))
+            assert anew or content in after.values(), name
     return out, err
 
 
@@ -417,7 +421,7 @@ def test_hostile_checkpoints(info, named, trained, place):
         assert status == 0, err
         assert place.epoch() == 4
         for name, content in before.items():
-            rewritten = name.endswith('last_checkpoint') or 'epoch_2' in name
+            rewritten = name.endswith(('last_checkpoint', '.log')) or 'epoch_2' in name
             assert name in after, name
             assert rewritten or after[name] == content, name
     assert (victim / 'file').read_text() == 'mine'
