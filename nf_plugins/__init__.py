@@ -35,10 +35,12 @@ with warnings.catch_warnings():
     # Of mmcv-lite, about an op that nothing here needs.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
     from . import checkpoint, datasets, engine, functional, layers, models, spp
+    from .layers import convert
 
 __all__ = [
     '__version__',
     'checkpoint',
+    'convert',
     'datasets',
     'engine',
     'functional',
