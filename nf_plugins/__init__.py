@@ -53,7 +53,7 @@ with warnings.catch_warnings():
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
     from . import checkpoint, datasets, engine, functional, layers, models, spp
     from .config_names import config_path, install
-    from .layers import fold
+    from .layers import convert, fold
 
 install()  # names of configs for mmengine and mmpretrain
 
@@ -61,6 +61,7 @@ __all__ = [
     '__version__',
     'checkpoint',
     'config_path',
+    'convert',
     'datasets',
     'engine',
     'fold',

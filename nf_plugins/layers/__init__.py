@@ -1,6 +1,7 @@
 """Thin modules on top of :mod:`nf_plugins.functional`."""
 
 from .activations import GammaAct, build_activation
+from .conversion import Conversion, convert
 from .drop_path import DropPath
 from .eca import ECA
 from .folding import fold, plain_convolution
@@ -10,6 +11,7 @@ from .standardized_conv import PWSConv2d, ScaledWSConv2d, StandardizedConv2d
 
 __all__ = [
     'ECA',
+    'Conversion',
     'DropPath',
     'GammaAct',
     'PWSConv2d',
@@ -18,6 +20,7 @@ __all__ = [
     'SqueezeExcite',
     'StandardizedConv2d',
     'build_activation',
+    'convert',
     'fold',
     'plain_convolution',
 ]

@@ -266,7 +266,7 @@ register_module_module_registration_hook(_refuse_adapter)
 
 
 @MODELS.register_module('ScaledWS')
-class ScaledWSConv2d(StandardizedConv2d):
+class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d') asks for a base
     r"""Convolution with Scaled Weight Standardization, ``conv_cfg=dict(type='ScaledWS')``.
 
     .. math:: \hat W = g \gamma \frac{W - \mu}{\sqrt{\max(N \sigma^2, \epsilon)}}
@@ -336,7 +336,7 @@ class ScaledWSConv2d(StandardizedConv2d):
 
 
 @MODELS.register_module('PWS')
-class PWSConv2d(StandardizedConv2d):
+class PWSConv2d(StandardizedConv2d, nn.Conv2d):
     r"""Convolution with Parametric Weight Standardization, ``conv_cfg=dict(type='PWS')``.
 
     .. math:: \hat W = \sqrt{2 / n}\, \alpha \frac{W - \mu}{\sqrt{\sigma^2 + \gamma}}
