@@ -23,7 +23,7 @@ from nf_plugins.spp.animate import read_json
 from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
 from nf_plugins.spp.plot import METRICS
 from nf_plugins.spp.record import first_non_finite
-from nf_plugins.utils import UsageError
+from nf_plugins.utils import UsageError, complaint
 from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write
 
@@ -160,9 +160,7 @@ class SPPHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         self._data = None
-        if self._watch is not None:
-            self._watch.remove()
-            self._watch = None
+        self._stop_watching()
 
     # ------------------------------------------------------------ what
     def record(self, runner: Runner, epoch: int, iteration: int) -> SignalProfile:
@@ -250,8 +248,9 @@ class SPPHook(Hook):
             elif iteration > runner.iter:
                 if is_main_process():
                     aside = path.parent / 'superseded'
-                    aside.mkdir(exist_ok=True)
-                    path.replace(aside / path.name)
+                    with complaint(f'cannot move {path} to {aside}'):
+                        aside.mkdir(exist_ok=True)
+                        path.replace(aside / path.name)
             else:
                 recorded.add(iteration)
         return recorded
@@ -265,10 +264,16 @@ class SPPHook(Hook):
         finite = all(bool(torch.isfinite(v).all()) for v in values)
         if finite:
             return
+        self._stop_watching()  # the model is called once more
         where = self._culprit(runner)
         self._stop(
             runner, f'iteration {runner.iter + 1}: non_finite: the loss is not finite; {where}'
         )
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.remove()
+            self._watch = None
 
     def _culprit(self, runner: Runner) -> str:
         model = _whole(runner.model)

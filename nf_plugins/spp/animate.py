@@ -146,7 +146,7 @@ def read_record(path: str | Path) -> Record:
     return parse_record(read_json(path), str(path))
 
 
-MAX_BYTES = 64 * 2**20
+MAX_BYTES = 16 * 2**20
 """Records are some kilobytes."""
 
 

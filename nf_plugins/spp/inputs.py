@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,12 +43,68 @@ def config_input_size(cfg: Config, default: int = 224) -> tuple[int, int]:
         return (size, size) if isinstance(size, int) else (size[0], size[-1])
     for loader in ('train_dataloader', 'test_dataloader'):
         for transform in reversed(_pipeline(cfg, loader)):
-            size = transform.get('crop_size', transform.get('scale'))
-            if isinstance(size, int):
-                return size, size
-            if isinstance(size, (tuple, list)) and all(isinstance(s, int) for s in size):
-                return (size[1], size[0]) if 'scale' in transform else (size[0], size[1])
+            found = output_size(transform, cfg.get('default_scope') or '')
+            if found:
+                return found
     return default, default
+
+
+# The argument that says how large images are after a transform, and its order. Only of
+# mmcv's transforms, and of those that are made like them, the width comes first.
+_SIZES = {
+    **dict.fromkeys(('Resize', 'RandomResize'), ('scale', 'wh')),
+    'RandomChoiceResize': ('scales', 'wh'),
+    'Pad': ('size', 'wh'),
+    'CenterCrop': ('crop_size', 'wh'),
+    'ResizeEdge': ('scale', 'hw'),
+    **dict.fromkeys(('RandomResizedCrop', 'EfficientNetRandomCrop'), ('scale', 'hw')),
+    **dict.fromkeys(('RandomCrop', 'EfficientNetCenterCrop'), ('crop_size', 'hw')),
+    **dict.fromkeys(
+        ('MAERandomResizedCrop', 'RandomResizedCropAndInterpolationWithTwoPic'), ('size', 'hw')
+    ),
+    **dict.fromkeys(('mmdet.RandomCrop', 'mmdet.CenterCrop'), ('crop_size', 'wh')),
+    **dict.fromkeys(
+        (
+            f'torchvision.{name}'
+            for name in ('Resize', 'RandomResizedCrop', 'RandomCrop', 'CenterCrop')
+        ),
+        ('size', 'hw'),
+    ),
+}
+
+
+def output_size(transform: Mapping, scope: str = '') -> tuple[int, int] | None:
+    """Height and width of the images that a transform makes, or None where it tells nothing.
+
+    Args:
+        transform: Its config.
+        scope: The config's ``default_scope``: mmdet has transforms of the same names.
+
+    Example:
+        >>> output_size(dict(type='Resize', scale=(320, 192)))
+        (192, 320)
+        >>> output_size(dict(type='RandomResizedCrop', scale=(192, 320)))
+        (192, 320)
+    """
+    kind = transform['type']
+    if not isinstance(kind, str):  # a class, in configs of the new style
+        kind = f'{kind.__module__.partition(".")[0]}.{kind.__name__}'
+    *prefix, name = kind.replace('/', '.').split('.')
+    scope = prefix[0] if prefix else scope
+    default = ('crop_size', 'hw') if 'crop_size' in transform else ('scale', 'wh')
+    key, order = _SIZES.get(f'{scope}.{name}') or _SIZES.get(name, default)
+    if name == 'MultiView':  # the first kind of view
+        sizes = [output_size(inner, scope) for inner in reversed(transform['transforms'][0])]
+        return next(filter(None, sizes), None)
+    size = transform.get(key)
+    if isinstance(size, (tuple, list)) and size and isinstance(size[-1], (tuple, list)):
+        size = size[-1]  # of several, or a range
+    if isinstance(size, int):
+        return size, size
+    if isinstance(size, (tuple, list)) and len(size) in (1, 2):
+        if all(isinstance(side, int) and side > 0 for side in size):
+            return (size[0], size[-1]) if order == 'hw' else (size[-1], size[0])
+    return None
 
 
 def _pipeline(cfg: Config, loader: str) -> list[dict]:

@@ -2,15 +2,23 @@
 
 import json
 import math
+import os
+import time
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmengine.structures import BaseDataElement
+from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from nf_plugins.checkpoint import safe_load
 from nf_plugins.engine import SPPHook, TrainingStopped
+from nf_plugins.engine.spp_hook import SPPHookError
 from nf_plugins.spp import analyze
 from nf_plugins.spp.inputs import gaussian_batch
 
@@ -217,6 +225,178 @@ def test_epochs_of_an_iteration_based_training(tmp_path):
     cfg.train_cfg = dict(by_epoch=False, max_iters=3)
     with pytest.raises(ValueError, match=r'has no epochs: SPPHook\(by_epoch=False\)'):
         Runner.from_cfg(cfg).train()
+
+
+class AnyBatch(BaseModel):
+    """A model that finds its images in whatever it is given."""
+
+    def __init__(self, mode_tensor=True):
+        super().__init__()
+        self.backbone, self.fc = nn.Sequential(nn.Conv2d(3, 4, 3)), nn.Linear(4, 2)
+        self.embedding, self.mode_tensor = nn.Embedding(4, 4), mode_tensor
+
+    def forward(self, *args, mode='tensor', **kwargs):
+        if mode == 'tensor' and not self.mode_tensor:
+            raise NotImplementedError('no such mode')
+        images = [x for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)]
+        images = [x for x in images if x.dim() > 2 and x.is_floating_point()]
+        images = [x if x.dim() == 4 else x[None] for x in images]
+        features = [self.backbone(x).mean((2, 3)).mean(0) for x in images]
+        features = features or [self.embedding(torch.tensor(1))]
+        scores = self.fc(sum(features))
+        return dict(loss=scores.square().mean()) if mode == 'loss' else scores
+
+
+IMAGES = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+BATCHES = {
+    'pair': (IMAGES, torch.tensor([0, 1])),
+    'views': dict(inputs=[IMAGES, IMAGES.flip(0)]),
+    'pairs of views': [[IMAGES, IMAGES], [IMAGES, IMAGES]],
+    'sizes': dict(inputs=[IMAGES[0], IMAGES[1, :, :6]]),
+    'several': dict(inputs=dict(img=IMAGES, points=[torch.rand(3, 4)])),
+    'samples': dict(inputs=IMAGES, data_samples=[BaseDataElement(), BaseDataElement()]),
+    'texts': dict(inputs=IMAGES, texts=['a', 'b'], none=None),
+    'texts alone': (['a', 'b'],),
+    'other name': dict(img=IMAGES),
+    'tokens': dict(inputs=torch.tensor([[1, 2]])),
+}
+
+
+def train_on(batch, work_dir, hook, model=None):
+    def step(data, optim_wrapper):
+        if runner.iter == 1:
+            with torch.no_grad():
+                runner.model.fc.weight.fill_(math.nan)
+        return BaseModel.train_step(runner.model, data, optim_wrapper)
+
+    runner = Runner(
+        model or AnyBatch(),
+        str(work_dir),
+        train_dataloader=DataLoader([batch] * 2, collate_fn=lambda batches: batches[0]),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+        custom_hooks=[dict(type='SPPHook', **hook)],
+        experiment_name=work_dir.name,
+        log_level='ERROR',
+    )
+    runner.model.train_step = step
+    runner.train()
+
+
+@pytest.mark.parametrize('mode_tensor', [True, False])
+@pytest.mark.parametrize('batch', BATCHES.values(), ids=BATCHES)
+def test_the_report_of_a_broken_training_on_any_batch(batch, mode_tensor, tmp_path):
+    hook = dict(by_epoch=False, interval=100, stop_on='non_finite', input='gaussian')
+    hook.update(input_size=8)
+    with pytest.raises(TrainingStopped) as stopped:
+        train_on(batch, tmp_path, hook, AnyBatch(mode_tensor))
+    assert 'iteration 2: non_finite' in str(stopped.value)
+    assert 'the first to make such a value is fc (addmm' in str(stopped.value)
+
+
+def test_a_report_that_fails_still_stops_the_training(tmp_path, monkeypatch):
+    hook = dict(by_epoch=False, interval=100, stop_on='non_finite', input_size=8)
+
+    def fail(*args):
+        raise RuntimeError('no memory')
+
+    monkeypatch.setattr('nf_plugins.engine.spp_hook.first_non_finite', fail)
+    with pytest.raises(TrainingStopped, match='is not known: RuntimeError: no memory'):
+        train_on(BATCHES['pair'], tmp_path, hook)
+
+
+@pytest.mark.parametrize('batch', BATCHES.values(), ids=BATCHES)
+def test_what_the_running_batch_must_be(batch, tmp_path):
+    """Said before the first step, not at the first record."""
+    hook = dict(by_epoch=False, interval=1, input='batch', mode='eval')
+    if isinstance(batch, dict) and batch.get('inputs') is IMAGES:
+        train_on(batch, tmp_path, hook)
+        assert [r['input']['shape'] for r in records(tmp_path)] == [[2, 3, 8, 8]] * 2
+        return
+    with pytest.raises(SPPHookError, match=r'needs batches .* as dict\(inputs=images, ...\), got '):
+        train_on(batch, tmp_path, hook)
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_two_hooks_have_two_folders(tmp_path):
+    cfg = config(tmp_path, epochs=1, **NF)
+    cfg.custom_hooks = [dict(type='SPPHook', mode=mode) for mode in ('train', 'eval')]
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    for folder, mode in (('spp', 'train'), ('spp_2', 'eval')):
+        found = [json.loads(p.read_text()) for p in tmp_path.glob(f'*/{folder}/*.json')]
+        assert sorted((r['iter'], r['mode']) for r in found) == [(0, mode), (3, mode)]
+        assert {r['training'] for r in found} == {runner.timestamp}
+
+
+@pytest.mark.filterwarnings('ignore:.*use_reentrant parameter:UserWarning')
+@pytest.mark.filterwarnings('ignore:None of the inputs have requires_grad:UserWarning')
+def test_activation_checkpointing(tmp_path):
+    hook = dict(interval=1, backward=True)
+    plain = train(tmp_path / 'plain', hook=hook, epochs=1, **NF)
+    torch.manual_seed(0)
+    cfg = config(tmp_path / 'checkpointed', hook=hook, epochs=1, **NF)
+    cfg.activation_checkpointing = ['backbone.layer1', 'backbone.layer2.0']
+    runner = Runner.from_cfg(cfg)
+    runner.train()
+    a, b = records(tmp_path / 'plain')[0], records(tmp_path / 'checkpointed')[0]
+    assert a['blocks'] == b['blocks']
+    assert all(block['grad_avg_var'] > 0 for block in b['blocks'][1:])
+    assert torch.utils.checkpoint.CheckpointFunction.__module__ == 'torch.utils.checkpoint'
+    assert plain.iter == runner.iter
+
+
+@pytest.mark.parametrize('value', [3, None, ['a'], {'a': 1}, b'x', 'a\x1b[2J', '', 'x' * 10_000])
+def test_a_hub_that_holds_something_else(value, tmp_path):
+    """Found when the training starts, not when the first record is due."""
+    cfg = config(tmp_path, epochs=1, hook=dict(), **NF)
+    runner = Runner.from_cfg(cfg)
+    hook = next(hook for hook in runner.hooks if isinstance(hook, SPPHook))
+    runner.message_hub.runtime_info['spp_training'] = value
+    runner.train_loop._iter = 3  # resumed
+    runner.train_loop._epoch = 1
+    hook.before_train(runner)
+    assert runner.message_hub.get_info('spp_training') == runner.timestamp
+    assert [r['training'] for r in records(tmp_path)] == [runner.timestamp]
+
+
+def test_files_in_the_folder_that_are_no_records(tmp_path):
+    runner = Runner.from_cfg(config(tmp_path, epochs=1, hook=dict(), **NF))
+    hook = next(hook for hook in runner.hooks if isinstance(hook, SPPHook))
+    folder = tmp_path / '20200101_000000/spp'
+    folder.mkdir(parents=True)
+    os.mkfifo(folder / 'pipe.json')
+    (folder / 'folder.json').mkdir()
+    (folder / 'dangling.json').symlink_to('nowhere')
+    (folder / 'loop.json').symlink_to('loop.json')
+    with open(folder / 'huge.json', 'wb') as file:
+        file.truncate(2**34)
+    contents = dict(
+        brackets=b'[' * 10**5,
+        text=b'{"schema": "nf_plugins.spp/1", "training": "T", "iter": "9"}',
+        number=b'{"training": "T", "iter": 1e3}',
+        list=b'[1]',
+        empty=b'',
+        latin=b'{"training": "\xff"}',
+        digits=b'{"training": "T", "iter": ' + b'9' * 5000 + b'}',
+    )
+    for name, content in contents.items():
+        (folder / f'{name}.json').write_bytes(content)
+    runner.message_hub.update_info('spp_training', 'T')
+    (folder / 'good.json').write_text('{"training": "T", "iter": 9}')
+    messages = []
+    runner.logger.warning = messages.append
+    start = time.perf_counter()
+    assert hook._set_aside(runner) == set()
+    assert time.perf_counter() - start < 10
+    passed = ['brackets', 'dangling', 'digits', 'empty', 'folder', 'huge', 'latin', 'loop']
+    passed += ['number', 'pipe', 'text']
+    assert len(messages) == len(passed)
+    for name, message in zip(passed, messages):
+        assert f'{name}.json' in message
+        assert message.startswith('passed over: ')
+        assert '\n' not in message
+    assert (folder / 'superseded/good.json').exists()
 
 
 @pytest.mark.parametrize(
