@@ -46,7 +46,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--dynamic-size',
         action='store_true',
-        help='let the file of --onnx take any height and width',
+        help='any height and width for --onnx',
     )
     return parser.parse_args()
 
