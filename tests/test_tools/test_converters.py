@@ -235,8 +235,16 @@ def test_bad_arguments(tool, args, message, folder, monkeypatch, capsys):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')  # of the exporter
-@pytest.mark.parametrize('config', ['f0.py', 'pws.py', 'nf_resnet.py', 'nf_regnet.py'])
-def test_fold_and_onnx(config, folder, monkeypatch):
+@pytest.mark.parametrize(
+    ('config', 'more'),
+    [
+        ('f0.py', []),
+        ('pws.py', []),
+        ('nf_resnet.py', ['--dynamic-size']),
+        ('nf_regnet.py', []),
+    ],
+)
+def test_fold_and_onnx(config, more, folder, monkeypatch, capsys):
     import onnx
     import onnxruntime
 
@@ -246,18 +254,20 @@ def test_fold_and_onnx(config, folder, monkeypatch):
             if name.endswith(('gain', 'alpha', 'bias')):
                 p.uniform_(0.5, 1.5)
     torch.save(dict(state_dict=model.state_dict(), meta={}), 'trained.pth')
-    options = ['--onnx', 'folded.onnx', '--input-size', 65]
+    options = ['--onnx', 'folded.onnx', '--input-size', 65, *more]
     assert run(monkeypatch, 'fold', config, 'trained.pth', 'sub/folded.pth', *options) == 0
 
     folded = build('sub/folded.py')
     folded.load_state_dict(safe_load('sub/folded.pth')['state_dict'])
     assert not any(isinstance(m, StandardizedConv2d) for m in folded.modules())
-    x = torch.randn(3, 3, 65, 65)
-    expected = logits(model, x)
-    assert relative_error(logits(folded, x), expected) < 1e-5
+    assert f'ONNX: images of {"any size" if more else "65x65"}, ' in capsys.readouterr().out
     session = onnxruntime.InferenceSession('folded.onnx')
-    (scores,) = session.run(None, {'images': x.numpy()})
-    assert relative_error(torch.from_numpy(scores), expected) < 1e-4
+    for size in [(65, 65), (64, 96), (33, 70)] if more else [(65, 65)]:
+        x = torch.randn(3, 3, *size)
+        expected = logits(model, x)
+        assert relative_error(logits(folded, x), expected) < 1e-5
+        (scores,) = session.run(None, {'images': x.numpy()})
+        assert relative_error(torch.from_numpy(scores), expected) < 1e-4
     graph = onnx.load('folded.onnx').graph
     constants = {initializer.name for initializer in graph.initializer}
     convs = [node for node in graph.node if node.op_type == 'Conv']

@@ -52,7 +52,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--dynamic-size',
         action='store_true',
-        help='let the file of --onnx take any height and width',
+        help='any height and width for --onnx',
     )
     add_weights_key(parser)
     return parser.parse_args()
