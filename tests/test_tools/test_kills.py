@@ -59,8 +59,8 @@ def serve():
     """Run and kill what a plan says; print a line for each kill."""
     import matplotlib.figure  # noqa: F401, that no child has to import it
 
-    import nf_plugins.engine  # noqa: F401
-    import nf_plugins.spp.plot  # noqa: F401
+    import nf_plugins.engine
+    import nf_plugins.spp.plot
     import nf_plugins.utils.runner  # noqa: F401
 
     torch.set_num_threads(1)
