@@ -42,10 +42,12 @@ def open_archive(file: BinaryIO, compressed: bool) -> Iterator[zipfile.ZipFile]:
             is damaged.
     """
     size = file.seek(0, io.SEEK_END)
-    _check_end(file, size)
+    count = _check_end(file, size)
     with zipfile.ZipFile(file) as archive:
         entries = archive.infolist()
         names = {entry.filename for entry in entries}
+        if len(entries) != count or any(entry.comment for entry in entries):
+            raise zipfile.BadZipFile('its directory has another length than it says')
         if len(names) < len(entries):
             raise zipfile.BadZipFile('two of its entries have one name')
         if any(entry.filename != entry.orig_filename for entry in entries):
@@ -60,21 +62,26 @@ def open_archive(file: BinaryIO, compressed: bool) -> Iterator[zipfile.ZipFile]:
         yield archive
 
 
-def _check_end(file: BinaryIO, size: int) -> None:
-    """Refuse an archive that does not end where the file ends, or has a huge directory."""
+def _check_end(file: BinaryIO, size: int) -> int:
+    """Refuse an archive that does not end where the file ends, or has a huge directory.
+
+    Returns:
+        How many entries the archive says that it has.
+    """
     file.seek(max(0, size - 22 - 20 - 56))
     tail = file.read()
     end = tail[-22:]
     if not end.startswith(b'PK\x05\x06') or end[20:] != b'\x00\x00':
         raise zipfile.BadZipFile('it is cut short, or something follows the archive')
-    length, start = struct.unpack('<II', end[12:20])
+    count, length, start = struct.unpack('<HII', end[10:20])
     if tail[-42:].startswith(b'PK\x06\x07'):  # sizes of 64 bits come first
         if len(tail) < 98 or not tail.startswith(b'PK\x06\x06'):
             raise zipfile.BadZipFile('the sizes of its directory are missing')
-        length, start = struct.unpack('<QQ', tail[40:56])
+        count, length, start = struct.unpack('<QQQ', tail[32:56])
         size -= 76
     if length > DIRECTORY or start + length + 22 != size:
         raise zipfile.BadZipFile('its directory is not where it says')
+    return count
 
 
 def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: memoryview) -> None:
@@ -125,9 +132,9 @@ def _read_npy(data: bytearray) -> np.ndarray:
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }[np.lib.format.read_magic(file)]
-    shape, fortran, dtype = read_header(file)
+    shape, fortran, dtype = read_header(file, max_header_size=2000)  # it is parsed as Python
     if dtype.hasobject or dtype.subdtype or not all(0 <= length < 2**63 for length in shape):
-        raise ValueError('an array holds objects')
+        raise ValueError('an array holds objects, or has a strange shape')
     count = 1
     for length in shape:
         count *= length

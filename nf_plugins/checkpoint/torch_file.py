@@ -202,10 +202,20 @@ class _Tensors:
         requires_grad: Any = False, hooks: Any = None,
     ) -> Tensor:  # fmt: skip
         self._check(storage, offset, size, stride, getattr(storage, 'dtype', None))
-        parts = quantizer[1:] if isinstance(quantizer, tuple) else [None]
-        if not all(isinstance(part, (int, float, Tensor)) for part in parts):
+        scheme, *parts = quantizer if isinstance(quantizer, tuple) else [None]
+        if scheme is torch.per_tensor_affine and len(parts) == 2:
+            names, make = ('scale', 'zero_point'), torch._empty_affine_quantized
+            right = type(parts[0]) is float and type(parts[1]) is int
+        else:
+            names = ('scales', 'zero_points', 'axis')
+            make = torch._empty_per_channel_affine_quantized
+            right = len(parts) == 3 and all(isinstance(part, Tensor) for part in parts[:2])
+            right = right and type(parts[2]) is int
+        if not right:
             raise Refused('a quantized tensor has no numbers')
-        return torch._utils._rebuild_qtensor(storage, offset, size, stride, quantizer, False, None)
+        options = dict(zip(names, parts, strict=True))
+        tensor = make(size, dtype=storage.dtype, **options)
+        return tensor.set_(storage._untyped_storage, offset, size, stride)
 
     def meta(self, dtype: Any, size: Any, stride: Any, requires_grad: Any) -> Tensor:
         if not _whole(*size, *stride):

@@ -126,6 +126,9 @@ class SafeUnpickler(pickle._Unpickler):
             if self.inert:  # else it is a tree, which whoever reads it follows to the leaves once
                 check_size(stop.value)
             return stop.value
+        finally:  # what was read must not live as long as errors and references to `self`
+            self.memo, self.stack, self.metastack, self.functions = {}, [], [], {}
+            self.append = self.persistent_load = None
         raise Refused('it takes too many steps to read')
 
     def read(self, size: int) -> bytes:
