@@ -3,6 +3,7 @@
 ``NF_PLUGINS_KILLS=40`` sets how many kills (``make test`` has 12).
 """
 
+import importlib
 import json
 import os
 import random
@@ -16,6 +17,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from mmengine.registry import MODELS, init_default_scope
+
+from nf_plugins.spp import analyze
+from nf_plugins.utils.runner import build_model, load_config
 
 from ..conftest import ROOT
 from .test_train import NF, TINY
@@ -57,11 +62,14 @@ def visible(folder):
 
 def serve():
     """Run and kill what a plan says; print a line for each kill."""
-    import matplotlib.figure  # noqa: F401, that no child has to import it
-
-    import nf_plugins.engine
-    import nf_plugins.spp.plot
-    import nf_plugins.utils.runner  # noqa: F401
+    # No child has to import what all need.
+    for name in ('matplotlib.figure', 'sklearn.datasets', 'nf_plugins.engine', 'torch._dynamo'):
+        importlib.import_module(name)
+    for name in ('mmpretrain.datasets', 'mmpretrain.evaluation', 'mmpretrain.visualization'):
+        importlib.import_module(name)
+    importlib.import_module('nf_plugins.datasets')
+    importlib.import_module('nf_plugins.spp.plot')
+    build_model(load_config(str(NF)), str(NF))
 
     torch.set_num_threads(1)
     folder, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
@@ -88,7 +96,18 @@ def serve():
             status_again = wait(run_tool(case.tool, case.again(), log))
             assert status_again == 0, log.read_text()[-3000:]
         case.check_again()
-        print(json.dumps(dict(tool=tool, signal=name, at=fraction, status=status)), flush=True)
+        print(
+            json.dumps(
+                dict(
+                    tool=tool,
+                    signal=name,
+                    at=round(fraction, 3),
+                    status=status,
+                    whole=round(lengths[tool], 2),
+                )
+            ),
+            flush=True,
+        )
 
 
 class Case:
@@ -189,11 +208,6 @@ model = dict(
 
 @pytest.mark.slow
 def test_random_kills(tool_env, tmp_path):
-    from mmengine.registry import MODELS, init_default_scope
-
-    from nf_plugins.spp import analyze
-    from nf_plugins.utils.runner import load_config
-
     init_default_scope('mmpretrain')
     records = tmp_path / 'spp_video_records'
     records.mkdir()
