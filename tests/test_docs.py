@@ -115,6 +115,22 @@ def test_the_table_of_costs_is_the_measured_one(monkeypatch):
     assert benchmark['table'](measured['results']).strip() == table
 
 
+def test_the_table_of_backbones_is_the_measured_one(monkeypatch):
+    """docs/mm_backbones.md has what benchmarks/results has, and a count by hand agrees."""
+    pytest.importorskip('mmpretrain')
+    monkeypatch.syspath_prepend(str(ROOT / 'tools/analysis_tools'))
+    tool = runpy.run_path(str(ROOT / 'tools/analysis_tools/conv_cfg_coverage.py'))
+    rows = json.loads((ROOT / 'benchmarks/results/conv_cfg.json').read_text('utf-8'))['rows']
+    page = (ROOT / 'docs/mm_backbones.md').read_text('utf-8')
+    assert f'{tool["START"]}\n\n{tool["table"](rows)}\n\n{tool["END"]}' in page
+    (row,) = (
+        r for r in rows if r['type'] == 'SEResNet' and r['config'].startswith('seresnet/seresnet50')
+    )
+    # 16 blocks of 3 convolutions, 4 projections, 1 in the stem; 2 in each squeeze-excite.
+    assert row['conv_cfg'] == 16 * 3 + 4 + 1
+    assert row['convolutions'] == row['convert'] == 16 * 3 + 4 + 1 + 16 * 2
+
+
 def test_the_table_of_stacks_is_that_of_the_last_run():
     """docs/stacks.md has what benchmarks/results has, for each of requirements/stacks."""
     stacks = runpy.run_path(str(ROOT / 'benchmarks/stacks.py'))

@@ -69,9 +69,16 @@ TRAIN, TEST, SPP, VIDEO = 'train', 'test', 'spp_analysis', 'spp_video'
 FOLD, HAIKU, TIMM, PWS = (
     f'model_converters/{name}' for name in ('fold', 'haiku_to_nf', 'timm_to_nf', 'pwsconv_to_nf')
 )
-BENCHMARK, BENCHMARK_SPP, COVERAGE, FIGURES, STUDY = (
+BENCHMARK, BENCHMARK_SPP, COVERAGE, CONV_CFG, FIGURES, STUDY = (
     f'analysis_tools/{name}'
-    for name in ('benchmark', 'benchmark_spp', 'spp_coverage', 'spp_figures', 'study_digits')
+    for name in (
+        'benchmark',
+        'benchmark_spp',
+        'spp_coverage',
+        'conv_cfg_coverage',
+        'spp_figures',
+        'study_digits',
+    )
 )
 CASES = [
     (TRAIN, ['missing.py'], 'no config at missing.py'),
@@ -270,6 +277,9 @@ CASES = [
     (BENCHMARK, ['--sizes', 'large'], "'large' is not a positive integer"),
     (BENCHMARK_SPP, ['--rounds', '-1'], "'-1' is not a positive integer"),
     (COVERAGE, ['--max-params', 'all'], "invalid float value: 'all'"),
+    (CONV_CFG, ['--docs', 'missing.md'], 'cannot read missing.md'),
+    (CONV_CFG, ['--docs', 'empty.npz'], 'has no place for the table'),
+    (CONV_CFG, ['--max-params', '1'], 'unrecognized arguments'),
     (FIGURES, ['missing.md'], 'cannot read missing.md'),
     (FIGURES, ['binary.py'], 'cannot read binary.py'),
     (FIGURES, ['page.md'], 'page.md has no picture'),

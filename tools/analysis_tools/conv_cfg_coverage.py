@@ -24,7 +24,7 @@ from torch.nn.modules.conv import _ConvNd
 
 import nf_plugins
 from nf_plugins.layers import StandardizedConv2d
-from nf_plugins.utils import ArgumentParser, atomic_write, command_line, complaint
+from nf_plugins.utils import ArgumentParser, UsageError, atomic_write, command_line, complaint
 
 CONV_CFG = dict(type='nf_plugins.ScaledWS')
 START, END = '<!-- table: conv_cfg_coverage.py -->', '<!-- end of the table -->'
@@ -88,6 +88,11 @@ def main() -> int:
     parser.add_argument('--docs', type=Path, help='page whose table is written anew')
     with complaint('bad arguments'):
         args = parser.parse_args()
+    if args.docs:
+        with complaint(f'cannot read {args.docs}'):
+            page = args.docs.read_text('utf-8')
+        if START not in page or END not in page:
+            raise UsageError(f'{args.docs} has no place for the table: {START} ... {END}')
     MMLogger.get_instance('mmengine').setLevel('ERROR')
     rows = [check(case) for case in track_iter_progress(distinct_backbones())]
     totals = Counter(map(outcome, rows))
@@ -100,9 +105,8 @@ def main() -> int:
         with complaint(f'cannot write {args.out}'):
             atomic_write(args.out, f'{{{head}, "rows": [\n{lines}\n]}}\n')
     if args.docs:
+        before, after = page.split(START)[0], page.split(END)[1]
         with complaint(f'cannot write {args.docs}'):
-            page = args.docs.read_text()
-            before, after = page.split(START)[0], page.split(END)[1]
             atomic_write(args.docs, f'{before}{START}\n\n{text}\n\n{END}{after}')
     return 0
 
