@@ -209,8 +209,8 @@ class StandardizedConv2d(nn.Conv2d):
     def _advice(self, problem: str) -> str:
         return (
             f'{type(self).__name__} {problem}, because the weight that it applies is not '
-            'conv.weight but the standardized one. Call nf_plugins.fold(model) first, which makes plain '
-            'convolutions of these layers'
+            'conv.weight but the standardized one. Call nf_plugins.fold(model) first, which makes '
+            'plain convolutions of these layers'
         )
 
     def _load_from_state_dict(self, *args: Any) -> None:
