@@ -148,3 +148,36 @@ def test_images(monkeypatch, tmp_path, one):
         expected = analyze(net, batch, mode='train', seed=0)
         found = [b['avg_var'] for b in record['blocks']]
         assert found == pytest.approx([b.avg_var for b in expected.blocks], rel=1e-4)
+
+
+def quantized(weight):
+    return torch.quantize_per_tensor(weight.detach(), 0.1, 0, torch.qint8)
+
+
+WEIGHTS = {
+    'meta': lambda weight: weight.detach().to('meta'),
+    'sparse': lambda weight: weight.detach().to_sparse(),
+    'csr': lambda weight: weight.detach().flatten(1).to_sparse_csr(),
+    'quantized': quantized,
+    'complex': lambda weight: weight.detach().to(torch.complex64),
+}
+
+
+@pytest.mark.filterwarnings('ignore:.*(Sparse CSR|quantize_per_tensor)')
+@pytest.mark.parametrize('kind', WEIGHTS)
+def test_weights_that_are_no_numbers_of_their_own(kind, monkeypatch, tmp_path, capsys):
+    model = build()
+    state = dict(model.state_dict())
+    name = next(key for key in state if key.endswith('conv1.weight') or key.endswith('.0.weight'))
+    state[name] = WEIGHTS[kind](state[name])
+    torch.save(dict(state_dict=state, meta={}), tmp_path / 'odd.pth')
+    out = tmp_path / 'out'
+    args = [NF, str(tmp_path / 'odd.pth'), '--out-dir', str(out)]
+    monkeypatch.setattr(sys, 'argv', ['spp_analysis.py', *args])
+    with pytest.raises(SystemExit) as status:
+        runpy.run_path(str(ROOT / 'tools/spp_analysis.py'), run_name='__main__')
+    assert status.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith('error: ')
+    assert 'odd.pth' in line
+    assert not out.exists()

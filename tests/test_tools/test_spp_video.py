@@ -379,3 +379,31 @@ def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
     assert problems == []
     assert requests == [out.as_uri()]
     page.close()
+
+
+@pytest.mark.parametrize(
+    'kind', ['pipe', 'folder', 'dangling', 'huge', 'brackets', 'latin', 'iter']
+)
+@pytest.mark.parametrize('source', ['.', 'file'])
+def test_a_file_that_is_no_record(kind, source, work_dir, monkeypatch, capsys, tmp_path):
+    """One line at once: a pipe, for instance, is not waited for."""
+    path = work_dir / '20250102_000000/spp/odd.json'
+    if kind == 'pipe':
+        os.mkfifo(path)
+    elif kind == 'folder':
+        path.mkdir()
+    elif kind == 'dangling':
+        path.symlink_to('nowhere')
+    elif kind == 'huge':
+        with open(path, 'wb') as file:
+            file.truncate(2**33)
+    else:
+        good = json.loads((path.parent / 'epoch_3.json').read_text())
+        texts = dict(brackets=b'[' * 10**5, latin=b'{"schema": "\xff"}')
+        path.write_bytes(texts.get(kind) or json.dumps(dict(good, iter='9')).encode())
+    given = work_dir if source == '.' else path
+    assert run(monkeypatch, given, '--out', tmp_path / 'a.gif') == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith('error: ')
+    assert 'odd.json' in line or (kind, source) == ('folder', 'file')
+    assert not (tmp_path / 'a.gif').exists()
