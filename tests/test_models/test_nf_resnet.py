@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from mmcv.cnn.bricks import Conv2dAdaptivePadding
 from mmengine.registry import MODELS
 from torch import nn
 
 from nf_plugins.functional import activation_gamma
-from nf_plugins.layers import ScaledWSConv2d
+from nf_plugins.layers import SameConv2d, ScaledWSConv2d
 from nf_plugins.models import NFNet, NFRegNet, NFResNet, ReLUNeck
 from nf_plugins.spp import analyze
 
@@ -144,7 +143,7 @@ def test_deploys_to_plain_convolutions(padding, attention, skipinit):
         after = net(x)
     assert {type(m) for m in net.modules() if isinstance(m, nn.Conv2d)} <= {
         nn.Conv2d,
-        Conv2dAdaptivePadding,
+        SameConv2d,
     }
     for a, b in zip(after, before):
         assert relative_error(a, b) < 1e-5
