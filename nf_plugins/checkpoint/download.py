@@ -174,7 +174,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, new: str):
         if urlsplit(new).scheme not in {'https', urlsplit(req.full_url).scheme}:
-            raise ValueError(f'it is redirected to {new}')
+            raise urllib.error.HTTPError(new, code, f'redirected to {new}', headers, fp)
         return super().redirect_request(req, fp, code, msg, headers, new)
 
 

@@ -31,7 +31,6 @@ def sha8(data):
 def server(tmp_path, monkeypatch):
     """A server whose answer to each path the test decides: a function of the request."""
     monkeypatch.setenv('TORCH_HOME', str(tmp_path / 'torch'))
-    monkeypatch.setattr(download, 'TIMEOUT', 0.5)
     state = types.SimpleNamespace(answers={}, asked=[], stop=threading.Event())
 
     class Handler(BaseHTTPRequestHandler):
@@ -130,18 +129,20 @@ HEAD = b'HTTP/1.0 200 OK\r\nContent-Length: 100000\r\n\r\n'
     [([b''], None), ([HEAD], None), ([HEAD, b'abc'], 0.1), ([HEAD] + [b'a'] * 600, 0.05)],
     ids=['silent', 'silent after the headers', 'silent in the middle', 'a byte now and then'],
 )
-def test_a_silent_server_is_not_waited_for(parts, pause, server):
+def test_a_silent_server_is_not_waited_for(parts, pause, server, monkeypatch):
+    monkeypatch.setattr(download, 'TIMEOUT', 0.5)
     if parts == [HEAD, b'abc']:
         parts, pause = [HEAD + b'abc'], None
     server.answers['/x.pth'] = silent(server, *parts, pause=pause)
     began = time.monotonic()
     with pytest.raises(CheckpointNotFoundError, match='timed out|the server sent'):
         load(f'{server.url}/x.pth')
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert kept(server) == []
 
 
-def test_a_slow_server_is(server):
+def test_a_slow_server_is(server, monkeypatch):
+    monkeypatch.setattr(download, 'TIMEOUT', 1.0)  # less than the whole takes
     data = content(3)
 
     def slowly(request):
