@@ -74,7 +74,7 @@ class Inert:
         new: The class is made without its ``__init__``, as pickles usually do it.
     """
 
-    __slots__ = ('of', 'args', 'kwargs', 'new', 'state', 'items', 'pairs')
+    __slots__ = ('args', 'items', 'kwargs', 'new', 'of', 'pairs', 'state')
 
     def __init__(self, of: Name, args: tuple = (), kwargs: dict | None = None, new: bool = False):
         self.of, self.args, self.kwargs, self.new = of, args, kwargs or {}, new
@@ -122,7 +122,7 @@ class Inert:
 class InertDict(dict):
     """Stands for a kind of dict, such as mmengine's ``ConfigDict``, and is one itself."""
 
-    __slots__ = ('of', 'args', 'state')
+    __slots__ = ('args', 'of', 'state')
 
     def __init__(self, of: Name, args: tuple = ()) -> None:
         super().__init__()

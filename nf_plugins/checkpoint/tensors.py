@@ -31,7 +31,8 @@ def read_weights(path: str | os.PathLike) -> dict[str, Tensor]:
         with open(path, 'rb') as file:
             return {name: torch.from_numpy(array) for name, array in read_npz(file).items()}
     except Exception as error:  # a damaged zip raises almost anything
-        raise CheckpointError(f'{path} is not a readable file of weights: {reason(error)}') from None
+        why = reason(error)
+        raise CheckpointError(f'{path} is not a readable file of weights: {why}') from None
 
 
 def encode_weights(
