@@ -15,6 +15,7 @@ import fnmatch
 import importlib
 import inspect
 import re
+import reprlib
 import sys
 import types
 from collections import OrderedDict, deque
@@ -87,6 +88,7 @@ class Inert:
         """The module and the name in it."""
         return self.of.name
 
+    @reprlib.recursive_repr()
     def __repr__(self) -> str:
         parts = [repr(self.name), *map(repr, self.args)]
         parts += [f'{key}={value!r}' for key, value in self.kwargs.items()]
@@ -102,6 +104,7 @@ class Inert:
     def __deepcopy__(self, memo: dict, copier: Any = copy.deepcopy) -> Inert:
         # Without it, copy would call what the file names.
         twin = Inert(self.of, copier(self.args, memo), copier(self.kwargs, memo), self.new)
+        memo[id(self)] = twin  # its state may refer to it, as that of omegaconf's nodes
         twin.state = copier(self.state, memo)
         twin.items = list(copier(self.items, memo))
         twin.pairs = list(copier(self.pairs, memo))
@@ -197,7 +200,8 @@ INERT_NAMES = {
     'types:GenericAlias',
     'typing:[A-Z]*',
     'uuid:UUID',
-    'zoneinfo:ZoneInfo._unpickle',
+    'numpy.polynomial.*:[A-Z]*',
+    'zoneinfo:ZoneInfo',
     'pytz:_[Up]*',
     'dateutil.tz.tz:tz*',
     'pandas._libs.tslibs.timestamps:_unpickle_timestamp',
@@ -221,8 +225,7 @@ else may be read as data: ``INERT_NAMES.add('mypackage.options:Options')``."""
 
 def _listed(of: Name, names: set[str]) -> bool:
     text = f'{of.module}:{of.qualname}'
-    whole = '.' not in of.qualname and any(fnmatch.fnmatchcase(text, entry) for entry in names)
-    return whole or text in names
+    return '.' not in of.qualname and any(fnmatch.fnmatchcase(text, entry) for entry in names)
 
 
 def stand_in(of: Name, args: tuple, kwargs: dict | None = None, new: bool = False) -> Any:
@@ -262,7 +265,8 @@ def find(of: Name) -> Any:
 
     Only modules that are loaded already are searched, and those that are listed here.
     """
-    if of.module not in sys.modules and (_listed(of, INERT_NAMES) or _listed(of, DICTS)):
+    listed = _listed(of, INERT_NAMES) or _listed(of, DICTS)
+    if listed and of.module not in sys.modules:
         try:
             importlib.import_module(of.module)
         except Exception:  # it is not installed, or broken
@@ -271,8 +275,8 @@ def find(of: Name) -> Any:
     if of.module in ('typing', 'builtins') and found is not None:
         return found
     same = getattr(found, '__qualname__', None) == of.qualname
-    callable_ = isinstance(found, (type, types.FunctionType, types.BuiltinFunctionType))
-    return found if callable_ and same and found.__module__ == of.module else None
+    known = listed or isinstance(found, (type, types.FunctionType, types.BuiltinFunctionType))
+    return found if known and same and found.__module__ == of.module else None
 
 
 def contents(value: Any) -> Iterator[Any]:

@@ -372,6 +372,8 @@ def check_size(root: Any) -> None:
         elif id(value) not in inside:
             parts = list(contents(value))
             containers = [p for p in parts if not isinstance(p, _LEAVES) and not _is_empty(p)]
+            # Parts of a config refer to the whole, which is a stand-in then.
+            containers = [p for p in containers if not (isinstance(p, Inert) and id(p) in inside)]
             inside[id(value)] = containers, len(parts) - len(containers)
             if any(id(part) in inside for part in containers):
                 raise Refused('it holds a container that contains itself')

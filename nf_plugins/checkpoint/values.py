@@ -98,6 +98,11 @@ def _timezone(offset: Any, *name: Any) -> datetime.timezone:
     return datetime.timezone(offset, *name)
 
 
+def _zone(key: Any, cached: Any = None) -> Inert:
+    _need(isinstance(key, str), 'zone')
+    return Inert(Name('zoneinfo', 'ZoneInfo'), (key,))
+
+
 def _path(kind: type) -> Callable[..., pathlib.PurePath]:
     def make(*parts: Any) -> pathlib.PurePath:
         _need(all(isinstance(part, str) for part in parts), 'path')
@@ -241,6 +246,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     'functools.reduce': _annotation(Name('_functools', 'reduce')),
     'mmengine.logging.history_buffer.HistoryBuffer': _history,
     'torch.torch_version.TorchVersion': _version,
+    'zoneinfo.ZoneInfo._unpickle': _zone,
     'types.SimpleNamespace': _namespace(types.SimpleNamespace),
 }
 """``module.name`` -> what makes the value of its call."""

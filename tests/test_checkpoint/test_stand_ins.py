@@ -1,6 +1,7 @@
 """What checkpoints hold beside tensors is read as data, whatever it is called."""
 
 import argparse
+import array
 import collections
 import copy
 import datetime
@@ -9,6 +10,7 @@ import enum
 import fractions
 import functools
 import io
+import ipaddress
 import os
 import pathlib
 import pickle
@@ -19,6 +21,7 @@ import types
 import typing
 import uuid
 import zipfile
+import zoneinfo
 
 import addict
 import numpy as np
@@ -59,6 +62,7 @@ HARMLESS = {
     'windows path': pathlib.PureWindowsPath('c:\\x'),
     'datetime': datetime.datetime(2020, 1, 2, 3, 4, 5, 6),
     'datetime with zone': datetime.datetime(2020, 1, 2, tzinfo=datetime.timezone.utc),
+    'datetime of a place': datetime.datetime(2020, 1, 2, tzinfo=zoneinfo.ZoneInfo('Europe/Berlin')),
     'date': datetime.date(2020, 1, 1),
     'time': datetime.time(1, 2, 3),
     'timedelta': datetime.timedelta(1, 2, 3),
@@ -86,6 +90,9 @@ HARMLESS = {
     'ellipsis': ...,
     'type of None': type(None),
     'pattern': re.compile('a+'),
+    'polynomial': np.polynomial.Polynomial([1, 2]),
+    'array': array.array('i', [1]),
+    'address': ipaddress.ip_address('1.2.3.4'),
     'random.Random': random.Random(0),
     'annotation': typing.Dict[str, typing.Any],  # noqa: UP006
     'union': int | None,
@@ -195,6 +202,31 @@ def test_foreign_names_that_are_not_here(tmp_path):
     assert isinstance(easy, InertDict)
     torch.save([config, mode, easy], path)  # nobody knows the names: plain dicts
     assert torch.load(path, weights_only=True)[1]['name'] == 'elsewhere.options.Mode'
+
+
+def test_a_config_whose_parts_refer_to_it(tmp_path):
+    """As omegaconf writes them."""
+    path = tmp_path / 'a.pth'
+    node = named('omegaconf.nodes.AnyNode') + b')\x81}(' + text('_val') + b'K\x05'
+    node += text('_parent') + b'h\x00ub'
+    content = b'}' + text('lr') + node + b's'
+    path.write_bytes(
+        pickled(
+            named('omegaconf.dictconfig.DictConfig'),
+            b')\x81q\x00}',
+            text('_content'),
+            content,
+            b'sb',
+        )
+    )
+    config = safe_load(path)
+    for same_config in (config, copy.deepcopy(config)):
+        part = same_config.state['_content']['lr']
+        assert part.state == {'_val': 5, '_parent': same_config}
+        repr(same_config)
+    torch.save(config, path)
+    again = torch.load(path, weights_only=True)
+    assert again['state']['_content']['lr']['state']['_parent'] is again
 
 
 EVENTS = []
