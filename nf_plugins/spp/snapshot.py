@@ -114,7 +114,7 @@ class Snapshot:
         self._things.append((path, _refill_data, (tensor, data)))
         if bits is None:
             return
-        memory = tensor.untyped_storage().data_ptr()
+        memory = bits.untyped_storage().data_ptr()
         large = isinstance(tensor, nn.Parameter) and tensor.numel() != max(tensor.shape, default=1)
         if large or (memory in self._unwritten and not isinstance(tensor, nn.Parameter)):
             self._unwritten.setdefault(memory, []).append((path, bits))
@@ -240,7 +240,7 @@ def _alias(tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
         for dim, stride in enumerate(bits.stride()):
             if stride == 0:  # of an expanded axis all values are one
                 bits = bits.narrow(dim, 0, min(1, bits.shape[dim]))
-        bits.data_ptr()
+        bits.untyped_storage().data_ptr()
         return data, bits if bits.dtype == torch.bool else bits.view(_BITS[bits.element_size()])
     except (RuntimeError, NotImplementedError, ValueError, TypeError):  # fake, lazy, wrapped
         return None, None
