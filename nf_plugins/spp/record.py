@@ -73,7 +73,10 @@ def _computes(func: torch._ops.OpOverload) -> bool:
 
 
 def first_non_finite(
-    model: nn.Module, inputs: Any, call: Callable[[nn.Module, Any], Any] = run
+    model: nn.Module,
+    inputs: Any,
+    call: Callable[[nn.Module, Any], Any] = run,
+    before_write: Callable[[Tensor], None] | None = None,
 ) -> str | None:
     """The module that first makes a non-finite value, with the operation, or None.
 
@@ -81,13 +84,14 @@ def first_non_finite(
         model: The model.
         inputs: What it is called with: tensors, in whatever containers.
         call: Calls the model.
+        before_write: Called with each tensor that an operation is about to write into.
     """
     tensors = [x for x in tree_iter(inputs) if isinstance(x, Tensor)]
     numbers = [x for x in tensors if x.is_floating_point() or x.is_complex()]
     if not all(bool(torch.isfinite(x).all()) for x in numbers):
         return 'the input'
     first = next(iter([*numbers, *tensors]), torch.empty(0))
-    with grad_mode(False), tracing(model, first) as tracer:
+    with grad_mode(False), tracing(model, first, before_write=before_write) as tracer:
         watch = _FirstNonFinite(tracer)
         with entered(watch):
             call(model, inputs)
@@ -110,6 +114,9 @@ def analyze(
     One forward pass; the model is unchanged afterwards. The residual additions are found
     by following the tensors (:mod:`nf_plugins.spp.trace`), so that nothing need be known
     of the model. A network without any is measured at its repeated modules.
+
+    Analyses in several threads wait for one another. Other threads may train other networks
+    meanwhile; only the random states, which are the process's, go back under them.
 
     Args:
         model: A backbone, a model with one as ``backbone``, or a wrapper of such
@@ -179,7 +186,9 @@ def analyze(
         if not profile.is_finite():
             if seed is not None:
                 seed_all(seed)
-            profile.non_finite_module = first_non_finite(model, inputs)
+            profile.non_finite_module = first_non_finite(
+                model, inputs, before_write=before.note_write
+            )
     return profile
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 # Containers that change; of a subclass, the methods of these are used: its own may refuse.
 _CONTAINERS = (OrderedDict, dict, list, set, deque)
+_PLAIN = frozenset(_CONTAINERS)
 # What holds nothing, or something that is not the network's.
 _ATOMS = frozenset({int, float, complex, bool, str, bytes, type(None), type, torch.Size})
 _ATOMS |= {FunctionType, MethodType, BuiltinFunctionType, ModuleType, torch.dtype, torch.device}
@@ -42,6 +43,8 @@ class Snapshot:
         self._things: list[tuple[str, Callable[..., None], tuple]] = []
         self._unwritten: dict[int, list[tuple[str, Tensor]]] = {}
         self._seen: dict[int, Any] = {}  # keeps them alive, so that no id is used twice
+        self._empty: list[dict | list] = []  # most containers of a module are its hooks: none
+        self._restored = False
         # Parameters first: other tensors may be views of them.
         known = [*model.named_parameters(), *model.named_modules(), *model.named_buffers()]
         todo = deque((name, value, 1) for name, value in known)
@@ -55,20 +58,30 @@ class Snapshot:
         if kind in _ATOMS or id(value) in self._seen:
             return
         self._seen[id(value)] = value
-        if issubclass(kind, Tensor):
+        if kind in _PLAIN:
+            if value:
+                yield from self._note_content(path, kind, value, hops)
+            else:
+                self._empty.append(value)
+        elif issubclass(kind, Tensor):
             self._note_tensor(path, value)
-            return
-        container = next((c for c in _CONTAINERS if issubclass(kind, c)), None)
-        if container is not None:
-            content = _copy(container, value)
-            self._things.append((path, _refill, (container, value, content)))
-            yield from _children(path, content, hops)
-        elif issubclass(kind, tuple):
-            yield from _children(path, list(tuple.__iter__(value)), hops)
-        if issubclass(kind, nn.Module):
+        elif issubclass(kind, nn.Module):
             yield from self._note_object(path, value, hops)
-        elif hops and not issubclass(kind, _SHARED):
-            yield from self._note_object(path, value, hops - 1)
+        else:
+            container = next((c for c in _CONTAINERS if issubclass(kind, c)), None)
+            if container is not None:
+                yield from self._note_content(path, container, value, hops)
+            elif issubclass(kind, tuple):
+                yield from _children(path, list(tuple.__iter__(value)), hops)
+            if hops and not issubclass(kind, _SHARED):
+                yield from self._note_object(path, value, hops - 1)
+
+    def _note_content(
+        self, path: str, container: type, value: Any, hops: int
+    ) -> list[tuple[str, Any, int]]:
+        content = _copy(container, value)
+        self._things.append((path, _refill, (container, value, content)))
+        return _children(path, content, hops)
 
     def _note_object(self, path: str, owner: Any, hops: int) -> Iterator[tuple[str, Any, int]]:
         """Note the attributes of a module or another object; what they hold is left to do."""
@@ -101,7 +114,7 @@ class Snapshot:
         self._things.append((path, _refill_data, (tensor, data)))
         if bits is None:
             return
-        memory = tensor.untyped_storage().data_ptr()
+        memory = bits.untyped_storage().data_ptr()
         large = isinstance(tensor, nn.Parameter) and tensor.numel() != max(tensor.shape, default=1)
         if large or (memory in self._unwritten and not isinstance(tensor, nn.Parameter)):
             self._unwritten.setdefault(memory, []).append((path, bits))
@@ -123,12 +136,18 @@ class Snapshot:
         Raises:
             RuntimeError: Something could not be put back; everything else was.
         """
+        if self._restored:
+            return
+        for value in self._empty:
+            if value:
+                value.clear()
         failed = [(thing, error) for thing in self._things if (error := _attempt(thing))]
         # An exception that a signal raised meanwhile does not come twice.
         again = [(path, error) for (path, *_), _, error in _retry(failed)]
         if again:
             text = ', '.join(f'{path or "the network"} ({error})' for path, error in again[:3])
             raise RuntimeError(f'after the analysis could not be put back: {text}') from again[0][1]
+        self._restored = True
         if failed:
             raise failed[0][1]
 
@@ -150,10 +169,7 @@ def _retry(failed: list[tuple]) -> Iterator[tuple]:
 
 
 def _children(path: str, content: Any, hops: int) -> list[tuple[str, Any, int]]:
-    if isinstance(content, dict):
-        items: Iterable = content.items()
-    else:
-        items = enumerate(content)
+    items: Iterable = content.items() if isinstance(content, dict) else enumerate(content)
     return [(f'{path}.{k}', v, hops) for k, v in items if type(v) not in _ATOMS]
 
 
@@ -175,7 +191,8 @@ def _same(before: dict | list, now: dict | list, ordered: bool) -> bool:
 
 
 def _refill(container: type, value: Any, content: dict | list) -> None:
-    if _same(content, _copy(container, value), container is not set):
+    now = value if type(value) is container else _copy(container, value)
+    if _same(content, now, container is not set):
         return
     if container is list:
         list.__setitem__(value, slice(None), content)
@@ -223,7 +240,7 @@ def _alias(tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
         for dim, stride in enumerate(bits.stride()):
             if stride == 0:  # of an expanded axis all values are one
                 bits = bits.narrow(dim, 0, min(1, bits.shape[dim]))
-        bits.data_ptr()
+        bits.untyped_storage().data_ptr()
         return data, bits if bits.dtype == torch.bool else bits.view(_BITS[bits.element_size()])
     except (RuntimeError, NotImplementedError, ValueError, TypeError):  # fake, lazy, wrapped
         return None, None

@@ -114,15 +114,16 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
         warnings.filterwarnings('ignore', 'Fail to import', UserWarning)
         try:
             status = main()
-        except (UsageError, CheckpointError) as error:
-            status = _complain(error)
-        except OSError as error:
-            if error.errno not in _FULL:
+        except (Exception, KeyboardInterrupt) as error:
+            if _interrupted(error):
+                print('interrupted', file=sys.stderr)
+                status = 130
+            elif isinstance(error, (UsageError, CheckpointError)):
+                status = _complain(error)
+            elif isinstance(error, OSError) and error.errno in _FULL:
+                status = _complain(f'{error}: stopped; files written before are whole')
+            else:
                 raise
-            status = _complain(f'{error}: stopped; files written before are whole')
-        except KeyboardInterrupt:
-            print('interrupted', file=sys.stderr)
-            status = 130
         finally:
             logging.raiseExceptions = reported
             if before is None:
@@ -132,6 +133,15 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
         sys.exit(status or 0)
 
     return run
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    """Whether it was Ctrl-C: mmengine, for one, makes a SyntaxError of it while it formats."""
+    while error is not None:
+        if isinstance(error, KeyboardInterrupt):
+            return True
+        error = error.__context__
+    return False
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -44,8 +45,8 @@ def run_tool(tool, args, log):
         runpy.run_path(str(ROOT / f'tools/{tool}.py'), run_name='__main__')
     except SystemExit as stop:
         os._exit(int(stop.code or 0))
-    except KeyboardInterrupt:
-        os._exit(130)
+    except BaseException:
+        traceback.print_exc()
     finally:
         os._exit(1)
 
@@ -91,6 +92,8 @@ def serve():
         time.sleep(fraction * lengths[tool])
         os.kill(child, getattr(signal, name))
         status = wait(child)
+        allowed = {'SIGINT': 130}.get(name, -getattr(signal, name))
+        assert status in (0, allowed), (tool, name, status, log.read_text()[-3000:])
         case.check()
         if case.again is not None:
             status_again = wait(run_tool(case.tool, case.again(), log))
