@@ -319,7 +319,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_folded_networks_have_integer_padding(name):
-    """But where no integer is right for every size. Those built for the folded weights are equal."""
+    """But where no integer is right for every size; networks built for the weights are equal."""
     net, built = NETWORKS[name](), NETWORKS[name](deploy=True)
     nf_plugins.fold(net)
     for network in (net, built):
