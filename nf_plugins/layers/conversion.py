@@ -207,7 +207,8 @@ def _replacement(
             dtype=weight.dtype,
             **options,
         )
-    new.weight, new.bias = weight, conv.bias
+    # Not by setattr: the layer takes no new weight from others.
+    new._parameters.update(weight=weight, bias=conv.bias)
     for name, parameter in new.named_parameters():
         if name not in ('weight', 'bias'):
             parameter.requires_grad_(weight.requires_grad)
