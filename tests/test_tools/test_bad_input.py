@@ -93,7 +93,7 @@ CASES = [
     (TRAIN, [NF, '--cfg-options', 'model.backbone.strides=(1,2)'], 'strides must be 4'),
     (TRAIN, [NF, '--resume', 'missing.pth'], 'no checkpoint at missing.pth'),
     (TRAIN, [NF, '--resume', 'garbage.pth'], 'garbage.pth is not a readable checkpoint'),
-    (TRAIN, [NF, '--resume', 'linear.pth'], 'linear.pth is for another model: 0 of'),
+    (TRAIN, [NF, '--resume', 'linear.pth'], 'linear.pth holds weights but no training'),
     (TRAIN, [NF, '--cfg-options', 'load_from=cut.pth'], 'cut.pth is not a readable checkpoint'),
     (TRAIN, [NF, '--work-dir', 'a_file/work'], 'cannot write into a_file/work'),
     (TRAIN, [NF, '--launcher', 'pytorch'], 'cannot start the process group'),
@@ -262,13 +262,13 @@ CASES = [
           (['one.npz', '/proc/out.pth'], 'cannot write /proc/out.pth'),
       )),
     *((tool, [path, 'out.pth', '--config', NF], message)
-      for tool, what, kind in (
-          (HAIKU, 'weights', 'file of weights'),
-          (TIMM, 'checkpoint', 'checkpoint'),
-          (PWS, 'checkpoint', 'checkpoint'),
+      for tool, what, fault in (
+          (HAIKU, 'weights', 'refused: it uses the pickle opcode GET'),
+          (TIMM, 'checkpoint', 'not a readable checkpoint'),
+          (PWS, 'checkpoint', 'not a readable checkpoint'),
       )
       for path, message in (
-          ('garbage.safetensors', f'garbage.safetensors is not a readable {kind}'),
+          ('garbage.safetensors', f'garbage.safetensors is {fault}'),
           ('empty', f'no {what} at empty'),
       )),
     (HAIKU, ['one.npz', 'out.pth'], 'required: --config'),

@@ -742,10 +742,15 @@ def only_one(folder: Path) -> Iterator[None]:
     except ImportError:  # not on Windows
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    # Not the folder itself, which `atomic_write_all` locks.
+    lock = Path(folder) / '.study.lock'
+    handle = os.open(lock, os.O_RDWR | os.O_CREAT)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
     except BlockingIOError:
         raise UsageError(f'another study is writing into {folder}') from None
     finally:
