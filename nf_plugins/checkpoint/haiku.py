@@ -10,14 +10,15 @@ import numpy as np
 
 from .archive import is_archive, read_npz
 from .errors import CheckpointError, CheckpointNotFoundError, Refused
-from .numpy_pickle import DILL_GLOBALS, GLOBALS
+from .numpy_pickle import DILL_GLOBALS, GLOBALS, PickledNumberDtype
 from .safe_load import reason
 from .unpickler import Limits, SafeUnpickler
 
 _FUNCTIONS: dict[str, Any] = {
-    '.'.join(name): function for name, function in {**GLOBALS, **DILL_GLOBALS}.items()
+    **{'.'.join(name): function for name, function in {**GLOBALS, **DILL_GLOBALS}.items()},
+    'numpy.dtype': PickledNumberDtype,
 }
-"""Arrays and scalars of numpy are the only leaves; the other names are those of dicts."""
+"""Arrays and scalars of numbers are the only leaves; the other names are those of dicts."""
 
 _DICTS = ('FlatMapping', 'FlatMap', 'frozendict')
 """Immutable dicts of several haiku versions."""
@@ -87,9 +88,8 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
     except Refused as error:
         raise CheckpointError(f'{path} is refused: {error}') from None
     except Exception as error:  # garbage can raise almost anything in an unpickler
-        raise CheckpointError(
-            f'{path} is not a readable file of weights: {reason(error)}'
-        ) from None
+        why = reason(error)
+        raise CheckpointError(f'{path} is not a readable file of weights: {why}') from None
     flat = {}
     for name, value in tree.items():
         value = np.asarray(value)

@@ -29,13 +29,15 @@ def _refuse(what: str) -> None:
 class PickledDtype:
     """Stands for ``numpy.dtype`` in a pickle: a type code, then its byte order or fields."""
 
+    kinds = KINDS
+
     def __init__(self, code: str, *flags: Any) -> None:
         code = 'V1' if getattr(code, 'name', None) == 'numpy.record' else code
         try:
             dtype = np.dtype(code) if isinstance(code, str) and len(code) < 20 else None
         except TypeError:
             dtype = None
-        bad = dtype is None or dtype.fields or dtype.subdtype or dtype.kind not in KINDS
+        bad = dtype is None or dtype.fields or dtype.subdtype or dtype.kind not in self.kinds
         if bad or (dtype.kind in 'SUV' and dtype.itemsize == 0):
             _refuse(f'an array of {code!r:.50}')
         self.dtype = dtype
@@ -72,6 +74,12 @@ class PickledDtype:
         if any(item.hasobject for item in formats):
             _refuse('an array of structures with objects')
         return np.dtype(dict(names=names, formats=formats, offsets=offsets, itemsize=size))
+
+
+class PickledNumberDtype(PickledDtype):
+    """Stands for ``numpy.dtype`` where arrays hold numbers only."""
+
+    kinds = 'biufc'
 
 
 def _item_type(dtype: Any) -> np.dtype:

@@ -49,9 +49,8 @@ def read_and_say(path: str | os.PathLike, key: str | None = None) -> tuple[dict[
         with open(path, 'rb') as file:
             arrays = {name: as_tensor(array) for name, array in read_npz(file).items()}
     except Exception as error:  # a damaged zip raises almost anything
-        raise CheckpointError(
-            f'{path} is not a readable file of weights: {reason(error)}'
-        ) from None
+        why = reason(error)
+        raise CheckpointError(f'{path} is not a readable file of weights: {why}') from None
     return find_weights(arrays, path, key)
 
 

@@ -114,9 +114,8 @@ class _Tensors:
         return torch.serialization.default_restore_location(storage, location)
 
     def _check(self, storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> None:
-        if not isinstance(storage, torch.storage.TypedStorage) or not isinstance(
-            dtype, torch.dtype
-        ):
+        typed = isinstance(dtype, torch.dtype)
+        if not typed or not isinstance(storage, torch.storage.TypedStorage):
             raise Refused('a tensor has no storage')
         shaped = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
         if not shaped or not _whole(offset, *size, *stride) or len(size) > 64:
@@ -136,10 +135,8 @@ class _Tensors:
         self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any = False,
         hooks: Any = None, metadata: Any = None,
     ) -> Tensor:  # fmt: skip
-        dtype = getattr(storage, 'dtype', None)
-        return self.typed_tensor(
-            storage, offset, size, stride, requires_grad, hooks, dtype, metadata
-        )
+        view = offset, size, stride, requires_grad, hooks
+        return self.typed_tensor(storage, *view, getattr(storage, 'dtype', None), metadata)
 
     def typed_tensor(
         self, storage: Any, offset: Any, size: Any, stride: Any, requires_grad: Any, hooks: Any,
@@ -296,10 +293,8 @@ def _read_archive(file: BinaryIO, tensors: _Tensors, load: Callable[..., SafeUnp
     with open_archive(file, compressed=False) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         folder = next(iter(entries), '').partition('/')[0] + '/'
-        if (
-            not all(name.startswith(folder) for name in entries)
-            or folder + 'data.pkl' not in entries
-        ):
+        inside = all(name.startswith(folder) for name in entries)
+        if not inside or folder + 'data.pkl' not in entries:
             raise zipfile.BadZipFile('it is no archive of PyTorch')
         if folder + 'constants.pkl' in entries:
             raise Refused('it is a program (TorchScript)')
@@ -335,10 +330,13 @@ def _read_legacy(
     file: BinaryIO, tensors: _Tensors, load: Callable[..., SafeUnpickler], functions: dict
 ) -> Any:
     """Read a file of PyTorch before 1.6: pickles, then the bytes of the storages."""
+    if MAGIC_NUMBER.to_bytes(10, 'little') not in file.read(32):
+        raise ValueError('it does not begin as a file of PyTorch')
+    file.seek(0)
     plain = dict(functions={**functions, **dict.fromkeys(tensors.functions, _nothing)})
     magic, protocol, _ = (load(file, **plain).load() for _ in range(3))
     if (magic, protocol) != (MAGIC_NUMBER, 1001):
-        raise ValueError('it does not begin as one')
+        raise ValueError('it is of an unknown version')
     described: dict[str, tuple] = {}
 
     def remember(reference: Any) -> None:
@@ -350,7 +348,7 @@ def _read_legacy(
     load(file, persistent=remember, **plain).load()  # for the storages' sizes and their place
     storages = {}
     for key in load(file, **plain).load():
-        dtype, location, size = described[key]
+        dtype, _, size = described[key]
         count = int.from_bytes(file.read(8), 'little')
         if key in storages or count * dtype.itemsize != size or size > tensors.left:
             raise ValueError('a storage has another size')

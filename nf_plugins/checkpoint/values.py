@@ -20,7 +20,7 @@ from mmengine.logging import HistoryBuffer
 
 from .errors import Refused
 from .inert import Inert, InertDict, Name, stand_in
-from .numpy_pickle import GLOBALS, PickledArray, PickledDtype
+from .numpy_pickle import GLOBALS, PickledArray, PickledDtype, PickledNumberDtype
 
 HistoryBuffer()  # mmengine sets the statistics that all histories have when the first is made
 
@@ -210,6 +210,7 @@ STATES: dict[type, Callable[[Any, Any], Any]] = {
     InertDict: InertDict.__setstate__,
     PickledArray: PickledArray.__setstate__,
     PickledDtype: PickledDtype.__setstate__,
+    PickledNumberDtype: PickledDtype.__setstate__,
     HistoryBuffer: _set_history,
     OrderedDict: _set_metadata,
     argparse.Namespace: _set_attributes,

@@ -43,9 +43,9 @@ def flip(content):
 
 
 def again(content, compression=zipfile.ZIP_STORED, **changes):
-    """The archive written anew: entries added, or (old name -> new name) renamed inside."""
-    file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, 'w', compression) as new:
+    """The archive written anew, with more entries."""
+    file, source = io.BytesIO(), io.BytesIO(content)
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(file, 'w', compression) as new:
         for entry in old.infolist():
             new.writestr(entry.filename, old.read(entry))
         for name, data in changes.items():
@@ -149,15 +149,17 @@ def test_tensors_as_pytorch_reads_them(new, location, tmp_path):
         half=base.half(), bfloat=base.bfloat16(), byte=torch.tensor([1], dtype=torch.uint8),
         bool=torch.tensor([True]), complex=torch.randn(3, dtype=torch.complex64).conj(),
         imaginary=torch.randn(3, dtype=torch.complex64).conj().imag, scalar=torch.tensor(3),
-        empty=torch.zeros(0, 3), expanded=torch.ones(1).expand(5), graph=base.clone().requires_grad_(),
-        **state,
+        empty=torch.zeros(0, 3), expanded=torch.ones(1).expand(5),
+        graph=base.clone().requires_grad_(), **state,
     )  # fmt: skip
     if location in ('cpu', None):
         tensors.update(
-            sparse=base.to_sparse(), rows=base.to_sparse_csr(), meta=torch.empty(2, 3, device='meta'),
+            sparse=base.to_sparse(),
+            rows=base.to_sparse_csr(),
+            meta=torch.empty(2, 3, device='meta'),
             quantized=torch.quantize_per_tensor(base, 0.1, 0, torch.qint8),
-            channels=torch.quantize_per_channel(base, torch.ones(4), torch.zeros(4), 0, torch.qint8),
-        )  # fmt: skip
+            channels=torch.quantize_per_channel(base, base[:, 1], base[:, 0] * 0, 0, torch.qint8),
+        )
         if new:  # the old format has no such storages
             more = dict(float8=torch.float8_e4m3fn, short=torch.uint16)
             tensors.update({name: torch.ones(3).to(dtype) for name, dtype in more.items()})
@@ -181,7 +183,8 @@ def test_tensors_as_pytorch_reads_them(new, location, tmp_path):
                 assert other.stride() == value.stride(), name
     assert found['own'].group == 'a'
     if location == 'cpu':
-        assert found['base'].untyped_storage().data_ptr() == found['same'].untyped_storage().data_ptr()
+        first, second = (found[name].untyped_storage() for name in ('base', 'same'))
+        assert first.data_ptr() == second.data_ptr()
 
 
 def test_the_versions_of_modules_are_kept(tmp_path):
@@ -234,7 +237,8 @@ def test_no_tensor_beyond_its_storage(kind, legacy, tmp_path):
         path.write_bytes(again(pickled(part), **{'a/data/0': np.arange(4, dtype='f4').tobytes()}))
         if legacy:
             head = [pickle.dumps(part, 2) for part in (0x1950A86A20F9469CFC6C, 1001, {})]
-            tail = pickle.dumps(['0'], 2) + struct.pack('<q', 4) + np.arange(4, dtype='f4').tobytes()
+            numbers = struct.pack('<q', 4) + np.arange(4, dtype='f4').tobytes()
+            tail = pickle.dumps(['0'], 2) + numbers
             path.write_bytes(b''.join((*head, b'\x80\x02', part, b'.', tail)))
 
     write(tensor((2, 2), (2, 1)))
@@ -276,8 +280,10 @@ BOMBS = {
     'shared tuples': shared(b')', lambda last: last + last + b'\x86'),
     'shared tuples as a key': b'}' + shared(b')', lambda last: last + last + b'\x86') + b'Ns',
     'shared lists in a history': HISTORY + LISTS + b'h\x01\x86R',
-    'shared lists in the state of a history': HISTORY + b')\x81}' + text('_log_history') + LISTS + b'sb',
-    'shared lists in an array': named('numpy._core.multiarray._reconstruct') + LISTS + b'h\x01h\x01\x87R',
+    'shared lists in the state of a history': HISTORY + b')\x81}' + text('_log_history') + LISTS
+    + b'sb',
+    'shared lists in an array': named('numpy._core.multiarray._reconstruct') + LISTS
+    + b'h\x01h\x01\x87R',
     'a container in itself': b']q\x00h\x00a',
     'a huge memo': b'Nr\xff\xff\xff\x7f\x85',
     'a deep tuple': DEEP,
@@ -295,7 +301,7 @@ BOMBS = {
     'a frame that is not there': b'\x95' + struct.pack('<Q', 2**62) + b'N\x85\x85\x8b',
     'many sets': b'(' + b'\x8f' * 1_000_000 + b't',
     'many marks': b'(' * 1_000_000,
-    'many dicts': b'(' + (named('collections.OrderedDict') + b'q\x00') + b'h\x00)R' * 300_000 + b't',
+    'many dicts': b'(' + named('collections.OrderedDict') + b'q\x00' + b'h\x00)R' * 300_000 + b't',
     'bytes made': named('builtins.bytes') + b'J\xff\xff\xff\x7f\x85R',
     'a bytearray made': named('builtins.bytearray') + b'J\xff\xff\xff\x7f\x85R',
     'bytearrays copied': named('builtins.bytearray') + b'q\x00B' + struct.pack('<I', 10**7)
@@ -305,7 +311,8 @@ BOMBS = {
     'sets copied': b'](' + b''.join(b'J' + struct.pack('<i', i) for i in range(10**5)) + b'eq\x01'
     + named('builtins.set') + b'q\x00' + b'h\x00h\x01\x85R' * 10**4,
     'keys that collide': b'}(' + b''.join(
-        b'\x8a\x0a' + (i * (2**61 - 1)).to_bytes(10, 'little') + b'N' for i in range(1, 10**5)) + b'u',
+        b'\x8a\x0a' + (i * (2**61 - 1)).to_bytes(10, 'little') + b'N' for i in range(1, 10**5))
+    + b'u',
     'tuples as keys': b'}(' + b'K\x01K\x02K\x03\x87N' * 10**5 + b'u',
     'an array of a huge type': named('numpy.dtype') + text('V999999999') + b'\x89\x88\x87R',
     'a long name': b'c' + b'a' * 10**6 + b'\nb\n',

@@ -87,7 +87,7 @@ HARMLESS = {
     'type of None': type(None),
     'pattern': re.compile('a+'),
     'random.Random': random.Random(0),
-    'annotation': typing.Dict[str, typing.Any],
+    'annotation': typing.Dict[str, typing.Any],  # noqa: UP006
     'union': int | None,
     'alias': list[int],
     'class': torch.optim.SGD,
@@ -141,7 +141,8 @@ def same(first, second):
 def test_harmless_data_is_read_and_written_back(kind, protocol, tmp_path):
     """The way back is checked by PyTorch, which makes the thing itself from what we wrote."""
     path, value = tmp_path / 'a.pth', copy.deepcopy(HARMLESS[kind])
-    torch.save(dict(a=value, state_dict=nn.Linear(1, 1).state_dict()), path, pickle_protocol=protocol)
+    checkpoint = dict(a=value, state_dict=nn.Linear(1, 1).state_dict())
+    torch.save(checkpoint, path, pickle_protocol=protocol)
     loaded = safe_load(path)
     torch.save(copy.deepcopy(loaded), path)
     assert b'nf_plugins' not in path.read_bytes()
@@ -218,7 +219,9 @@ def events():
 
 def concrete(pattern):
     """A name that an entry of our lists allows."""
-    return pattern.replace(':', '.').replace('[A-Z]*', 'Xyz').replace('[46]*', '4').replace('*', 'x')
+    for old, new in ((':', '.'), ('[A-Z]*', 'Xyz'), ('[46]*', '4'), ('[Up]*', 'p'), ('*', 'x')):
+        pattern = pattern.replace(old, new)
+    return pattern
 
 
 NAMES = sorted(
@@ -233,17 +236,20 @@ NAMES = sorted(
 COMMAND = named('posix.mkdir') + text('harmed') + b'\x85'
 HOSTILE = {
     'the name, called with a function': lambda n: [named(n), named('posix.mkdir'), b'\x85R'],
-    'with a function and its argument': lambda n: [named(n), named('posix.mkdir'), text('harmed'), b'\x86R'],
+    'with a function and its argument': lambda n: [
+        named(n), named('posix.mkdir'), text('harmed'), b'\x86R'],
     'with a call': lambda n: [named(n), COMMAND, b'R\x85R'],
     'made without arguments': lambda n: [named(n), b')R'],
     'made by new': lambda n: [named(n), named('posix.mkdir'), b'\x85\x81'],
-    'made by new with keywords': lambda n: [named(n), b')}', text('x'), named('os.system'), b's\x92'],
+    'made by new with keywords': lambda n: [
+        named(n), b')}', text('x'), named('os.system'), b's\x92'],
     'the result, called': lambda n: [named(n), b')R', text('harmed'), b'\x85R'],
     'its attributes': lambda n: [named(n), b'}', text('__call__'), named('posix.mkdir'), b'sb'],
     'attributes of a result': lambda n: [
         named(n), b')\x81}(', text('__class__'), named('posix.mkdir'), text('__reduce_ex__'),
         named('posix.mkdir'), b'ub'],
-    'a state of slots': lambda n: [named(n), b')\x81N}', text('__dict__'), named('os.system'), b's\x86b'],
+    'a state of slots': lambda n: [
+        named(n), b')\x81N}', text('__dict__'), named('os.system'), b's\x86b'],
     'its method': lambda n: [named('builtins.getattr'), named(n), text('__init__'), b'\x86R'],
     'its globals': lambda n: [
         named('builtins.getattr'), named('builtins.getattr'), named(n), text('__globals__'),
@@ -274,7 +280,7 @@ def test_hostile_files_under_an_allowed_name_execute_nothing(name, tmp_path, mon
             continue
         repr(loaded)
         copy.deepcopy(loaded), copy.copy(loaded)
-        assert loaded == loaded  # noqa: PLR0124
+        assert loaded == loaded
         assert events == ['on']
     assert os.listdir('.') == ['a.pth']
     assert HistoryBuffer._statistics_methods == statistics
@@ -337,7 +343,8 @@ BAD_HISTORIES = {
 @pytest.mark.parametrize('bad', BAD_HISTORIES)
 def test_histories_hold_numbers_only(bad, tmp_path):
     path = tmp_path / 'a.pth'
-    path.write_bytes(pickled(named('mmengine.logging.history_buffer.HistoryBuffer'), BAD_HISTORIES[bad]()))
+    history = named('mmengine.logging.history_buffer.HistoryBuffer')
+    path.write_bytes(pickled(history, BAD_HISTORIES[bad]()))
     with pytest.raises(CheckpointError):
         safe_load(path)
 

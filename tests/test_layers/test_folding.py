@@ -319,7 +319,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize('name', NETWORKS)
 def test_folded_networks_have_integer_padding(name):
-    """But where no integer is right for every size. And those that are built for the folded weights are the same networks."""
+    """But where no integer is right for every size; deploy=True builds equal networks."""
     net, built = NETWORKS[name](), NETWORKS[name](deploy=True)
     nf_plugins.fold(net)
     for network in (net, built):

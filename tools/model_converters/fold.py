@@ -150,19 +150,17 @@ def export(model: torch.nn.Module, size: int, any_size: bool = False) -> tuple[b
         ValueError: onnxruntime gives other scores.
     """
     scores, channels, buffer = Scores(model).eval(), image_channels(model.backbone), io.BytesIO()
-    free = {0: 'batch', 2: 'height', 3: 'width'} if any_size else {0: 'batch'}
+    options = dict(input_names=['images'], output_names=['scores'])
+    x = torch.randn(2, channels, size, size)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the exporter's own
-        program = torch.onnx.export(
-            scores,
-            (torch.randn(2, channels, size, size),),
-            input_names=['images'],
-            output_names=['scores'],
-            dynamic_shapes=({axis: torch.export.Dim(name) for axis, name in free.items()},),
-            dynamo=True,
-            verbose=False,
-        )
-    program.save(buffer)
+        warnings.simplefilter('ignore')  # the exporters' own
+        if any_size:  # by tracing: torch.export takes minutes to compare sizes, if it can
+            axes = {'images': {0: 'batch', 2: 'height', 3: 'width'}, 'scores': {0: 'batch'}}
+            torch.onnx.export(scores, (x,), buffer, dynamo=False, dynamic_axes=axes, **options)
+        else:
+            shapes = ({0: torch.export.Dim('batch')},)
+            options.update(dynamic_shapes=shapes, verbose=False)
+            torch.onnx.export(scores, (x,), dynamo=True, **options).save(buffer)
     sizes = [(size, size)] + [(size + 1, size + 6), (size + 32, 2 * size)] * any_size
     return buffer.getvalue(), max(
         onnx_error(buffer.getvalue(), scores, torch.randn(3, channels, *shape)) for shape in sizes
