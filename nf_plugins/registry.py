@@ -11,6 +11,7 @@ A module registered here is found under two names in every OpenMMLab library:
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mmengine import registry as root
@@ -35,3 +36,18 @@ MODELS = _child('MODELS', 'models')
 DATASETS = _child('DATASETS', 'datasets')
 HOOKS = _child('HOOKS', 'engine')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'engine')
+
+
+class RuleRegistry(root.Registry, Mapping):
+    """The rules of the diagnosis: a mapping from name to function, in the order of the report."""
+
+    def __getitem__(self, name: str) -> Callable:
+        self.import_from_location()
+        return self.module_dict[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.import_from_location()
+        return iter(self.module_dict)
+
+
+RULES = RuleRegistry('SPP rule', scope='nf_plugins', locations=['nf_plugins.spp.rules'])
