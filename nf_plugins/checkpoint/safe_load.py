@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from .advice import how_to_save
 from .errors import CheckpointError, CheckpointNotFoundError, Refused
 from .torch_file import read_torch
 from .values import FUNCTIONS
@@ -62,8 +63,6 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
         with open(path, 'rb') as file:
             return read_torch(file, map_location, _registered())
     except Refused as error:
-        from .advice import how_to_save  # which needs this module
-
         raise CheckpointError(
             f'{name} is refused: {error}; where it can be trusted, load it there and save its '
             f'weights alone: {how_to_save(path)}'
