@@ -6,6 +6,7 @@ import collections
 import copy
 import datetime
 import decimal
+import encodings.cp437  # noqa: F401, which zipfile imports when it first reads a name
 import enum
 import fractions
 import functools
