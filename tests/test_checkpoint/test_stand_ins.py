@@ -2,11 +2,11 @@
 
 import argparse
 import array
+import codecs
 import collections
 import copy
 import datetime
 import decimal
-import encodings.cp437  # noqa: F401, which zipfile imports when it first reads a name
 import enum
 import fractions
 import functools
@@ -245,6 +245,8 @@ sys.addaudithook(_audit)
 @pytest.fixture
 def events():
     """What Python reports of the process while a file is read: imports, commands, files."""
+    for codec in ('latin_1', 'cp437', 'ascii', 'utf_8'):  # Python imports one at its first use
+        codecs.lookup(codec)
     EVENTS[:] = ['on']
     yield EVENTS
     EVENTS.clear()
