@@ -207,7 +207,8 @@ def _replacement(
             dtype=weight.dtype,
             **options,
         )
-    new.weight, new.bias = weight, conv.bias
+    new.register_parameter('weight', weight)  # assigned, it could be a tool's: an error
+    new.bias = conv.bias
     for name, parameter in new.named_parameters():
         if name not in ('weight', 'bias'):
             parameter.requires_grad_(weight.requires_grad)
