@@ -178,6 +178,8 @@ class _Encode(_Function):
     __slots__ = ()
 
     def __call__(self, text: str, encoding: str = 'latin1') -> bytes:
+        if not isinstance(text, str):
+            _refuse('bytes that are no text')
         return codecs.encode(text, 'latin1')
 
 
