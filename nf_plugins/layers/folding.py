@@ -13,6 +13,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from nf_plugins.functional import fixed_same_padding
+from nf_plugins.registry import MODELS
 
 from .same_conv import SameConv2d
 from .standardized_conv import PWSConv2d, StandardizedConv2d
@@ -68,6 +69,8 @@ def fold(model: nn.Module) -> nn.Module:
     for owner in owners:
         owner.drop_factors()
     for name, module in list(model.named_modules(remove_duplicate=False)):
+        if _builds_standardized(getattr(module, 'conv_cfg', None)):
+            module.conv_cfg = None  # as RepVGG, which builds another convolution later
         if name and module in plain:
             parent, _, leaf = name.rpartition('.')
             setattr(model.get_submodule(parent), leaf, plain[module])
@@ -135,6 +138,13 @@ def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
     if before or conv._forward_hooks or conv._backward_hooks or conv._backward_pre_hooks:
         raise ValueError(f'cannot fold a {name} with hooks, which would be lost: remove them first')
     return kind
+
+
+def _builds_standardized(config: object) -> bool:
+    """Whether a value is a config of a standardized convolution."""
+    kind = config.get('type') if isinstance(config, dict) else None
+    kind = MODELS.get(kind) if isinstance(kind, str) else kind
+    return isinstance(kind, type) and issubclass(kind, StandardizedConv2d)
 
 
 @contextmanager

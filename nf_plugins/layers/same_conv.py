@@ -39,5 +39,8 @@ class SameConv2d(Conv2dAdaptivePadding):
         self.padding = 'same'
 
     def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight, self.bias)
+
+    def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x = pad_same(x, self.kernel_size, self.stride, self.dilation)
-        return F.conv2d(x, self.weight, self.bias, self.stride, (0, 0), self.dilation, self.groups)
+        return F.conv2d(x, weight, bias, self.stride, (0, 0), self.dilation, self.groups)

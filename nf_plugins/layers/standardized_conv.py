@@ -158,6 +158,8 @@ class StandardizedConv2d(nn.Conv2d):
         """
         if isinstance(x, torch.fx.Proxy):
             raise TypeError(self._advice('cannot be traced symbolically'))
+        if x.is_quantized:
+            raise TypeError(self._advice('cannot convolve a quantized tensor'))
         bias = self.bias
         if skip_gain is not None and bias is not None:
             bias = bias * skip_gain
@@ -212,6 +214,10 @@ class StandardizedConv2d(nn.Conv2d):
             'but the standardized one. Call nf_plugins.fold(model) first, which makes plain '
             'convolutions of these layers'
         )
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What ``torch.jit.script`` takes instead of the layer."""
+        raise TypeError(self._advice('cannot be scripted'))
 
     def _load_from_state_dict(self, *args: Any) -> None:
         vars(self)['_loads'] = True  # assign=True puts new parameters there
