@@ -106,7 +106,7 @@ def statistics(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-@tool(FUSION, '`switch_to_deploy()` of RepVGG and MobileOne in mmpretrain', (0.50, 0.55))
+@tool(FUSION, '`switch_to_deploy()` of RepVGG and MobileOne in mmpretrain', (0.5, 0.55))
 def reparameterization(case: Case) -> Pairs:
     backbones = pytest.importorskip('mmpretrain.models.backbones')
     import nf_plugins

@@ -20,7 +20,7 @@ def cells():
                 yield pytest.param(row, form, layer, id=name, marks=marks)
 
 
-@pytest.mark.parametrize(('row', 'form', 'layer'), cells())
+@pytest.mark.parametrize(('row', 'form', 'layer'), list(cells()))
 def test_right_or_an_error_that_says_so(row, form, layer):
     said = row.outcomes[form]
     found = outcome_of(row, case_of(row, layer, form), said)

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 
 from .case import Case, another, reference
-from .table import REFUSED, Pairs, outputs, tool
+from .table import REFUSED, Pairs, error_of, outputs, tool
 
 NAMES = ('conv1', 'conv2')
 
@@ -91,6 +91,31 @@ def lora(case: Case) -> Pairs:
             change()
             pairs.append((model(case.x), expected))
         return [*pairs, (model.merge_and_unload()(case.x), expected)]
+
+
+@tool(
+    ADAPTERS,
+    'peft: `LoHaConfig`, `LoKrConfig`, `merge_and_unload`',
+    REFUSED,
+    same="padding='same' is not supported for strided convolutions",
+    slow=True,
+)
+def hadamard_and_kronecker(case: Case) -> Pairs:
+    pairs = []
+    with peft_folder() as peft:
+        for kind in (peft.LoHaConfig, peft.LoKrConfig):
+            one, plain = another(case), copy.deepcopy(case.net)
+            model = peft.get_peft_model(one.net, kind(r=2, target_modules=list(NAMES))).eval()
+            for p in filter(lambda p: p.requires_grad, model.parameters()):
+                nn.init.normal_(p, std=0.5)
+            for name in NAMES:
+                adapter = model.base_model.model.get_submodule(name)
+                delta = adapter.get_delta_weight('default')
+                plain.get_submodule(name).weight.data += delta
+            expected = reference(plain, case.x)
+            assert error_of(expected, case.expected) > 0.1
+            pairs += [(model(case.x), expected), (model.merge_and_unload()(case.x), expected)]
+    return pairs
 
 
 def reparametrized(case: Case, change: Callable[[nn.Module], object]) -> Pairs:
