@@ -1,16 +1,13 @@
-"""``nf_plugins.fold``, and what tools may do before and after it."""
+"""``nf_plugins.fold``; what other tools do before and after it is in tests/test_third_party."""
 
 import copy
 
 import pytest
 import torch
 import torch.nn.functional as F
-from mmcv.cnn import ConvModule, fuse_conv_bn
-from mmengine.model.efficient_conv_bn_eval import turn_on_efficient_conv_bn_eval_for_single_model
+from mmcv.cnn import ConvModule
 from torch import nn
-from torch.ao.quantization import fuse_modules
-from torch.fx.experimental.optimization import fuse
-from torch.nn.utils import fuse_conv_bn_eval, parametrizations, parametrize, prune
+from torch.nn.utils import parametrizations, parametrize, prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import nf_plugins
@@ -20,73 +17,6 @@ from nf_plugins.models import FixupResNet, NFNet, NFRegNet, NFResNet, PWSResNet,
 from ..conftest import relative_error
 
 LAYERS = [ScaledWSConv2d, PWSConv2d]
-
-
-class ConvBN(nn.Module):
-    """Two convolutions with batch norms that have statistics, as in other people's networks."""
-
-    def __init__(self, layer, **options):
-        super().__init__()
-        self.conv1 = layer(3, 8, 3, padding=1, bias=False, **options)
-        self.bn1 = nn.BatchNorm2d(8)
-        self.conv2 = layer(8, 6, 3, stride=2, padding=1, **options)
-        self.bn2 = nn.BatchNorm2d(6)
-        for bn in (self.bn1, self.bn2):
-            nn.init.uniform_(bn.running_mean, -1, 1)
-            nn.init.uniform_(bn.running_var, 0.5, 2)
-            nn.init.uniform_(bn.weight, 0.5, 2)
-            nn.init.uniform_(bn.bias, -1, 1)
-        self.eval()
-
-    def forward(self, x):
-        return self.bn2(self.conv2(self.bn1(self.conv1(x)).relu()))
-
-
-def torch_fusion(net):
-    net.conv1, net.bn1 = fuse_conv_bn_eval(net.conv1, net.bn1), nn.Identity()
-    return net
-
-
-def efficient_evaluation(net):
-    turn_on_efficient_conv_bn_eval_for_single_model(net)
-    return net
-
-
-def eager_fusion(net):
-    return fuse_modules(net, [['conv1', 'bn1'], ['conv2', 'bn2']])
-
-
-def replaced_weight(net):
-    """As channel pruning, equalization and quantization tools do."""
-    net.conv1.weight = nn.Parameter(net.conv1.weight.detach().clone())
-    return net
-
-
-FUSERS = [fuse_conv_bn, torch_fusion, efficient_evaluation, eager_fusion, replaced_weight, fuse]
-
-
-@pytest.mark.parametrize('layer', LAYERS)
-@pytest.mark.parametrize('tool', FUSERS)
-class TestTools:
-    def test_unfolded_it_is_right_or_refused(self, layer, tool):
-        net, x = ConvBN(layer), torch.randn(2, 3, 8, 8)
-        with torch.no_grad():
-            before = net(x)
-            try:
-                after = tool(copy.deepcopy(net))(x)
-            except TypeError as error:
-                assert 'nf_plugins.fold(model)' in str(error)
-            except AssertionError as error:
-                assert 'did not find fuser method' in str(error)
-            else:
-                assert relative_error(after, before) < 1e-5
-
-    @torch.no_grad()
-    def test_folded_it_is_right(self, layer, tool):
-        net, x = ConvBN(layer), torch.randn(2, 3, 8, 8)
-        before = net(x)
-        assert nf_plugins.fold(net) is net
-        assert relative_error(tool(net)(x), before) < 1e-5
 
 
 @pytest.mark.parametrize('name', ['base_layer', 'inner'])

@@ -138,6 +138,14 @@ def own_code(case: Case) -> Pairs:
     return pairs
 
 
+@tool(FUSION, 'Code of your own that sets a new `conv.weight`', REFUSED)
+def own_weight(case: Case) -> Pairs:
+    """As channel pruning, equalization and quantization tools do."""
+    for conv in (case.net.conv1, case.net.conv2):
+        conv.weight = nn.Parameter(conv.weight.detach().clone())
+    return outputs(case, case.net)
+
+
 COUNTING = 'Counters of multiply-adds'
 
 

@@ -21,8 +21,9 @@ def cell(outcome: Outcome) -> str:
         return 'refused: fold first'
     if isinstance(outcome, str):
         return f'refused: "{outcome}"'
-    least, most = (f'{100 * error:.0f}' for error in outcome)
-    return f'**wrong** by {least} %' if least == most else f'**wrong** by {least} to {most} %'
+    form, unit = ('.0%', '') if max(outcome) < 2 else ('.0f', ' times')
+    errors = dict.fromkeys(f'{error:{form}}'.replace('%', ' %') for error in outcome)
+    return f'**wrong** by {" to ".join(errors)}{unit}'
 
 
 def table() -> str:
