@@ -16,7 +16,7 @@ from nf_plugins.functional import (
     scaled_standardize_weight,
     unitwise_norm,
 )
-from nf_plugins.functional.standardization import standardized_conv2d
+from nf_plugins.functional.standardization import Standardization, standardized_conv2d
 from nf_plugins.layers import (
     ECA,
     DropPath,
@@ -77,7 +77,10 @@ GOOD = {
     scaled_standardize_weight: dict(weight=ONES),
     parametric_standardize_weight: dict(weight=ONES),
     standardized_conv2d: dict(
-        x=torch.ones(1, 2, 5, 5), weight=ONES, scale=torch.ones(4), fan=18, eps=1e-4
+        x=torch.ones(1, 2, 5, 5),
+        weight=ONES,
+        scale=torch.ones(4),
+        constants=Standardization(var_factor=18, eps=1e-4),
     ),
     analyze: dict(model=nn.Identity(), inputs=ONES),
     agc: dict(clip_grad=dict(type='agc')),

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
-from nf_plugins.models.backbones.nf_base import NFBackbone
+from nf_plugins.models.backbones.nf_backbone import NFBackbone
 from nf_plugins.version import __version__
 
 from .exact import cast_exactly, check_numbers
-from .state_dict import unwrap_for
+from .state_dict import keys_set_by_layers, unwrap_for
 from .tensors import encode_weights
 
 Rename = Callable[[str, Tensor], 'tuple[str, Tensor] | None']
@@ -63,9 +63,8 @@ def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> d
         except ValueError as error:
             changed.append(f'{name} -> {key}: {error}')
             state[key] = wanted[key]
-    for key in wanted:  # what was trained elsewhere is initialised
-        if key.endswith('.alpha_initialized'):
-            state.setdefault(key, torch.ones_like(wanted[key]))
+    for key in keys_set_by_layers(model) & wanted.keys():  # foreign weights are initialised
+        state.setdefault(key, torch.ones_like(wanted[key]))
     # What the mean of the images is, is the config's business and in no weight file.
     empty = [key for key in wanted if key not in state and not key.startswith('data_preprocessor')]
     problems = [

@@ -270,8 +270,7 @@ def check_match(
             either. At least one that is more than a single number must match in any case.
     """
     wanted = module.state_dict()
-    # Flags that layers add themselves when the weights come from elsewhere.
-    optional = {key for key in wanted if key.endswith('.alpha_initialized')}
+    optional = keys_set_by_layers(module)
     bad = []
     for key, value in wanted.items():
         problem = _mismatch(state, key, value)
@@ -286,6 +285,18 @@ def check_match(
             f'{path} is for another model: {matched} of {len(wanted)} keys match; '
             f'the first that do not: {", ".join(bad[:3])}'
         )
+
+
+def keys_set_by_layers(module: nn.Module) -> set[str]:
+    """Find the keys that layers set themselves where a state dict has none.
+
+    A layer names them in its attribute ``keys_set_on_load``, as :class:`PWSConv2d` does.
+    """
+    return {
+        f'{prefix}.{key}' if prefix else key
+        for prefix, layer in module.named_modules(remove_duplicate=False)
+        for key in getattr(layer, 'keys_set_on_load', ())
+    }
 
 
 def _mismatch(state: Mapping[str, Any], key: str, wanted: Tensor) -> str | None:

@@ -17,7 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from nf_plugins.layers import PWSConv2d, ScaledWSConv2d
 from nf_plugins.models.backbones.fixup_resnet import FixupBlock, FixupResNet
-from nf_plugins.models.backbones.nf_base import NFBlock
+from nf_plugins.models.backbones.nf_block import NFBlock
 from nf_plugins.registry import OPTIM_WRAPPER_CONSTRUCTORS, class_of
 from nf_plugins.utils.checks import check_number
 

@@ -4,7 +4,7 @@ from .agc import adaptive_clip_grad_, unitwise_norm
 from .channel_statistics import ChannelStatistics, channel_statistics
 from .gamma import GAMMA, activation_gamma, activation_name, knows_activation
 from .padding import fixed_same_padding, pad_same, same_padding
-from .weight_standardization import parametric_standardize_weight, scaled_standardize_weight
+from .standardization import parametric_standardize_weight, scaled_standardize_weight
 
 __all__ = [
     'GAMMA',

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import operator
+from dataclasses import replace
 from functools import reduce
 from typing import Any
 
@@ -32,11 +33,12 @@ from nf_plugins.functional import (
     same_padding,
 )
 from nf_plugins.functional.standardization import (
+    EPS,
+    Standardization,
     standardize,
     standardized_conv2d,
     standardized_weight,
 )
-from nf_plugins.functional.weight_standardization import EPS
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_pair
 
@@ -138,15 +140,19 @@ class StandardizedConv2d(nn.Conv2d):
         if self.deployed:
             weight = self.weight * factor
             return weight if skip_gain is None else weight * skip_gain
-        scale, law = self.law()
-        law['constant'] *= factor
+        scale, constants = self.filter_scale(), self.standardization()
+        constants = replace(constants, constant=constants.constant * factor)
         scale = scale if skip_gain is None else scale * skip_gain
         if not torch.is_grad_enabled():
-            return standardized_weight(self.weight, scale, **law)
-        return standardize(self.weight, scale, **law).to(self.weight.dtype)
+            return standardized_weight(self.weight, scale, constants)
+        return standardize(self.weight, scale, constants).to(self.weight.dtype)
 
-    def law(self) -> tuple[Tensor, dict[str, Any]]:
-        """``scale`` of :func:`standardize`, and ``fan``, ``eps``, ``clamp`` and ``constant``."""
+    def standardization(self) -> Standardization:
+        """The constants of the standardization."""
+        raise NotImplementedError
+
+    def filter_scale(self) -> Tensor:
+        """The learnable scale of each filter, ``(out_channels,)``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, skip_gain: Tensor | None = None) -> Tensor:
@@ -166,12 +172,12 @@ class StandardizedConv2d(nn.Conv2d):
         if self.deployed:
             weight = self.weight if skip_gain is None else self.weight * skip_gain
             return self._conv_forward(x, weight, bias)
-        scale, law = self.law()
+        scale = self.filter_scale()
         if skip_gain is not None:
             scale = scale * skip_gain
         x, padding = self._pad(x)
         geometry = (self.stride, padding, self.dilation, self.groups)
-        return standardized_conv2d(x, self.weight, scale, bias, *geometry, **law)
+        return standardized_conv2d(x, self.weight, scale, self.standardization(), bias, *geometry)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The input, padded where a convolution cannot, and what the convolution pads."""
@@ -332,10 +338,11 @@ class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d')
         if hasattr(self, 'gain') and self.gain is not None:
             nn.init.constant_(self.gain, self.gain_init)
 
-    def law(self) -> tuple[Tensor, dict[str, Any]]:
-        scale = self.weight.new_ones(self.out_channels) if self.gain is None else self.gain
-        clamp = self.eps_mode == 'clamp'
-        return scale, dict(fan=self.fan_in, eps=self.eps, clamp=clamp, constant=self.gamma)
+    def standardization(self) -> Standardization:
+        return Standardization.scaled(self.fan_in, self.eps, self.eps_mode, self.gamma)
+
+    def filter_scale(self) -> Tensor:
+        return self.weight.new_ones(self.out_channels) if self.gain is None else self.gain
 
     def extra_repr(self) -> str:
         return f'{super().extra_repr()}, gamma={self.gamma:.4g}, {self.eps_mode} eps={self.eps:g}'
@@ -374,6 +381,9 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
         >>> conv(torch.randn(1, 3, 7, 7)).shape
         torch.Size([1, 8, 7, 7])
     """
+
+    keys_set_on_load = ('alpha_initialized',)
+    """Keys that need not be in a state dict: weights without the flag are trained already."""
 
     def __init__(
         self,
@@ -414,9 +424,11 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
             nn.init.zeros_(self.alpha_initialized)
             self._may_initialize = True
 
-    def law(self) -> tuple[Tensor, dict[str, Any]]:
-        law = dict(fan=self.fan / 2, eps=self.gamma, clamp=False, constant=1.0)
-        return self.alpha[:, 0, 0, 0], law
+    def standardization(self) -> Standardization:
+        return Standardization.parametric(self.fan, self.gamma)
+
+    def filter_scale(self) -> Tensor:
+        return self.alpha[:, 0, 0, 0]
 
     def forward(self, x: Tensor, skip_gain: Tensor | None = None) -> Tensor:
         if self._may_initialize and self.training and not self.deployed:

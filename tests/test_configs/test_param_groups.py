@@ -13,7 +13,7 @@ from torch import nn
 
 from nf_plugins.engine import agc_optim_wrapper
 from nf_plugins.layers import PWSConv2d, ScaledWSConv2d
-from nf_plugins.models.backbones.nf_base import NFBlock
+from nf_plugins.models.backbones.nf_block import NFBlock
 
 from .test_configs import CONFIGS, load, mark
 

@@ -18,16 +18,20 @@ from hypothesis import strategies as st
 from nf_plugins.functional import (
     adaptive_clip_grad_,
     channel_statistics,
-    cpu_standardization,
     parametric_standardize_weight,
     scaled_standardize_weight,
 )
-from nf_plugins.functional.standardization import standardize, standardized_conv2d
+from nf_plugins.functional.standardization import (
+    Standardization,
+    kernels_c,
+    standardize,
+    standardized_conv2d,
+)
 from nf_plugins.layers import PWSConv2d, ScaledWSConv2d
 from nf_plugins.models import NFNet, NFRegNet, NFResNet, PWSResNet
-from nf_plugins.models.backbones.nf_base import NFBlock
+from nf_plugins.models.backbones.nf_block import NFBlock
 
-from .test_standardization import compiled, run_kernels
+from .test_standardization.test_conv import compiled, run_kernels
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -71,7 +75,7 @@ fans = st.one_of(
     st.tuples(st.integers(1, 450), st.just(3), st.just(3)),
     st.tuples(st.integers(2, 4000), st.just(1), st.just(1)),
 ).filter(lambda fan: math.prod(fan) >= 2)
-laws = st.fixed_dictionaries(
+standardizations = st.fixed_dictionaries(
     dict(
         eps=st.sampled_from([0.0, 1e-12, 1e-5, 1e-4, 1.0, 1e3]),
         clamp=st.booleans(),
@@ -112,27 +116,27 @@ def draw_weight(data, dtype, fan=fans, **limits):
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, *HALF])
 @thorough(60)
-@given(data=st.data(), law=laws)
-def test_the_plain_formula(dtype, data, law):
+@given(data=st.data(), options=standardizations)
+def test_the_plain_formula(dtype, data, options):
     w, scale = draw_weight(data, dtype)
     fan = data.draw(st.sampled_from([1.0, w[0].numel(), w[0].numel() / 2]))
-    found = standardize(w, scale, fan, **law)
+    found = standardize(w, scale, Standardization(fan, **options))
     assert found.dtype == (torch.float32 if dtype in HALF else dtype)
-    check_standardized(found, w, scale, fan, **law)
+    check_standardized(found, w, scale, fan, **options)
 
 
 @compiled
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @thorough(60)
-@given(data=st.data(), law=laws)
-def test_the_c_kernels(dtype, data, law):
+@given(data=st.data(), options=standardizations)
+def test_the_c_kernels(dtype, data, options):
     w, scale = draw_weight(data, dtype)
     fan = float(w[0].numel())
     out, again, _, _ = run_kernels(
-        cpu_standardization, w.contiguous(), scale, torch.ones_like(w), fan=fan, **law
+        kernels_c, w.contiguous(), scale, torch.ones_like(w), var_factor=fan, **options
     )
     for found in (out, again):
-        check_standardized(found, w, scale, fan, **law)
+        check_standardized(found, w, scale, fan, **options)
 
 
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, *HALF])
@@ -157,8 +161,8 @@ def test_the_public_functions(dtype, data):
 @pytest.mark.parametrize('kernels', [True, False])
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32])
 @thorough(30)
-@given(data=st.data(), law=laws)
-def test_the_convolution_of_impulses(dtype, kernels, data, law):
+@given(data=st.data(), options=standardizations)
+def test_the_convolution_of_impulses(dtype, kernels, data, options):
     """The response to impulses is the standardized weight, with kernels and without."""
     small = st.tuples(st.integers(1, 8), st.integers(1, 3), st.integers(1, 4))
     w, scale = draw_weight(data, dtype, small.filter(lambda fan: math.prod(fan) >= 2))
@@ -166,9 +170,9 @@ def test_the_convolution_of_impulses(dtype, kernels, data, law):
     impulses = torch.eye(fan, dtype=dtype).view(fan, *w.shape[1:])
     with pytest.MonkeyPatch.context() as patch:
         if not kernels:
-            patch.setattr(cpu_standardization, '_library', lambda: None)
-        found = standardized_conv2d(impulses, w, scale, fan=float(fan), **law)
-    check_standardized(found.view(fan, len(w)).T, w, scale, fan, **law)
+            patch.setattr(kernels_c, '_library', lambda: None)
+        found = standardized_conv2d(impulses, w, scale, Standardization(float(fan), **options))
+    check_standardized(found.view(fan, len(w)).T, w, scale, fan, **options)
 
 
 # ------------------------------------------------------------ statistics
@@ -251,8 +255,8 @@ def test_a_folded_layer_gives_the_same(data):
         (ScaledWSConv2d, dict(gain_init=None, eps=1.0)),
         (PWSConv2d, dict(gamma=1e-2, equiv=data.draw(st.booleans()), mode='fan_out')),
     ]
-    layer, law = data.draw(st.sampled_from(kinds))
-    conv = layer(2 * groups, 4, **options, **law).double().eval()
+    layer, constants = data.draw(st.sampled_from(kinds))
+    conv = layer(2 * groups, 4, **options, **constants).double().eval()
     randomize(conv)
     x = torch.randn(2, 2 * groups, *data.draw(st.tuples(*[st.integers(7, 11)] * 2))).double()
     with torch.no_grad():

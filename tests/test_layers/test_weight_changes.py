@@ -374,9 +374,8 @@ class Tempered(ScaledWSConv2d):
         super().__init__(*args, **kwargs)
         self.temperature = nn.Parameter(torch.ones(()))
 
-    def law(self):
-        scale, law = super().law()
-        return scale / self.temperature, law
+    def filter_scale(self):
+        return super().filter_scale() / self.temperature
 
 
 def test_a_parameter_of_a_subclass():

@@ -7,7 +7,7 @@ import torch
 from mmengine.registry import MODELS
 from torch import nn
 
-from nf_plugins.models.backbones.base import may_overwrite
+from nf_plugins.models.backbones.residual_block import may_overwrite
 
 from ..conftest import relative_error
 

@@ -24,7 +24,7 @@ from nf_plugins.checkpoint.convert import encode_converted
 from nf_plugins.checkpoint.state_dict import split_weights_key, weights_for
 from nf_plugins.layers import StandardizedConv2d, fold
 from nf_plugins.models import PWSResNet
-from nf_plugins.models.backbones.nf_base import NFBackbone
+from nf_plugins.models.backbones.nf_backbone import NFBackbone
 from nf_plugins.registry import MODELS
 from nf_plugins.spp.inputs import config_input_size, image_channels
 from nf_plugins.utils import (

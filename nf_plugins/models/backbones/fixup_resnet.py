@@ -13,9 +13,11 @@ from nf_plugins.layers.start import normal_weight, start
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_integer, check_integers, check_number
 
-from .base import ResidualBlock, StagedBackbone, activate
-from .nf_base import ConvBuilder, NFStem
+from .conv_builder import ConvBuilder
 from .nf_resnet import resnet_depths
+from .nf_stem import NFStem
+from .residual_block import ResidualBlock, activate
+from .staged import BlockPlace, StagedBackbone
 
 
 class FixupBlock(ResidualBlock):
@@ -23,11 +25,7 @@ class FixupBlock(ResidualBlock):
 
     Args:
         conv: Builder of the convolutions.
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
-        num_blocks: Blocks of the network, for the initialisation.
-        stride: Stride of the 3x3 convolution.
-        dilation: Its dilation.
+        place: The place of the block.
         drop_path_rate: Rate of stochastic depth, not rescaled.
         with_cp: Recompute in the backward pass.
     """
@@ -37,26 +35,23 @@ class FixupBlock(ResidualBlock):
     def __init__(
         self,
         conv: ConvBuilder,
-        in_channels: int,
-        out_channels: int,
-        num_blocks: int,
-        stride: int = 1,
-        dilation: int = 1,
+        place: BlockPlace,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
     ) -> None:
         super().__init__(with_cp)
+        in_channels, out_channels = place.in_channels, place.out_channels
         mid = out_channels // 4
         self.conv1 = conv(in_channels, mid, 1)
-        self.conv2 = conv(mid, mid, 3, stride, dilation)
+        self.conv2 = conv(mid, mid, 3, place.stride, place.dilation)
         self.conv3 = conv(mid, out_channels, 1)
         self.downsample = None
-        if stride > 1 or in_channels != out_channels:
-            self.downsample = conv(in_channels, out_channels, 1, stride)
+        if place.is_transition:
+            self.downsample = conv(in_channels, out_channels, 1, place.stride)
             start(self.downsample, normal_weight, std=math.sqrt(2 / out_channels))
         for layer in (self.conv1, self.conv2):
             fan_out = mid * math.prod(layer.kernel_size)
-            start(layer, normal_weight, std=math.sqrt(2 / fan_out) * num_blocks**-0.25)
+            start(layer, normal_weight, std=math.sqrt(2 / fan_out) * place.num_blocks**-0.25)
         start(self.conv3, normal_weight, std=0.0)
         for name in self.BIASES:
             self.register_parameter(name, nn.Parameter(torch.zeros(())))
@@ -85,8 +80,8 @@ class FixupResNet(StagedBackbone):
     """ResNet without norms by the Fixup initialisation, a baseline of the NF papers.
 
     The last convolution of each branch starts at 0, the others are scaled down with
-    the depth, and scalar biases stand around the convolutions. Its output is
-    activated and needs average pooling alone.
+    the depth, and there are scalar biases before and after the convolutions. Its output
+    is activated and needs average pooling alone.
 
     Args:
         depth: 26, 50, 101, 152, 200, 288, 600, or the blocks of the four stages.
@@ -103,8 +98,8 @@ class FixupResNet(StagedBackbone):
         init_cfg: mm initialisation config. The network initialises itself.
 
     Source: Zhang et al. 2019, "Fixup initialization"; DeepMind's
-    ``nfnets/fixup_resnet.py``, whose last bias (in front of the classifier) is added
-    here to the last feature map, which its mean cannot tell apart.
+    ``nfnets/fixup_resnet.py``. Its last bias is added to the pooled features; here it is
+    added to the last feature map, which gives the same after average pooling.
 
     Example:
         >>> import torch
@@ -138,27 +133,13 @@ class FixupResNet(StagedBackbone):
         self.stem = NFStem(stem, in_channels, base_channels, conv)
         self.bias1 = nn.Parameter(torch.zeros(()))
         self.relu = nn.ReLU()
-        channels = base_channels
 
-        def make_block(stage: int, index: int) -> FixupBlock:
-            nonlocal channels
-            width = 4 * base_channels * 2**stage
-            block = FixupBlock(
-                conv,
-                channels,
-                width,
-                num_blocks=sum(depths),
-                stride=strides[stage] if index == 0 else 1,
-                dilation=dilations[stage],
-                drop_path_rate=drop_path_rate * (sum(depths[:stage]) + index) / sum(depths),
-                with_cp=with_cp,
-            )
-            channels = width
-            return block
+        def make_block(place: BlockPlace, previous: nn.Module | None) -> FixupBlock:
+            return FixupBlock(conv, place, place.drop_path_rate(drop_path_rate), with_cp)
 
-        self.make_stages(depths, make_block)
+        widths = [4 * base_channels * 2**i for i in range(4)]
+        self.make_stages(make_block, base_channels, depths, widths, strides, dilations)
         self.bias2 = nn.Parameter(torch.zeros(()))
-        self.feat_dim = channels
         self.freeze_stages()
 
     def reset_parameters(self) -> None:
@@ -181,7 +162,8 @@ class FixupResNet(StagedBackbone):
             self.bias2.requires_grad_(False)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        # The stem pools before the bias and the ReLU, which keep the order of its inputs.
+        # The stem pools before the bias and the ReLU: both are monotonic, so the maximum of a
+        # window is the same as after them.
         return activate(self.relu, self.stem(x) + self.bias1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -8,7 +8,8 @@ from typing import Any
 
 from nf_plugins.registry import MODELS
 
-from .nf_base import NFArch, NFBackbone, resolve_arch
+from .nf_arch import NFArch, resolve_arch
+from .nf_backbone import NFBackbone
 
 _B0 = NFArch(
     depths=(1, 3, 6, 6),
@@ -53,10 +54,10 @@ class NFRegNet(NFBackbone):
 
     Args:
         arch: 'b0' to 'b8', or ``dict(base='b0', width_mult=1.0, ...)`` with fields of
-            :class:`~nf_plugins.models.backbones.nf_base.NFArch` to override.
+            :class:`~nf_plugins.models.backbones.nf_arch.NFArch` to override.
         act_cfg: Config of the activation.
         **kwargs: ``alpha``, ``skipinit``, ``attention``, ``drop_path_rate``, ...: see
-            :class:`~nf_plugins.models.backbones.nf_base.NFBackbone`.
+            :class:`~nf_plugins.models.backbones.nf_backbone.NFBackbone`.
 
     Shape:
         - Input: ``(N, in_channels, H, W)``.

@@ -8,7 +8,8 @@ from typing import Any
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_choice, check_integer, check_integers
 
-from .nf_base import MOST_BLOCKS, NFArch, NFBackbone
+from .nf_arch import MOST_BLOCKS, NFArch
+from .nf_backbone import NFBackbone
 
 DEPTHS = {
     26: (2, 2, 2, 2),
@@ -22,7 +23,7 @@ DEPTHS = {
 
 
 def resnet_depths(depth: int | Sequence[int]) -> tuple[int, ...]:
-    """Blocks per stage of a bottleneck ResNet: of a named depth, or as given."""
+    """Find the blocks per stage of a bottleneck ResNet: by its named depth, or as given."""
     if isinstance(depth, int):
         return DEPTHS[check_choice('depth', depth, DEPTHS)]
     return check_integers('depth', depth, 4, maximum=MOST_BLOCKS)
@@ -45,14 +46,14 @@ class NFResNet(NFBackbone):
             None.
         se_ratio: Hidden channels of squeeze-excite per channel.
         downsample: 'conv' for strided shortcut convolutions (official) or 'avg' for
-            average pooling in front of them (timm).
+            average pooling before them (timm).
         channel_divisor: Round channels to multiples of it.
         gamma_at: 'act' (official) or 'conv' (timm), see
-            :class:`~nf_plugins.models.backbones.nf_base.NFArch`.
+            :class:`~nf_plugins.models.backbones.nf_arch.NFArch`.
         **kwargs: ``in_channels``, ``alpha``, ``act_cfg``, ``conv_cfg``, ``eps_mode``,
             ``skipinit``, ``drop_path_rate``, ``padding``, ``dilations``,
             ``out_indices``, ``frozen_stages``, ``deploy``, ``with_cp``, ...: see
-            :class:`~nf_plugins.models.backbones.nf_base.NFBackbone`.
+            :class:`~nf_plugins.models.backbones.nf_backbone.NFBackbone`.
 
     Shape:
         - Input: ``(N, in_channels, H, W)``.

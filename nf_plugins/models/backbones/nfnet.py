@@ -8,7 +8,8 @@ from typing import Any
 
 from nf_plugins.registry import MODELS
 
-from .nf_base import NFArch, NFBackbone, resolve_arch
+from .nf_arch import NFArch, resolve_arch
+from .nf_backbone import NFBackbone
 
 _F0 = NFArch(
     depths=(1, 2, 6, 3),
@@ -42,10 +43,10 @@ class NFNet(NFBackbone):
     Args:
         arch: 'f0' to 'f7', 'f0+' to 'f7+' (wider), or ``dict(base='f0',
             group_width=64, ...)`` with fields of
-            :class:`~nf_plugins.models.backbones.nf_base.NFArch` to override.
+            :class:`~nf_plugins.models.backbones.nf_arch.NFArch` to override.
         act_cfg: Config of the activation. The official GELU is the tanh approximation.
         **kwargs: ``alpha``, ``skipinit``, ``attention``, ``drop_path_rate``, ...: see
-            :class:`~nf_plugins.models.backbones.nf_base.NFBackbone`.
+            :class:`~nf_plugins.models.backbones.nf_backbone.NFBackbone`.
 
     Shape:
         - Input: ``(N, in_channels, H, W)``.

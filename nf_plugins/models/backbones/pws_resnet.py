@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
-from mmcv.cnn import build_conv_layer, build_norm_layer
+from mmcv.cnn import build_norm_layer
 from torch import Tensor, nn
 
 from nf_plugins.layers import DropPath
@@ -18,75 +17,62 @@ from nf_plugins.utils.checks import (
     check_number,
 )
 
-from .base import ResidualBlock, StagedBackbone, activate, add_shortcut, may_overwrite
-
-
-def _conv(conv_cfg: dict | None, *args: Any, initalpha: bool = False, **kwargs: Any) -> nn.Module:
-    """Build a convolution; ``initalpha`` says whether this one may use that option."""
-    if conv_cfg is not None and not initalpha:
-        conv_cfg = {key: value for key, value in conv_cfg.items() if key != 'initalpha'}
-    return build_conv_layer(conv_cfg, *args, **kwargs)
+from .conv_builder import ConvBuilder
+from .nf_stem import STEMS
+from .residual_block import ResidualBlock, activate, add_shortcut, may_overwrite
+from .staged import BlockPlace, StagedBackbone
 
 
 class PWSBlock(ResidualBlock):
     """ReLU, then the convolutions of a basic or bottleneck block, without norms.
 
-    The ReLU stands at the start of the block, so that the identity path carries a
-    signal of approximately zero mean.
+    The ReLU is at the start of the block, so that the signal on the identity path has
+    approximately zero mean.
 
     Args:
-        in_channels: Channels of the input.
-        out_channels: Channels of the output.
+        conv: Builder of the convolutions. Its option ``initalpha`` acts on the first one and
+            on the shortcut's alone.
+        place: The place of the block. The stride is that of the first 3x3, or of the first
+            1x1 in style 'caffe'; the dilation that of the 3x3 (the first, in a basic block).
         bottleneck: Three convolutions (1x1, 3x3, 1x1 on a quarter of the channels)
             instead of two (3x3, 3x3).
-        stride: Stride of the first 3x3, or of the first 1x1 in style 'caffe'.
-        dilation: Dilation of the 3x3 (the first, in a basic block).
         style: 'pytorch' or 'caffe'.
         avg_down: Average pooling before the shortcut's convolution.
-        conv_cfg: Config of the convolutions.
         drop_path_rate: Rate of stochastic depth.
         with_cp: Recompute in the backward pass.
     """
 
     def __init__(
         self,
-        in_channels: int,
-        out_channels: int,
+        conv: ConvBuilder,
+        place: BlockPlace,
         bottleneck: bool,
-        stride: int = 1,
-        dilation: int = 1,
         style: str = 'pytorch',
         avg_down: bool = False,
-        conv_cfg: dict | None = None,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
     ) -> None:
         super().__init__(with_cp)
+        in_channels, out_channels, stride = place.in_channels, place.out_channels, place.stride
         mid = out_channels // 4 if bottleneck else out_channels
         first, second = (1, stride) if style == 'pytorch' and bottleneck else (stride, 1)
-
-        def conv3x3(in_channels: int, stride: int, dilation: int, initalpha: bool) -> nn.Module:
-            return _conv(
-                conv_cfg, in_channels, mid, 3, stride, dilation, dilation, initalpha=initalpha
-            )
-
+        later = conv.without('initalpha')
         if bottleneck:
-            self.conv1 = _conv(conv_cfg, in_channels, mid, 1, first, initalpha=True)
-            self.conv2 = conv3x3(mid, second, dilation, False)
-            self.conv3 = _conv(conv_cfg, mid, out_channels, 1)
+            self.conv1 = conv(in_channels, mid, 1, first)
+            self.conv2 = later(mid, mid, 3, second, place.dilation)
+            self.conv3 = later(mid, out_channels, 1)
         else:
-            self.conv1 = conv3x3(in_channels, first, dilation, True)
-            self.conv2 = conv3x3(mid, second, 1, False)
+            self.conv1 = conv(in_channels, mid, 3, first, place.dilation)
+            self.conv2 = later(mid, mid, 3, second)
             self.conv3 = None
         self.relu = nn.ReLU()
         self.inner_relu = nn.ReLU()
         self.drop_path = DropPath(drop_path_rate, scale_by_keep=True)
         self.downsample = None
-        if stride != 1 or in_channels != out_channels:
-            pool = avg_down and stride != 1
+        if place.is_transition:
+            pool = avg_down and stride > 1
             layers = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)] * pool
-            conv_stride = 1 if pool else stride
-            layers += [_conv(conv_cfg, in_channels, out_channels, 1, conv_stride, initalpha=True)]
+            layers += [conv(in_channels, out_channels, 1, 1 if pool else stride)]
             self.downsample = nn.Sequential(*layers)
 
     def inner_forward(self, x: Tensor) -> Tensor:
@@ -190,37 +176,21 @@ class PWSResNet(StagedBackbone):
         depths = depths[:num_stages]
         self.depth = depth
 
-        kernel, stride, padding = (7, 2, 3) if stem == 'imagenet' else (3, 1, 1)
-        self.conv1 = _conv(
-            conv_cfg, in_channels, stem_channels, kernel, stride, padding, initalpha=True
-        )
+        conv = ConvBuilder(conv_cfg, 'symmetric', bias=None)
+        ((kernel, stride, _),), has_pool = STEMS[stem]
+        self.conv1 = conv(in_channels, stem_channels, kernel, stride)
         self.norm1 = (
             build_norm_layer(norm_cfg, stem_channels)[1] if norm_cfg is not None else nn.Identity()
         )
         self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if stem == 'imagenet' else nn.Identity()
+        self.maxpool = nn.MaxPool2d(3, 2, 1) if has_pool else nn.Identity()
+
+        def make_block(place: BlockPlace, previous: nn.Module | None) -> PWSBlock:
+            rate = drop_path_rate * place.index / max(place.num_blocks - 1, 1)
+            return PWSBlock(conv, place, bottleneck, style, avg_down, rate, with_cp)
 
         widths = [base_channels * (4 if bottleneck else 1) * 2**i for i in range(num_stages)]
-
-        def make_block(stage: int, index: int) -> PWSBlock:
-            first = index == 0
-            previous = widths[stage - 1] if stage else stem_channels
-            position = sum(depths[:stage]) + index
-            return PWSBlock(
-                previous if first else widths[stage],
-                widths[stage],
-                bottleneck,
-                stride=strides[stage] if first else 1,
-                dilation=dilations[stage],
-                style=style,
-                avg_down=avg_down,
-                conv_cfg=conv_cfg,
-                drop_path_rate=drop_path_rate * position / max(sum(depths) - 1, 1),
-                with_cp=with_cp,
-            )
-
-        self.make_stages(depths, make_block)
-        self.feat_dim = widths[-1]
+        self.make_stages(make_block, stem_channels, depths, widths, strides, dilations)
         self.freeze_stages()
 
     def stem_modules(self) -> list[nn.Module]:

@@ -19,47 +19,59 @@ from nf_plugins.utils.checks import (
     check_number,
 )
 
-from .base import ResidualBlock, StagedBackbone, add_shortcut, may_overwrite
-from .nf_base import ConvBuilder, NFStem
+from .conv_builder import ConvBuilder
 from .nf_resnet import resnet_depths
+from .nf_stem import NFStem
+from .residual_block import ResidualBlock, add_shortcut, may_overwrite
+from .staged import BlockPlace, StagedBackbone
 
 INITS = {'he': 2.0, 'lecun': 1.0}
 """Name -> variance of a weight times its fan-in."""
 
 
 class ResNetV2Block(ResidualBlock):
-    """Norm and activation (in either order) in front of each of three convolutions."""
+    """Three convolutions, each after a norm and an activation (in either order).
+
+    Args:
+        conv: Builder of the convolutions.
+        place: The place of the block.
+        act_cfg: Config of the activation.
+        norm_cfg: Config of the norms.
+        order: 'bn_relu' or 'relu_bn'.
+        se_ratio: Hidden channels of squeeze-excite per channel; 0 for no squeeze-excite.
+        drop_path_rate: Rate of stochastic depth.
+        with_cp: Recompute in the backward pass.
+    """
 
     def __init__(
         self,
         conv: ConvBuilder,
+        place: BlockPlace,
         act_cfg: dict,
         norm_cfg: dict,
         order: str,
-        in_channels: int,
-        out_channels: int,
-        stride: int = 1,
-        dilation: int = 1,
-        projection: bool = False,
         se_ratio: float = 0.0,
         drop_path_rate: float = 0.0,
         with_cp: bool = False,
     ) -> None:
         super().__init__(with_cp)
+        in_channels, out_channels = place.in_channels, place.out_channels
         mid = out_channels // 4
         self.order = order
         self.act, _ = build_activation({'gamma': 1.0, **act_cfg})
         self.norm1 = build_norm_layer(norm_cfg, in_channels)[1]
         self.conv1 = conv(in_channels, mid, 1)
         self.norm2 = build_norm_layer(norm_cfg, mid)[1]
-        self.conv2 = conv(mid, mid, 3, stride, dilation)
+        self.conv2 = conv(mid, mid, 3, place.stride, place.dilation)
         self.norm3 = build_norm_layer(norm_cfg, mid)[1]
         self.conv3 = conv(mid, out_channels, 1)
         self.se = None
         if se_ratio:
             self.se = SqueezeExcite(out_channels, max(1, int(se_ratio * out_channels)), factor=1.0)
         self.drop_path = DropPath(drop_path_rate, scale_by_keep=True)
-        self.downsample = conv(in_channels, out_channels, 1, stride) if projection else None
+        self.downsample = None
+        if place.index_in_stage == 0:
+            self.downsample = conv(in_channels, out_channels, 1, place.stride)
 
     def _preactivate(self, norm: nn.Module, x: Tensor) -> Tensor:
         return self.act(norm(x)) if self.order == 'bn_relu' else norm(self.act(x))
@@ -165,28 +177,14 @@ class ResNetV2(StagedBackbone):
         super().__init__(4, out_indices, frozen_stages, norm_eval, init_cfg)
         conv = ConvBuilder(conv_cfg, padding, bias=False)
         self.stem = NFStem(stem, in_channels, base_channels, conv)
+        se_ratio = 0.25 if attention == 'se' else 0.0
+
+        def make_block(place: BlockPlace, previous: nn.Module | None) -> ResNetV2Block:
+            rate = place.drop_path_rate(drop_path_rate)
+            return ResNetV2Block(conv, place, act_cfg, norm_cfg, order, se_ratio, rate, with_cp)
+
         widths = [4 * base_channels * 2**i for i in range(4)]
-
-        def make_block(stage: int, index: int) -> ResNetV2Block:
-            first = index == 0
-            previous = widths[stage - 1] if stage else base_channels
-            return ResNetV2Block(
-                conv,
-                act_cfg,
-                norm_cfg,
-                order,
-                previous if first else widths[stage],
-                widths[stage],
-                stride=strides[stage] if first else 1,
-                dilation=dilations[stage],
-                projection=first,
-                se_ratio=0.25 if attention == 'se' else 0.0,
-                drop_path_rate=drop_path_rate * (sum(depths[:stage]) + index) / sum(depths),
-                with_cp=with_cp,
-            )
-
-        self.make_stages(depths, make_block)
-        self.feat_dim = widths[-1]
+        self.make_stages(make_block, base_channels, depths, widths, strides, dilations)
         gain = INITS[init or ('he' if order == 'bn_relu' else 'lecun')]
         for module in self.modules():
             if isinstance(module, nn.Conv2d):

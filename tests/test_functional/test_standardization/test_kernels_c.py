@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from nf_plugins.functional import cpu_standardization as kernels
-from nf_plugins.functional.standardization import standardize, standardized_conv2d
+from nf_plugins.functional.standardization import (
+    Standardization,
+    standardize,
+    standardized_conv2d,
+)
+from nf_plugins.functional.standardization import kernels_c as kernels
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 has_compiler = pytest.mark.skipif(not shutil.which('cc'), reason='needs a C compiler')
 
 
@@ -44,8 +48,9 @@ def works() -> bool:
     """Whether the kernels are there; the convolution must be right with and without them."""
     torch.manual_seed(0)
     x, w, scale = torch.randn(1, 4, 5, 5), torch.randn(8, 4, 3, 3), torch.randn(8)
-    out = standardized_conv2d(x, w, scale, fan=36, eps=1e-4)
-    expected = torch.nn.functional.conv2d(x, standardize(w, scale, 36, 1e-4))
+    constants = Standardization(var_factor=36, eps=1e-4)
+    out = standardized_conv2d(x, w, scale, constants)
+    expected = torch.nn.functional.conv2d(x, standardize(w, scale, constants))
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-5)
     return kernels.supports(w)
 
@@ -240,11 +245,12 @@ def test_machines_with_one_home_have_a_file_each(what, cache, monkeypatch):
 
 FORK = """
 import os, signal, time, torch
-from nf_plugins.functional import cpu_standardization as kernels
+from nf_plugins.functional.standardization import Standardization, kernels_c as kernels
 torch.set_num_threads(2)
 weight, scale = torch.randn(1024, 1200), torch.ones(1024)
 assert kernels.supports(weight) and kernels._threads(weight) == 2
-run = lambda: kernels.forward(weight, scale, torch.empty_like(weight), 1200.0, 1e-4, True, 1.0)
+constants = Standardization(1200.0, 1e-4, clamp=True)
+run = lambda: kernels.forward(weight, scale, torch.empty_like(weight), constants)
 expected = run()
 child = os.fork()
 if not child:

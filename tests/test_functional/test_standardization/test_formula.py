@@ -10,7 +10,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from nf_plugins.functional import parametric_standardize_weight, scaled_standardize_weight
 
-from ..conftest import DATA, relative_error
+from ...conftest import DATA, relative_error
 
 SHAPES = [(5, 3, 3, 3), (4, 1, 3, 3), (8, 64, 1, 1), (2, 2, 5, 3)]
 

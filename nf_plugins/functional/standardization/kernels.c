@@ -1,9 +1,9 @@
-/* Weight standardization on the CPU; standardization.py has the formulas.
+/* Weight standardization on the CPU; formula.py has the formula.
  *
  * A row is a filter. It stays in the cache between the passes over it, so main memory
- * is read and written once. Sums are of blocks in the type of the weight, and of the
- * blocks in double. The mean of equal weights is that weight, without a rounding error that
- * would count as a variance; with v = 0 they become 0 and get no gradient.
+ * is read and written once. The values of a block are added in the type of the weight, and
+ * the sums of the blocks in double. The mean of equal weights is that weight: a rounding error
+ * would count as a variance. With v = 0 they become 0 and get no gradient.
  */
 #include <math.h>
 #include <stdint.h>
@@ -12,7 +12,7 @@
 
 #define KERNELS(T, SUFFIX, LEAST, MOST, EPSILON, ZERO)                                         \
     void forward_##SUFFIX(const T *weight, const T *scale, T *out, T *stats, int64_t rows,     \
-                          int64_t size, double fan, double eps, int clamp, double constant,     \
+                          int64_t size, double var_factor, double eps, int clamp, double constant,\
                           int threads)                                                         \
     {                                                                                          \
         _Pragma("omp parallel for schedule(static) num_threads(threads)")                      \
@@ -52,9 +52,9 @@
                     square = 0;                                                                \
                 }                                                                              \
             }                                                                                  \
-            double v = fan * (square / size);                                                  \
+            double v = var_factor * (square / size);                                           \
             int fixed = clamp && v < eps;                                                      \
-            v = clamp ? (fixed ? eps : v) : v + fan * eps;                                     \
+            v = clamp ? (fixed ? eps : v) : v + var_factor * eps;                              \
             const double factor = v < ZERO ? 0 : 1 / sqrt(v);                                  \
             const T all = (T)(constant * (T)factor * scale[row]);                              \
             _Pragma("omp simd")                                                                \
@@ -62,11 +62,11 @@
                 o[i] = (w[i] - mean) * all;                                                    \
             stats[row] = mean;                                                                 \
             stats[rows + row] = (T)factor;                                                     \
-            stats[2 * rows + row] = fixed ? 0 : (T)(fan / size);                               \
+            stats[2 * rows + row] = fixed ? 0 : (T)(var_factor / size);                        \
         }                                                                                      \
     }                                                                                          \
                                                                                                \
-    void again_##SUFFIX(const T *weight, const T *scale, T *out, const T *stats,               \
+    void recompute_##SUFFIX(const T *weight, const T *scale, T *out, const T *stats,           \
                         int64_t rows, int64_t size, double constant, int threads)              \
     {                                                                                          \
         _Pragma("omp parallel for schedule(static) num_threads(threads)")                      \

@@ -1,0 +1,232 @@
+"""A convolution with a standardized weight, at little cost.
+
+A network without norms pays for the standardization of its weights alone. So the code here
+reads, writes and keeps nothing that it does not need.
+"""
+
+from __future__ import annotations
+
+import threading
+from types import ModuleType
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from . import kernels_c
+from .formula import Standardization, standardize
+
+try:
+    from . import kernels_triton
+except ImportError:  # Triton comes with PyTorch for CUDA
+    kernels_triton = None
+
+
+def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> ModuleType | None:
+    """The module with the kernels that a weight can use now; None for plain operations."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():
+        return None
+    if type(weight) not in (torch.nn.Parameter, Tensor) or forward_ad._current_level >= 0:
+        return None
+    if _is_transformed():
+        return None
+    if weight.is_cuda:
+        kernels = kernels_triton
+    else:
+        kernels = kernels_c if weight.is_cpu and dtype == weight.dtype else None
+    if kernels is None or not x.device == weight.device == scale.device:
+        return None
+    if x.dim() != 4 or not x.numel():
+        return None
+    return kernels if _is_dense(weight) and kernels.supports(weight) else None
+
+
+def _is_transformed() -> bool:
+    """Whether a dispatch mode or ``torch.func`` takes operations apart."""
+    modes = torch._C._len_torch_dispatch_stack()
+    return bool(modes) or torch._C._are_functorch_transforms_active()
+
+
+def _is_dense(weight: Tensor) -> bool:
+    """Whether the filters lie one after the other in memory, each in one piece."""
+    return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def standardized_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    scale: Tensor,
+    constants: Standardization,
+    bias: Tensor | None = None,
+    stride: tuple[int, int] = (1, 1),
+    padding: tuple[int, int] = (0, 0),
+    dilation: tuple[int, int] = (1, 1),
+    groups: int = 1,
+) -> Tensor:
+    r"""A convolution with a standardized weight.
+
+    It computes ``F.conv2d(x, standardize(weight, scale, constants), ...)``. One kernel (in C on
+    the CPU, in Triton on CUDA) makes the standardized weight, in the dtype that the convolution
+    computes in. That weight is not kept: the backward pass makes it once more, and one more
+    kernel turns its gradient into that of the weight, in place. So this convolution keeps what
+    an ordinary one keeps. Tools that take PyTorch's operations apart (``torch.compile``, export,
+    ``torch.func``, dispatch modes) get plain operations that compute the same.
+
+    Args:
+        x: ``(N, C, H, W)``.
+        weight: ``(out_channels, C / groups, kh, kw)``, before it is standardized.
+        scale: ``(out_channels,)``, see :func:`standardize`.
+        constants: The constants of the standardization.
+        bias: ``(out_channels,)``.
+        stride: Stride of each axis.
+        padding: Zeros on both sides of each axis.
+        dilation: Dilation of each axis.
+        groups: Groups of channels.
+
+    Returns:
+        The output of the convolution.
+
+    Raises:
+        ValueError: ``scale`` has another shape.
+
+    Example:
+        >>> x, weight, scale = torch.randn(1, 4, 5, 5), torch.randn(8, 4, 3, 3), torch.ones(8)
+        >>> constants = Standardization(var_factor=36, eps=0.0)
+        >>> out = standardized_conv2d(x, weight, scale, constants)
+        >>> torch.allclose(out, F.conv2d(x, standardize(weight, scale, constants)), atol=1e-6)
+        True
+    """
+    _check_scale(scale, weight)
+    dtype = compute_dtype(weight)
+    geometry = (stride, padding, dilation, groups)
+    kernels = _kernels(x, weight, scale, dtype)
+    if kernels is None:
+        standardized = standardize(weight, scale, constants).to(weight.dtype)
+        return F.conv2d(x, standardized, bias, *geometry)
+    if dtype != weight.dtype:
+        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+    scale = scale.to(weight.dtype).contiguous()
+    return _StandardizedConv2d.apply(kernels, x, weight, scale, bias, constants, geometry)
+
+
+@torch.no_grad()
+def standardized_weight(weight: Tensor, scale: Tensor, constants: Standardization) -> Tensor:
+    """Make the weight that :func:`standardized_conv2d` convolves with, to the bit, without a graph.
+
+    Args:
+        weight: ``(out_channels, C / groups, kh, kw)``.
+        scale: ``(out_channels,)``, see :func:`standardize`.
+        constants: The constants of the standardization.
+
+    Returns:
+        The standardized weight, in the dtype of ``weight``.
+    """
+    _check_scale(scale, weight)
+    kernels = _kernels(weight, weight, scale, weight.dtype)
+    if kernels is None:
+        return standardize(weight, scale, constants).to(weight.dtype)
+    out = torch.empty_like(weight)
+    kernels.forward(weight, scale.to(weight.dtype).contiguous(), out, constants)
+    return out
+
+
+def _check_scale(scale: Tensor, weight: Tensor) -> None:
+    # With another shape the kernels would read foreign memory. A traced shape is not a number.
+    if not torch.jit.is_tracing() and scale.shape != weight.shape[:1]:
+        raise ValueError(
+            f'scale needs the shape {tuple(weight.shape[:1])}, got {tuple(scale.shape)}'
+        )
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """Return the dtype that a convolution with this weight computes in."""
+    device = weight.device.type
+    if weight.dtype == torch.float32 and torch.amp.is_autocast_available(device):
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+    return weight.dtype
+
+
+class _StandardizedConv2d(torch.autograd.Function):
+    """Keeps what a convolution keeps for the backward pass, and three numbers per filter."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        kernels: ModuleType,
+        x: Tensor,
+        weight: Tensor,
+        scale: Tensor,
+        bias: Tensor | None,
+        constants: Standardization,
+        geometry: tuple,
+    ) -> Tensor:
+        standardized = _room(x, weight)
+        stats = kernels.forward(weight, scale, standardized, constants)
+        ctx.save_for_backward(x, weight, scale, bias, stats)
+        ctx.kernels, ctx.constants, ctx.geometry = kernels, constants, geometry
+        return F.conv2d(x, standardized, bias, *geometry)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple:
+        x, weight, scale, bias, stats = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:5]
+        differentiable = torch.is_grad_enabled()  # the result will be differentiated
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)
+        if differentiable or _is_transformed() or batched:
+            wanted = [t for t, need in zip((x, weight, scale, bias), needs) if need]
+            with torch.enable_grad():
+                standardized = standardize(weight, scale, ctx.constants).to(x.dtype)
+                out = F.conv2d(x, standardized, bias, *ctx.geometry)
+                grads = iter(torch.autograd.grad(out, wanted, grad, create_graph=differentiable))
+            return None, *(next(grads) if need else None for need in needs), None, None
+
+        constant = ctx.constants.constant
+        standardized = _room(x, weight)
+        if needs[0]:
+            ctx.kernels.recompute(weight, scale, standardized, stats, constant)
+        stride, padding, dilation, groups = ctx.geometry
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+            grad,
+            x,
+            standardized,
+            None if bias is None else bias.shape,
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            (needs[0], needs[1] or needs[2], needs[3]),
+        )
+        grad_scale = None
+        if grad_weight is not None:
+            if grad_weight.stride() != weight.stride():
+                grad_weight = torch.empty_like(weight, dtype=x.dtype).copy_(grad_weight)
+            same = grad_weight.dtype == weight.dtype
+            out = grad_weight if same else torch.empty_like(weight)
+            grad_scale = ctx.kernels.backward(grad_weight, weight, out, scale, stats, constant)
+            grad_weight = out
+        return None, grad_x, grad_weight, grad_scale, grad_bias, None, None
+
+
+_buffers = threading.local()
+
+
+def _room(x: Tensor, weight: Tensor) -> Tensor:
+    """Memory for the standardized weight, which only the next convolution reads.
+
+    On the CPU it is one buffer per thread and dtype. Fresh memory would cost more than the
+    standardization, because the system has to find and clear its pages.
+    """
+    if weight.is_cuda:
+        return torch.empty_like(weight, dtype=x.dtype)
+    if type(x) is not Tensor or torch._C._len_torch_function_stack():
+        return torch.empty_like(weight)  # Python code may see it, and keep it
+    buffer = getattr(_buffers, str(weight.dtype), None)
+    if buffer is None or buffer.numel() < weight.numel():
+        buffer = torch.empty(weight.numel(), dtype=weight.dtype)
+        setattr(_buffers, str(weight.dtype), buffer)
+    return buffer.as_strided(weight.shape, weight.stride())

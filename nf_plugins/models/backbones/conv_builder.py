@@ -1,0 +1,89 @@
+"""Builds the convolutions of a network."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmcv.cnn import build_conv_layer
+from torch import nn
+
+from nf_plugins.layers import SameConv2d, ScaledWSConv2d
+from nf_plugins.registry import class_of
+from nf_plugins.utils.checks import check_choice, check_config
+
+
+class ConvBuilder:
+    """Builds the convolutions of a network with one config and one padding style.
+
+    Args:
+        conv_cfg: mm config of the convolution; None for a plain one.
+        padding: 'same' (TF style) or 'symmetric' (``dilation * (kernel - 1) / 2``).
+        deploy: Build plain convolutions, whose weights hold the constant factors.
+        bias: Whether the convolutions have a bias; None for the default of their class.
+
+    Attributes:
+        folds_gamma: Whether factors of a convolution's input are part of its weight.
+    """
+
+    def __init__(
+        self,
+        conv_cfg: dict | None,
+        padding: str = 'same',
+        deploy: bool = False,
+        bias: bool | None = True,
+    ) -> None:
+        plain = deploy or conv_cfg is None
+        self.cfg = dict(type='Conv2d') if plain else dict(check_config('conv_cfg', conv_cfg))
+        self.padding = check_choice('padding', padding, ('same', 'symmetric'))
+        self.bias = bias
+        layer = class_of(self.cfg.get('type'))
+        if layer is None:
+            raise ValueError(f'unknown convolution conv_cfg.type={self.cfg.get("type")!r}')
+        self.cfg['type'] = layer
+        self.scaled = issubclass(layer, ScaledWSConv2d)
+        self.plain = layer is nn.Conv2d
+        self.folds_gamma = self.scaled or deploy
+
+    def without(self, option: str) -> ConvBuilder:
+        """Return a builder whose config does not have an option."""
+        cfg = {name: value for name, value in self.cfg.items() if name != option}
+        return ConvBuilder(cfg, self.padding, bias=self.bias)
+
+    def __call__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        gamma: float | None = None,
+        bias: bool | None = None,
+    ) -> nn.Module:
+        """Build a convolution.
+
+        Args:
+            in_channels: Channels of the input.
+            out_channels: Channels of the output.
+            kernel_size: Size of the kernel.
+            stride: Stride.
+            dilation: Dilation.
+            groups: Groups of channels.
+            gamma: Factor of the input, for a :class:`ScaledWSConv2d`; None for that of the
+                config.
+            bias: Whether it has a bias; None for the builder's choice.
+        """
+        cfg: dict[str, Any] = dict(self.cfg)
+        if self.scaled and gamma is not None:
+            cfg['gamma'] = gamma
+        bias = self.bias if bias is None else bias
+        if bias is not None:
+            cfg['bias'] = bias
+        # Without a stride this is SAME padding, too.
+        padding: int | str = dilation * (kernel_size - 1) // 2
+        if self.padding == 'same' and stride > 1 and kernel_size > 1:
+            padding = 'same'
+            if self.plain:
+                cfg['type'], padding = SameConv2d, 0
+        sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        return build_conv_layer(cfg, *sizes)

@@ -1,0 +1,159 @@
+"""The architecture of a normalizer-free network, as one frozen dataclass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+
+from nf_plugins.utils.checks import (
+    LARGEST,
+    check_choice,
+    check_integer,
+    check_integers,
+    check_number,
+)
+
+from .nf_stem import STEMS
+
+MOST_BLOCKS = 10_000
+"""The most blocks of a stage: a larger number is a mistake, and would be built for hours."""
+
+
+@dataclass(frozen=True)
+class NFArch:
+    """The structure of a normalizer-free network.
+
+    Args:
+        depths: Blocks of each stage.
+        widths: Output channels of each stage, before ``width_mult``.
+        stem: A key of :data:`STEMS`.
+        stem_channels: Output channels of the stem, before ``width_mult``; None takes
+            those of the first stage.
+        strides: Stride of each stage.
+        width_mult: Factor of all widths.
+        bottleneck_ratio: Width of the 3x3 convolutions per output channel of the
+            block, or per input channel with ``regnet``.
+        group_width: Channels per group of the 3x3 convolutions; None for one group.
+        num_3x3: 3x3 convolutions per block, 1 or 2.
+        regnet: EfficientNet-like blocks: the bottleneck expands the input, the first
+            block does not expand, and the attention is inside the bottleneck.
+        attention: 'se', 'eca' or None.
+        se_ratio: Hidden channels of squeeze-excite per channel.
+        downsample: 'avg' for average pooling before a strided shortcut
+            convolution, 'conv' for a strided convolution.
+        final_ratio: Channels of a final 1x1 convolution as a fraction
+            ``(numerator, denominator)`` of the last width; None for no such
+            convolution.
+        channel_divisor: Round channels to multiples of it (timm: 8).
+        gamma_at: 'act': the gain belongs to the activations, and is folded into the
+            convolutions after them (official). 'conv': it belongs to all
+            convolutions, also to those without an activation before them (timm).
+    """
+
+    depths: tuple[int, ...]
+    widths: tuple[int, ...]
+    stem: str = 'imagenet'
+    stem_channels: int | None = None
+    strides: tuple[int, ...] = (1, 2, 2, 2)
+    width_mult: float = 1.0
+    bottleneck_ratio: float = 0.25
+    group_width: int | None = None
+    num_3x3: int = 1
+    regnet: bool = False
+    attention: str | None = None
+    se_ratio: float = 0.5
+    downsample: str = 'conv'
+    final_ratio: tuple[int, int] | None = None
+    channel_divisor: int = 1
+    gamma_at: str = 'act'
+
+    def __post_init__(self) -> None:
+        for name, most in dict(depths=MOST_BLOCKS, widths=LARGEST, strides=LARGEST).items():
+            values = check_integers(name, getattr(self, name), 4, maximum=most)
+            object.__setattr__(self, name, values)
+        check_choice('stem', self.stem, STEMS)
+        check_choice('num_3x3', self.num_3x3, (1, 2))
+        check_choice('attention', self.attention, (None, 'se', 'eca'))
+        check_choice('downsample', self.downsample, ('conv', 'avg'))
+        check_choice('gamma_at', self.gamma_at, ('act', 'conv'))
+        check_integer('channel_divisor', self.channel_divisor)
+        for name in ('stem_channels', 'group_width'):
+            if getattr(self, name) is not None:
+                check_integer(name, getattr(self, name))
+        if self.final_ratio is not None:
+            check_integers('final_ratio', self.final_ratio, 2)
+        for name in ('width_mult', 'bottleneck_ratio', 'se_ratio'):
+            check_number(name, getattr(self, name), 'a positive number')
+
+    def round(self, channels: float) -> int:
+        """Channels as a multiple of ``channel_divisor``, at least 0.9 of ``channels``."""
+        divisor = self.channel_divisor
+        if divisor == 1:
+            return int(channels)
+        rounded = max(divisor, int(channels + divisor / 2) // divisor * divisor)
+        return rounded if rounded >= 0.9 * channels else rounded + divisor
+
+    @property
+    def stage_channels(self) -> list[int]:
+        return [self.round(width * self.width_mult) for width in self.widths]
+
+    @property
+    def first_channels(self) -> int:
+        """Channels of the stem."""
+        return self.round((self.stem_channels or self.widths[0]) * self.width_mult)
+
+    @property
+    def final_channels(self) -> int:
+        """Channels of the final convolution, 0 without one."""
+        if self.final_ratio is None:
+            return 0
+        numerator, denominator = self.final_ratio
+        if self.channel_divisor == 1:
+            return int(numerator * self.stage_channels[-1] // denominator)
+        return self.round(self.width_mult * (numerator * self.widths[-1] // denominator))
+
+    def bottleneck(self, in_channels: int, out_channels: int, first: bool) -> tuple[int, int]:
+        """Channels and groups of a block's 3x3 convolutions."""
+        ratio = 1.0 if self.regnet and first else self.bottleneck_ratio
+        mid = self.round((in_channels if self.regnet else out_channels) * ratio)
+        if self.group_width is None:
+            return mid, 1
+        groups = mid // self.group_width
+        return groups * self.group_width, groups
+
+    def hidden_channels(self, channels: int) -> int:
+        """Hidden channels of squeeze-excite."""
+        divisor, hidden = self.channel_divisor, channels * self.se_ratio
+        if divisor == 1:
+            return max(1, int(hidden))
+        return max(divisor, int(hidden + divisor / 2) // divisor * divisor)
+
+
+def resolve_arch(archs: Mapping[str, NFArch], arch: str | Mapping) -> NFArch:
+    """Find the architecture of a name, or of a dict that overrides fields of a named one.
+
+    Args:
+        archs: Table of architectures.
+        arch: A key, in any case, or ``dict(base=KEY, field=value, ...)``.
+
+    Raises:
+        ValueError: Unknown name or field.
+    """
+    overrides = {}
+    if isinstance(arch, Mapping):
+        overrides = dict(arch)
+        arch = overrides.pop('base', None)
+        if not isinstance(arch, str):
+            raise ValueError(f'an arch dict needs base, one of {", ".join(archs)}, got {arch!r}')
+    if not isinstance(arch, str):
+        raise TypeError(f'arch must be a name or a dict, got {arch!r}')
+    named = archs[check_choice('arch', arch.lower(), archs)]
+    return override_arch(named, **overrides)
+
+
+def override_arch(arch: NFArch, **overrides: object) -> NFArch:
+    """Replace fields of an architecture; an unknown field is a ValueError."""
+    known = [field.name for field in fields(NFArch)]
+    for name in overrides:
+        check_choice('a field of arch', name, known)
+    return replace(arch, **overrides)
