@@ -1,7 +1,8 @@
 """Loading of checkpoints, which are never trusted."""
 
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
+
 from . import loader
-from .errors import CheckpointError, CheckpointNotFoundError
 from .inert import INERT_NAMES
 from .safe_load import SAFE_GLOBALS, safe_load
 from .state_dict import WEIGHTS_KEYS, check_match, find_weights, state_dict_of

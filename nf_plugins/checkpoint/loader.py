@@ -19,9 +19,10 @@ from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmengine.runner import checkpoint as mm
 
+from nf_plugins.errors import CheckpointNotFoundError
+
 from . import pretrained
 from .download import fetch, load_url
-from .errors import CheckpointNotFoundError
 from .inert import without_stand_ins
 from .resume import cleaned, while_resuming
 from .safe_load import safe_load

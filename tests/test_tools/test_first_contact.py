@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nf_plugins.datasets import Digits
-from nf_plugins.utils import UsageError, complaint
+from nf_plugins.errors import UsageError, as_usage_error
 
 from ..test_downstream.common import run_tool
 
@@ -70,10 +70,10 @@ def test_digits_without_scikit_learn(monkeypatch):
 )
 def test_a_missing_module_is_one_line_with_what_to_install(module, advice):
     with pytest.raises(UsageError, match=f"No module named '{module}'; .*{advice}"):
-        with complaint('cannot build'):
+        with as_usage_error('cannot build'):
             raise ModuleNotFoundError(f'No module named {module!r}', name=module)
     with pytest.raises(UsageError, match=r"^cannot build: No module named 'mine'$"):
-        with complaint('cannot build'):
+        with as_usage_error('cannot build'):
             raise ModuleNotFoundError("No module named 'mine'", name='mine')
 
 

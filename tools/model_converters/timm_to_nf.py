@@ -8,8 +8,8 @@ also writes ``nf.py``, the config that loads ``nf.pth`` and normalises images as
 
 from nf_plugins.checkpoint.convert import timm_rename
 from nf_plugins.checkpoint.tensors import read_and_say
+from nf_plugins.cli.converter import converter
 from nf_plugins.models.timm_models import timm_model
-from nf_plugins.utils.converter import converter
 
 
 def named_model(name, source):
