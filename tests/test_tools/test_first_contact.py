@@ -78,12 +78,12 @@ def test_a_missing_module_is_one_line_with_what_to_install(module, advice):
 
 
 def test_a_classifier_without_mmpretrain(tmp_path, monkeypatch, capsys):
-    import nf_plugins.utils.runner as runner
+    import nf_plugins.config as config
 
     def refuse(name):
         raise ModuleNotFoundError(f'No module named {name!r}', name=name)
 
-    monkeypatch.setattr(runner, 'import_module', refuse)
-    cfg = runner.load_config('nf-resnet_digits')
+    monkeypatch.setattr(config, 'import_module', refuse)
+    cfg = config.load_config('nf-resnet_digits')
     with pytest.raises(UsageError, match="No module named 'mmpretrain'; pip install onedl-mmpret"):
-        runner.build_model(cfg, 'nf-resnet_digits')
+        config.build_model(cfg, 'nf-resnet_digits')
