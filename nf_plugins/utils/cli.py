@@ -12,9 +12,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from nf_plugins.checkpoint.safe_load import CheckpointError
-
-from .checks import printable
+from nf_plugins.checkpoint.errors import CheckpointError, printable
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -148,6 +146,5 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _complain(error: object) -> int:
-    text = ' '.join(str(error).split())
-    print(f'error: {printable(text)}', file=sys.stderr)
+    print(f'error: {printable(error)}', file=sys.stderr)
     return 2

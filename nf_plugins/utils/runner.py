@@ -39,6 +39,7 @@ from nf_plugins.checkpoint import (
     safe_load,
     state_dict_of,
 )
+from nf_plugins.checkpoint.errors import printable
 from nf_plugins.checkpoint.resume import NoTrainingError, Training, check_training, take_over
 from nf_plugins.checkpoint.state_dict import (
     has_place,
@@ -57,7 +58,7 @@ from nf_plugins.datasets.sources import missing_data
 from nf_plugins.engine import AGCOptimWrapper
 from nf_plugins.registry import class_of
 
-from .checks import check_integer, check_type, printable
+from .checks import check_integer, check_type
 from .cli import DISTRIBUTIONS, UsageError, add_weights_key, complaint
 from .files import check_writable_dir
 
@@ -210,33 +211,10 @@ def backbone_weights(
         own = {k: v for k, v in state.items() if k.startswith('backbone.')}
         state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
         check_match(state, backbone, path)
-        check_plain(state, backbone, path)
     if note and not quiet:
         print(note, file=sys.stderr)
     meta = checkpoint.get('meta')
     return state, meta if isinstance(meta, dict) else {}
-
-
-def check_plain(state: dict[str, Tensor], module: nn.Module, path: str) -> None:
-    """Raise a :class:`UsageError` unless weights are stored as numbers that a module can take."""
-    for key, own in module.state_dict().items():
-        value = state.get(key)
-        if value is None:
-            continue
-        kind = None
-        if value.is_meta:
-            kind = 'on the meta device, without values'
-        elif value.layout != torch.strided:
-            kind = f'of layout {str(value.layout).removeprefix("torch.")}'
-        elif value.is_quantized:
-            kind = 'quantized'
-        elif value.is_complex() and not own.is_complex():
-            kind = 'complex'
-        if kind:
-            raise UsageError(
-                f'cannot load the checkpoint {path}: {key} is {kind}; save dense real weights: '
-                'to_dense(), dequantize()'
-            )
 
 
 def build_model(cfg: Config, path: str) -> nn.Module:
