@@ -18,7 +18,7 @@ import re
 import reprlib
 import sys
 import types
-from collections import Counter, OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -176,6 +176,8 @@ class InertDict(dict):
         target = find(self.of)
         if target is None:
             return OrderedDict, (), None, None, iter(self.items())
+        if target is defaultdict:  # its first argument is the factory, if there is one
+            return target, self.args, None, None, iter(self.items())
         return target, (*self.args, dict(self)), self.state or None
 
 

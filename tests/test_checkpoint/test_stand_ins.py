@@ -70,6 +70,7 @@ HARMLESS = {
     'time': datetime.time(1, 2, 3),
     'timedelta': datetime.timedelta(1, 2, 3),
     'defaultdict': collections.defaultdict(list, a=[1]),
+    'defaultdict without a factory': collections.defaultdict(None, a=1),
     'deque': collections.deque([1, 2], maxlen=3),
     'Counter': collections.Counter('aab'),
     'OrderedDict': collections.OrderedDict(a=1),
