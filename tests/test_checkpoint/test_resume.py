@@ -160,8 +160,9 @@ def test_every_hook_goes_on(name, tmp_path):
         {'optim_wrapper.accumulative_counts': 2},
         {'param_scheduler': [dict(type='LinearLR', end=2, convert_to_iter_based=True),
                              dict(type='CosineAnnealingLR', begin=2, T_max=2)]},
+        {'param_scheduler': [dict(type='LinearLR', end=1), dict(type='ExponentialLR', gamma=0.5)]},
     ],
-    ids=['groups', 'agc', 'accumulation', 'two schedulers'],
+    ids=['groups', 'agc', 'accumulation', 'two schedulers', 'a scheduler of one step'],
 )  # fmt: skip
 def test_other_settings_go_on(changes, tmp_path):
     assert_goes_on(tmp_path, **changes)
