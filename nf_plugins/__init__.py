@@ -51,6 +51,10 @@ _check_stack()
 with warnings.catch_warnings():
     # Of mmcv-lite, about an op that nothing here needs.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
+    from .registry import first_come
+
+    with first_come():
+        import_module('mmcv.cnn')
     from . import checkpoint, config_names, datasets, engine, functional, layers, models, spp
     from .config_names import config_path
     from .layers import convert, fold

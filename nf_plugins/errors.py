@@ -56,9 +56,14 @@ def _advice(module: str | None) -> str:
     return f'; pip install {distribution}' if distribution else ''
 
 
-def printable(text: str, longest: int = 10_000) -> str:
-    """One line in which nothing steers a terminal; files choose the names in messages."""
-    text = ' '.join(text[: 2 * longest].split())
+def printable(text: object, longest: int = 10_000) -> str:
+    r"""One line in which nothing steers a terminal; files choose the names in messages.
+
+    Example:
+        >>> printable('a\x1b]0;b')
+        'a\\x1b]0;b'
+    """
+    text = ' '.join(str(text)[: 2 * longest].split())
     text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= longest else f'{text[:longest]} ...'
 

@@ -78,7 +78,7 @@ def main() -> None:
     about = f'cannot prepare the test of {args.config}'
     with as_usage_error_with_data(about, cfg, ['test_dataloader']):
         _ = runner.test_loop  # builds the data set
-        runner.load_or_resume()
+    # The runner loads the weights after the hooks have begun: an EMAHook wants to see them.
     runner.register_hook(FoldHook())
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':

@@ -73,7 +73,8 @@ def go_on(cfg: Config, resume: str | None, training: Training) -> Resumable | No
         resume = cfg.get('load_from') or 'auto'
     found = None
     if resume == 'auto':
-        found = find_resumable(training, cfg.get('load_from'))
+        with as_usage_error(f'cannot look for checkpoints in {cfg.work_dir}'):
+            found = find_resumable(training, cfg.get('load_from'))
         if found is None:
             print(f'no checkpoint in {cfg.work_dir}: the training starts from the beginning')
     elif resume is not None:

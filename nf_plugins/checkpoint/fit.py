@@ -6,12 +6,11 @@ import os
 import sys
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from nf_plugins.checkpoint import check_match, find_weights, safe_load
 from nf_plugins.checkpoint.state_dict import has_place, split_weights_key, unwrap_for, weights_for
-from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.errors import as_usage_error
 
 
 def backbone_weights(
@@ -33,33 +32,10 @@ def backbone_weights(
         own = {k: v for k, v in state.items() if k.startswith('backbone.')}
         state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
         check_match(state, backbone, path)
-        check_plain(state, backbone, path)
     if note and not quiet:
         print(note, file=sys.stderr)
     meta = checkpoint.get('meta')
     return state, meta if isinstance(meta, dict) else {}
-
-
-def check_plain(state: dict[str, Tensor], module: nn.Module, path: str) -> None:
-    """Raise a :class:`UsageError` unless weights are stored as numbers that a module can take."""
-    for key, own in module.state_dict().items():
-        value = state.get(key)
-        if value is None:
-            continue
-        kind = None
-        if value.is_meta:
-            kind = 'on the meta device, without values'
-        elif value.layout != torch.strided:
-            kind = f'of layout {str(value.layout).removeprefix("torch.")}'
-        elif value.is_quantized:
-            kind = 'quantized'
-        elif value.is_complex() and not own.is_complex():
-            kind = 'complex'
-        if kind:
-            raise UsageError(
-                f'cannot load the checkpoint {path}: {key} is {kind}; save dense real weights: '
-                'to_dense(), dequantize()'
-            )
 
 
 def check_checkpoint(path: str, model: nn.Module, minimum: float = 1.0) -> None:

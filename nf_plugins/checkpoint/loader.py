@@ -23,7 +23,6 @@ from nf_plugins.errors import CheckpointNotFoundError
 
 from . import pretrained
 from .download import fetch, load_url
-from .inert import without_stand_ins
 from .resume import cleaned, while_resuming
 from .safe_load import safe_load
 from .state_dict import for_mmengine, split_weights_key
@@ -79,25 +78,15 @@ def load_zoo(filename: str, map_location: Any = 'cpu') -> Any:
     return mm._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
 
 
-def _without_functions(checkpoint: Any) -> Any:
-    """The checkpoint, whose parameter schedulers' states name no functions and classes."""
-    schedulers = checkpoint.get('param_schedulers') if isinstance(checkpoint, dict) else None
-    for group in schedulers.values() if isinstance(schedulers, dict) else [schedulers]:
-        for index, state in enumerate(group if isinstance(group, list) else []):
-            if isinstance(state, dict):
-                group[index] = without_stand_ins(state)
-    return checkpoint
-
-
 def _cleaned(load: Callable[..., Any]) -> Callable[..., Any]:
-    """The loader, without what mmengine would run or delete, and without stand-ins."""
+    """The loader, without what mmengine would run or delete."""
 
     @functools.wraps(load)
     def loader(filename: str, map_location: Any = 'cpu') -> Any:
         filename, key = split_weights_key(filename)
         checkpoint, note = for_mmengine(load(filename, map_location), filename, key)
         pretrained.note_source(filename, note)
-        return cleaned(_without_functions(checkpoint), filename)
+        return cleaned(checkpoint, filename)
 
     return loader
 

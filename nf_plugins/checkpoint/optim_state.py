@@ -122,7 +122,8 @@ def _scheduler(state: Any, scheduler: Any) -> dict[str, Any]:
     trial.__dict__.update(kept, optimizer=types.SimpleNamespace(param_groups=groups))
     trial.last_step += 1
     try:
-        trial._get_value()
+        if trial.begin <= trial._global_step + 1 < trial.end:  # outside, mmengine does not ask
+            trial._get_value()
     except Exception as error:  # it would come at the next step
         raise ValueError(f'{name} cannot go on: {type(error).__name__}: {error}') from None
     return kept

@@ -66,6 +66,5 @@ _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def _say(error: object) -> int:
-    text = ' '.join(str(error).split())
-    print(f'error: {printable(text)}', file=sys.stderr)
+    print(f'error: {printable(error)}', file=sys.stderr)
     return 2
