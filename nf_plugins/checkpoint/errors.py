@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 
 def printable(text: str, longest: int = 10_000) -> str:
@@ -10,6 +11,16 @@ def printable(text: str, longest: int = 10_000) -> str:
     text = ' '.join(text[: 2 * longest].split())
     text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= longest else f'{text[:longest]} ...'
+
+
+def short(value: Any) -> str:
+    """A value in a message: its first letters, or its kind, as it may be huge when written out."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:50])
+    small = type(value) is int and value.bit_length() < 100
+    if small or isinstance(value, (bool, float, type(None))):
+        return repr(value)
+    return f'a {type(value).__name__}'
 
 
 class CheckpointError(ValueError):

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from mmengine.logging import HistoryBuffer
 
-from .errors import Refused
+from .errors import Refused, short
 from .inert import Inert, InertDict, Name, stand_in
 from .numpy_pickle import GLOBALS, PickledArray, PickledDtype, PickledNumberDtype
 
@@ -116,7 +116,7 @@ def _getattr(owner: Any, name: Any) -> Any:
     plain = isinstance(name, str) and name.isidentifier() and not name.startswith('__')
     if not plain or not isinstance(owner, (Name, Inert)):
         who = owner.name if isinstance(owner, Name) else type(owner).__name__
-        raise Refused(f'it names getattr({who}, {name!r:.50})')
+        raise Refused(f'it names getattr({who}, {short(name)})')
     if isinstance(owner, Name):
         return Name(owner.module, f'{owner.qualname}.{name}')
     return Inert(Name('builtins', 'getattr'), (owner, name))
