@@ -38,6 +38,7 @@ from nf_plugins.utils import (
     command_line,
     complaint,
     positive,
+    say,
     with_weights_key,
 )
 from nf_plugins.utils.runner import (
@@ -207,7 +208,7 @@ def main() -> int:
         if args.label:
             profile.label = args.label[number]
         source = f'{profile.input["kind"]} input of {"x".join(map(str, profile.input["shape"]))}'
-        print(f'{profile.label}: {profile.mode} mode, {source}')
+        say(f'{profile.label}: {profile.mode} mode, {source}')
         print(profile.table())
         for verdict in profile.verdicts():
             text = f'{verdict["severity"]}: {verdict["rule"]}: {verdict["message"]}'
@@ -219,7 +220,7 @@ def main() -> int:
     with complaint(f'cannot write into {out_dir}'):
         # Other formats, of another network perhaps, are removed.
         atomic_write_all({out_dir / f'spp.{form}': files.get(form) for form in FORMATS})
-    print('written:', *(str(out_dir / f'spp.{form}') for form in files))
+    say('written:', *(str(out_dir / f'spp.{form}') for form in files))
     return int(fired)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +43,7 @@ from nf_plugins.utils import (
     command_line,
     complaint,
     positive,
+    say,
     with_weights_key,
 )
 from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
@@ -129,7 +131,7 @@ def is_config(sources: list[str]) -> bool:
 def read_sources(sources: list[str]) -> list[Record]:
     """The records of a work dir or of record files."""
     for source in sources:
-        if not Path(source).exists():
+        if not os.path.exists(source):
             raise UsageError(f'no such file or folder: {source}')
     if any(Path(source).is_dir() for source in sources):
         if len(sources) > 1:
@@ -230,7 +232,7 @@ def main() -> None:
         content = render(records, form, args.fps, title, advance)
     with complaint(f'cannot write {out}'):
         atomic_write(out, content)
-    print(f'written: {out} ({len(records)} frame{"s" * (len(records) != 1)})')
+    say(f'written: {out} ({len(records)} frame{"s" * (len(records) != 1)})')
 
 
 if __name__ == '__main__':

@@ -6,7 +6,6 @@ python tools/train.py configs/nf_resnet/nf-resnet_digits.py
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
 from mmengine.config import Config
@@ -18,6 +17,7 @@ from nf_plugins.utils import (
     UsageError,
     command_line,
     complaint,
+    say,
     with_weights_key,
 )
 from nf_plugins.utils.runner import (
@@ -79,7 +79,7 @@ def go_on(cfg: Config, resume: str | None, training: Training) -> Resumable | No
     if resume == 'auto':
         found = find_resumable(training, cfg.get('load_from'))
         if found is None:
-            print(f'no checkpoint in {cfg.work_dir}: the training starts from the beginning')
+            say(f'no checkpoint in {cfg.work_dir}: the training starts from the beginning')
     elif resume is not None:
         with complaint('cannot load the checkpoint'):
             found = check_resume(resume, training)
@@ -117,7 +117,7 @@ def main() -> int:
 
     found = go_on(cfg, args.resume, training)
     if found and (end := finished(cfg, found)):
-        print(f'the training is finished: {found.path} has {end}; nothing is done')
+        say(f'the training is finished: {found.path} has {end}; nothing is done')
         return 0
     if args.weights_key is not None:
         if found or not cfg.get('load_from'):
@@ -136,7 +136,7 @@ def main() -> int:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
     except TrainingStopped as stop:
-        print(f'stopped: {stop}', file=sys.stderr)
+        say(f'stopped: {stop}', error=True)
         return 1
     finally:
         # A process that leaves while others still talk to it takes them down (gloo).

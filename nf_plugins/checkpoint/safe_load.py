@@ -22,6 +22,7 @@ numpy, Python and mmengine. What is appended is used as it is."""
 BLOCKED_MODULES = ('os', 'posix', 'nt', 'sys')
 """Nothing of these is ever used, whoever registers it (as in PyTorch)."""
 
+
 def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | None = None) -> Any:
     """Load a checkpoint as data: nothing that it names is called.
 

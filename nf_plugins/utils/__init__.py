@@ -7,6 +7,7 @@ from .cli import (
     command_line,
     complaint,
     positive,
+    say,
     with_weights_key,
 )
 from .files import atomic_write, atomic_write_all, check_writable_dir
@@ -21,5 +22,6 @@ __all__ = [
     'command_line',
     'complaint',
     'positive',
+    'say',
     'with_weights_key',
 ]

@@ -46,6 +46,16 @@ def with_weights_key(path: str, key: str | None) -> str:
     return path if key is None else f'{path}#{key}'
 
 
+def say(*words: object, error: bool = False) -> None:
+    """Print words in one line in which nothing steers a terminal: files choose names.
+
+    Args:
+        words: What to print.
+        error: Print to stderr.
+    """
+    print(printable(' '.join(map(str, words))), file=sys.stderr if error else sys.stdout)
+
+
 class UsageError(Exception):
     """Bad input of a command line tool: the message says what is wrong and what is accepted."""
 

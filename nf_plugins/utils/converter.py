@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -20,6 +19,7 @@ from .cli import (
     add_weights_key,
     command_line,
     complaint,
+    say,
     with_weights_key,
 )
 from .files import atomic_write_all, check_writable_dir
@@ -82,8 +82,8 @@ def converter(
             state = convert(source, model, make_rename(model))
         with complaint(f'cannot write {args.dst}'):
             atomic_write_all({args.dst: encode_converted(state, args.dst, path), **files})
-        print(f'{len(source)} arrays of {path} ->', args.dst, *files)
+        say(f'{len(source)} arrays of {path} ->', args.dst, *files)
         if note:
-            print(note, file=sys.stderr)
+            say(note, error=True)
 
     return main

@@ -6,7 +6,6 @@ import argparse
 import logging
 import os
 import os.path as osp
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -58,8 +57,8 @@ from nf_plugins.engine import AGCOptimWrapper
 from nf_plugins.registry import class_of
 
 from .checks import check_integer, check_type, printable
-from .cli import DISTRIBUTIONS, UsageError, add_weights_key, complaint
-from .files import check_writable_dir
+from .cli import DISTRIBUTIONS, UsageError, add_weights_key, complaint, say
+from .files import check_regular, check_writable_dir
 
 
 def add_common_arguments(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +144,9 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
         cfg.work_dir = osp.join('work_dirs', Path(args.config).stem)
     with complaint(f'cannot write into {cfg.work_dir}'):
         check_writable_dir(cfg.work_dir)
+        # mmengine opens these to write them: through a link, or it waits for a pipe's reader.
+        for name in ('last_checkpoint', osp.basename(find_config(args.config))):
+            check_regular(osp.join(cfg.work_dir, name))
 
     has_gpu = torch.cuda.is_available()
     for name in dataloaders:
@@ -212,7 +214,7 @@ def backbone_weights(
         check_match(state, backbone, path)
         check_plain(state, backbone, path)
     if note and not quiet:
-        print(note, file=sys.stderr)
+        say(note, error=True)
     meta = checkpoint.get('meta')
     return state, meta if isinstance(meta, dict) else {}
 
@@ -414,7 +416,7 @@ def find_resumable(training: Training, start: str | None = None) -> Resumable | 
     failed: dict[str, str] = {}
     for paths in ([noted] if noted else [], named_checkpoints(names), others):
         usable = []
-        for path in paths:
+        for path in filter(_is_printable_name, paths):  # mmengine logs it
             try:
                 found = check_resume(path, training)
                 _check_saved(found, training)
@@ -434,6 +436,10 @@ def find_resumable(training: Training, start: str | None = None) -> Resumable | 
             'to start again, name another --work-dir or leave out --resume'
         )
     return None
+
+
+def _is_printable_name(path: str) -> bool:
+    return osp.basename(path).isprintable()
 
 
 def _check_saved(found: Resumable, training: Training) -> None:
@@ -464,9 +470,14 @@ def finished(cfg: Config, found: Resumable) -> str | None:
 
 
 def set_aside(found: Resumable, training: Training) -> None:
-    """Rename what was passed over and would be overwritten, so that nothing is lost."""
-    for path, reason in found.passed_over.items():
-        print(f'passed over: {reason}', file=sys.stderr)
+    """Rename what was passed over and would be overwritten, so that nothing is lost.
+
+    So are links: the new checkpoint would be written to the place that they lead to.
+    """
+    for reason in found.passed_over.values():
+        say(f'passed over: {reason}', error=True)
+    links = [path for path in named_checkpoints(training.saved_names) if osp.islink(path)]
+    for path in dict.fromkeys([*found.passed_over, *links]):
         for names in training.saved_names:
             done = found.epoch if names.hook.by_epoch else found.iteration
             if (names.step(path) or 0) > done and os.path.lexists(path) and is_main_process():
@@ -477,7 +488,7 @@ def set_aside(found: Resumable, training: Training) -> None:
                 )
                 with complaint(f'cannot set {path} aside'):
                     os.rename(path, aside)
-                print(f'renamed: {printable(path)} is now {printable(aside)}', file=sys.stderr)
+                say(f'renamed: {path} is now {aside}', error=True)
 
 
 def build_runner(cfg: Config, path: str) -> Any:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from nf_plugins.utils import (
     command_line,
     complaint,
     positive,
+    say,
     with_weights_key,
 )
 from nf_plugins.utils.model_config import has_data, importing_config, model_config
@@ -123,8 +123,8 @@ def main() -> None:
         files = {dst: encode_converted(model.state_dict(), dst, path), **files}
         atomic_write_all(files)
     if note:
-        print(note, file=sys.stderr)
-    print('written:', *files)
+        say(note, error=True)
+    say('written:', *files)
 
 
 class Scores(torch.nn.Module):

@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 
 from nf_plugins.checkpoint import find_weights, safe_load
+from nf_plugins.checkpoint.errors import short
 from nf_plugins.checkpoint.exact import check_numbers
 from nf_plugins.checkpoint.state_dict import split_weights_key
 from nf_plugins.checkpoint.tensors import encode_weights
@@ -25,6 +26,7 @@ from nf_plugins.utils import (
     check_writable_dir,
     command_line,
     complaint,
+    say,
     with_weights_key,
 )
 
@@ -73,10 +75,10 @@ def main() -> None:
         atomic_write(target, content)
     dropped = [name for name in checkpoint if name not in ('meta', 'state_dict', *state)]
     if note:
-        print(note)
+        say(note)
     if dropped:
-        print(f'left out: {", ".join(map(str, dropped))}')
-    print(f'written: {target} ({len(state)} arrays, {os.path.getsize(target) / 1e6:.1f} MB)')
+        say('left out:', ', '.join(map(short, dropped)))
+    say(f'written: {target} ({len(state)} arrays, {os.path.getsize(target) / 1e6:.1f} MB)')
 
 
 if __name__ == '__main__':
