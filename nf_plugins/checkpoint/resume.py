@@ -159,7 +159,7 @@ def known_parts(checkpoint: dict[str, Any], path: str) -> tuple[dict[str, Any], 
     """
     kept, dropped = dict(checkpoint), []
     state = kept.get('state_dict')
-    for name in state if isinstance(state, Mapping) else ():
+    for name in state if isinstance(state, Mapping) else kept:  # a bare state dict
         if isinstance(name, str) and not _is_word(name):
             raise CheckpointError(f'{path} is refused: {printable(repr(name[:80]))} is no name')
     if isinstance(kept.get('meta'), Mapping):

@@ -114,6 +114,7 @@ def _path(kind: type) -> Callable[..., pathlib.PurePath]:
 def _getattr(owner: Any, name: Any) -> Any:
     """The name of something in a class, as ``OneCycleParamScheduler._annealing_cos``."""
     plain = isinstance(name, str) and name.isidentifier() and not name.startswith('__')
+    plain = plain and len(name) <= 200 and not (isinstance(owner, Name) and len(owner.name) > 1000)
     if not plain or not isinstance(owner, (Name, Inert)):
         who = owner.name if isinstance(owner, Name) else type(owner).__name__
         raise Refused(f'it names getattr({who}, {short(name)})')
