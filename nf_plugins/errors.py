@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,6 +67,26 @@ def printable(text: object, longest: int = 10_000) -> str:
     text = ' '.join(str(text)[: 2 * longest].split())
     text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= longest else f'{text[:longest]} ...'
+
+
+def short(value: object) -> str:
+    """A value in a message: its first letters, or its kind, as it may be huge when written out."""
+    if isinstance(value, (str, bytes)):
+        return repr(value[:50])
+    small = type(value) is int and value.bit_length() < 100
+    if small or isinstance(value, (bool, float, type(None))):
+        return repr(value)
+    return f'a {type(value).__name__}'
+
+
+def say(*words: object, error: bool = False) -> None:
+    """Print words in one line in which nothing steers a terminal: files choose names.
+
+    Args:
+        words: What to print.
+        error: Print to stderr.
+    """
+    print(printable(' '.join(map(str, words))), file=sys.stderr if error else sys.stdout)
 
 
 class CheckpointError(ValueError):

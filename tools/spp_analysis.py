@@ -24,7 +24,7 @@ from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, 
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.cli.runner import as_usage_error_with_data
 from nf_plugins.config import build_backbone, load_config
-from nf_plugins.errors import as_usage_error
+from nf_plugins.errors import as_usage_error, say
 from nf_plugins.spp import RULES, SignalProfile, analyze, profiles_to_csv
 from nf_plugins.spp.inputs import (
     INPUTS,
@@ -198,7 +198,7 @@ def main() -> int:
         if args.label:
             profile.label = args.label[number]
         source = f'{profile.input["kind"]} input of {"x".join(map(str, profile.input["shape"]))}'
-        print(f'{profile.label}: {profile.mode} mode, {source}')
+        say(f'{profile.label}: {profile.mode} mode, {source}')
         print(profile.table())
         for verdict in profile.verdicts():
             text = f'{verdict["severity"]}: {verdict["rule"]}: {verdict["message"]}'
@@ -210,7 +210,7 @@ def main() -> int:
     with as_usage_error(f'cannot write into {out_dir}'):
         # Other formats, of another network perhaps, are removed.
         atomic_write_all({out_dir / f'spp.{form}': files.get(form) for form in FORMATS})
-    print('written:', *(str(out_dir / f'spp.{form}') for form in files))
+    say('written:', *(str(out_dir / f'spp.{form}') for form in files))
     return int(fired)
 
 

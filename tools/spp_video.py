@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from nf_plugins.checkpoint.fit import backbone_weights
 from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, with_weights_key
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.config import build_backbone, load_config
-from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.errors import UsageError, as_usage_error, say
 from nf_plugins.spp import analyze
 from nf_plugins.spp.animate import (
     FORMATS,
@@ -123,7 +124,7 @@ def is_config(sources: list[str]) -> bool:
 def read_sources(sources: list[str]) -> list[Record]:
     """The records of a work dir or of record files."""
     for source in sources:
-        if not Path(source).exists():
+        if not os.path.exists(source):
             raise UsageError(f'no such file or folder: {source}')
     if any(Path(source).is_dir() for source in sources):
         if len(sources) > 1:
@@ -224,7 +225,7 @@ def main() -> None:
         content = render(records, form, args.fps, title, advance)
     with as_usage_error(f'cannot write {out}'):
         atomic_write(out, content)
-    print(f'written: {out} ({len(records)} frame{"s" * (len(records) != 1)})')
+    say(f'written: {out} ({len(records)} frame{"s" * (len(records) != 1)})')
 
 
 if __name__ == '__main__':

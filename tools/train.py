@@ -6,7 +6,6 @@ python tools/train.py configs/nf_resnet/nf-resnet_digits.py
 from __future__ import annotations
 
 import argparse
-import sys
 
 import torch
 from mmengine.config import Config
@@ -32,7 +31,7 @@ from nf_plugins.cli.runner import (
 )
 from nf_plugins.config import build_model, load_config
 from nf_plugins.engine import TrainingStopped
-from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.errors import UsageError, as_usage_error, say
 
 
 def parse_args() -> argparse.Namespace:
@@ -76,7 +75,7 @@ def go_on(cfg: Config, resume: str | None, training: Training) -> Resumable | No
         with as_usage_error(f'cannot look for checkpoints in {cfg.work_dir}'):
             found = find_resumable(training, cfg.get('load_from'))
         if found is None:
-            print(f'no checkpoint in {cfg.work_dir}: the training starts from the beginning')
+            say(f'no checkpoint in {cfg.work_dir}: the training starts from the beginning')
     elif resume is not None:
         with as_usage_error('cannot load the checkpoint'):
             found = check_resume(resume, training)
@@ -114,7 +113,7 @@ def main() -> int:
 
     found = go_on(cfg, args.resume, training)
     if found and (end := finished(cfg, found)):
-        print(f'the training is finished: {found.path} has {end}; nothing is done')
+        say(f'the training is finished: {found.path} has {end}; nothing is done')
         return 0
     if args.weights_key is not None:
         if found or not cfg.get('load_from'):
@@ -133,7 +132,7 @@ def main() -> int:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
     except TrainingStopped as stop:
-        print(f'stopped: {stop}', file=sys.stderr)
+        say(f'stopped: {stop}', error=True)
         return 1
     finally:
         # A process that leaves while others still talk to it takes them down (gloo).

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from torch import Tensor, nn
 
 from nf_plugins.checkpoint import check_match, find_weights, safe_load
 from nf_plugins.checkpoint.state_dict import has_place, split_weights_key, unwrap_for, weights_for
-from nf_plugins.errors import as_usage_error
+from nf_plugins.errors import as_usage_error, say
 
 
 def backbone_weights(
@@ -33,7 +32,7 @@ def backbone_weights(
         state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
         check_match(state, backbone, path)
     if note and not quiet:
-        print(note, file=sys.stderr)
+        say(note, error=True)
     meta = checkpoint.get('meta')
     return state, meta if isinstance(meta, dict) else {}
 

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
+from .errors import short
+
 IMPLEMENTATION = frozenset(('foreach', 'fused', 'capturable', 'differentiable', 'param_names'))
 """Settings of a parameter group that say how to compute: the config's count."""
 
@@ -286,11 +288,18 @@ def _mapping(name: str, value: Any) -> Mapping:
 
 
 def _names(items: Mapping) -> str:
-    return ', '.join(sorted(map(str, items)))[:200] or 'none'
+    return ', '.join(sorted(map(short, items))[:20]) or 'none'
 
 
 def _short(value: Any) -> str:
-    return ' '.join(reprlib.repr(value).split())
+    return ' '.join(_Short().repr(value).split())
+
+
+class _Short(reprlib.Repr):
+    """What of a container is long, or of a kind of its own, is left out."""
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        return short(value)
 
 
 def _amount(params: Any) -> str:

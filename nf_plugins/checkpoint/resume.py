@@ -26,7 +26,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from nf_plugins.errors import CheckpointError, printable
+from nf_plugins.errors import CheckpointError, printable, short
 
 from .inert import InertDict, without_stand_ins
 from .optim_state import is_number, known_optimizer, known_schedulers
@@ -164,7 +164,7 @@ def known_parts(checkpoint: dict[str, Any], path: str) -> tuple[dict[str, Any], 
     """
     kept, dropped = dict(checkpoint), []
     state = kept.get('state_dict')
-    for name in state if isinstance(state, Mapping) else ():
+    for name in state if isinstance(state, Mapping) else kept:  # a bare state dict
         if isinstance(name, str) and not _is_word(name):
             raise CheckpointError(f'{path} is refused: {printable(repr(name[:80]))} is no name')
     if isinstance(kept.get('meta'), Mapping):
@@ -258,7 +258,7 @@ def _plain_items(
         if _is_word(key) and key not in silently and is_plain(value)
     }
     dropped = [key for key in items if not (_is_word(key) and (key in kept or key in silently))]
-    return kept, [f'{name}[{printable(repr(key))[:80]}]' for key in dropped]
+    return kept, [f'{name}[{short(key)}]' for key in dropped]
 
 
 def _is_hub(hub: Any) -> bool:
@@ -273,7 +273,7 @@ def _known_hub(hub: Mapping) -> tuple[dict[str, Any], list[str]]:
         dropped.append(f'runtime_info[{key!r}]')
     histories = {key: _history(value) for key, value in hub['log_scalars'].items()}
     scalars = {k: v for k, v in histories.items() if _is_word(k) and v is not None}
-    dropped += [f'log_scalars[{printable(repr(k))[:80]}]' for k in histories if k not in scalars]
+    dropped += [f'log_scalars[{short(k)}]' for k in histories if k not in scalars]
     # Only what shall be resumed is saved; mmengine fails when a key changes its mind.
     resumed = dict.fromkeys([*scalars, *info], True)
     return dict(log_scalars=scalars, runtime_info=info, resumed_keys=resumed), dropped

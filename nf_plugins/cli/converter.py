@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 
 import torch
@@ -16,7 +15,7 @@ from nf_plugins.checkpoint.state_dict import split_weights_key
 from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, with_weights_key
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.config import build_model, load_config
-from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.errors import UsageError, as_usage_error, say
 from nf_plugins.utils.files import atomic_write_all, check_writable_dir
 
 
@@ -76,8 +75,8 @@ def converter(
             state = convert(source, model, make_rename(model))
         with as_usage_error(f'cannot write {args.dst}'):
             atomic_write_all({args.dst: encode_converted(state, args.dst, path), **files})
-        print(f'{len(source)} arrays of {path} ->', args.dst, *files)
+        say(f'{len(source)} arrays of {path} ->', args.dst, *files)
         if note:
-            print(note, file=sys.stderr)
+            say(note, error=True)
 
     return main

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from operator import itemgetter
@@ -27,7 +26,7 @@ from nf_plugins.checkpoint.work_dir import (
     other_checkpoints,
     real_path,
 )
-from nf_plugins.errors import CheckpointError, UsageError, as_usage_error, printable
+from nf_plugins.errors import CheckpointError, UsageError, as_usage_error, printable, say
 
 
 def plan_training(cfg: Config, path: str, model: nn.Module, optim_wrapper: Any) -> Training:
@@ -142,7 +141,7 @@ def find_resumable(training: Training, start: str | None = None) -> Resumable | 
     failed: dict[str, str] = {}
     for paths in ([noted] if noted else [], named_checkpoints(names), others):
         usable = []
-        for path in paths:
+        for path in filter(_is_printable_name, paths):  # mmengine logs it
             try:
                 found = check_resume(path, training)
                 _check_saved(found, training)
@@ -162,6 +161,10 @@ def find_resumable(training: Training, start: str | None = None) -> Resumable | 
             'to start again, name another --work-dir or leave out --resume'
         )
     return None
+
+
+def _is_printable_name(path: str) -> bool:
+    return os.path.basename(path).isprintable()
 
 
 def _check_saved(found: Resumable, training: Training) -> None:
@@ -192,9 +195,14 @@ def finished(cfg: Config, found: Resumable) -> str | None:
 
 
 def set_aside(found: Resumable, training: Training) -> None:
-    """Rename what was passed over and would be overwritten, so that nothing is lost."""
-    for path, reason in found.passed_over.items():
-        print(f'passed over: {reason}', file=sys.stderr)
+    """Rename what was passed over and would be overwritten, so that nothing is lost.
+
+    So are links: the new checkpoint would be written to the place that they lead to.
+    """
+    for reason in found.passed_over.values():
+        say(f'passed over: {reason}', error=True)
+    links = [path for path in named_checkpoints(training.saved_names) if os.path.islink(path)]
+    for path in dict.fromkeys([*found.passed_over, *links]):
         for names in training.saved_names:
             done = found.epoch if names.hook.by_epoch else found.iteration
             if (names.step(path) or 0) > done and os.path.lexists(path) and is_main_process():
@@ -205,4 +213,4 @@ def set_aside(found: Resumable, training: Training) -> None:
                 )
                 with as_usage_error(f'cannot set {path} aside'):
                     os.rename(path, aside)
-                print(f'renamed: {printable(path)} is now {printable(aside)}', file=sys.stderr)
+                say(f'renamed: {path} is now {aside}', error=True)

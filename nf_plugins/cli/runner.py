@@ -21,11 +21,12 @@ from mmengine.registry import (
 from mmengine.runner import Runner
 from torch import nn
 
+from nf_plugins.config import find_config
 from nf_plugins.datasets.sources import missing_data
 from nf_plugins.engine import AGCOptimWrapper
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.registry import class_of
-from nf_plugins.utils.files import check_writable_dir
+from nf_plugins.utils.files import check_regular, check_writable_dir
 
 
 def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> None:
@@ -38,6 +39,9 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
         cfg.work_dir = osp.join('work_dirs', Path(args.config).stem)
     with as_usage_error(f'cannot write into {cfg.work_dir}'):
         check_writable_dir(cfg.work_dir)
+        # mmengine opens these to write them: through a link, or it waits for a pipe's reader.
+        for name in ('last_checkpoint', osp.basename(find_config(args.config))):
+            check_regular(osp.join(cfg.work_dir, name))
 
     has_gpu = torch.cuda.is_available()
     for name in dataloaders:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, 
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.cli.model_config import has_data, importing_config, model_config
 from nf_plugins.config import build_model, load_config
-from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.errors import UsageError, as_usage_error, say
 from nf_plugins.layers import StandardizedConv2d, fold
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
@@ -116,8 +115,8 @@ def main() -> None:
         files = {dst: encode_converted(model.state_dict(), dst, path), **files}
         atomic_write_all(files)
     if note:
-        print(note, file=sys.stderr)
-    print('written:', *files)
+        say(note, error=True)
+    say('written:', *files)
 
 
 class Scores(torch.nn.Module):

@@ -19,7 +19,7 @@ from nf_plugins.checkpoint.state_dict import split_weights_key
 from nf_plugins.checkpoint.tensors import encode_weights
 from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, with_weights_key
 from nf_plugins.cli.command_line import command_line
-from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.errors import UsageError, as_usage_error, say, short
 from nf_plugins.utils.files import atomic_write, check_writable_dir
 
 SUFFIXES = ('.pth', '.safetensors')
@@ -67,10 +67,10 @@ def main() -> None:
         atomic_write(target, content)
     dropped = [name for name in checkpoint if name not in ('meta', 'state_dict', *state)]
     if note:
-        print(note)
+        say(note)
     if dropped:
-        print(f'left out: {", ".join(map(str, dropped))}')
-    print(f'written: {target} ({len(state)} arrays, {os.path.getsize(target) / 1e6:.1f} MB)')
+        say('left out:', ', '.join(map(short, dropped)))
+    say(f'written: {target} ({len(state)} arrays, {os.path.getsize(target) / 1e6:.1f} MB)')
 
 
 if __name__ == '__main__':
