@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
-from .errors import short
+from nf_plugins.errors import short
 
 IMPLEMENTATION = frozenset(('foreach', 'fused', 'capturable', 'differentiable', 'param_names'))
 """Settings of a parameter group that say how to compute: the config's count."""
