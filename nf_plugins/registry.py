@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import inspect
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine import registry as root
@@ -37,6 +39,35 @@ class Registry(root.Registry):
                     f"for that of {self.scope} write type='{self.scope}.{name}'",
                     stacklevel=2,
                 )
+
+
+@contextmanager
+def first_come() -> Iterator[None]:
+    """Let a library be imported some of whose bare names another package has taken.
+
+    mmcv would fail to be imported, and with it everything here. The names stay the other
+    package's, and a warning says which.
+    """
+    register = root.Registry._register_module
+
+    def register_free(self: Any, module: Any, module_name: Any = None, force: bool = False) -> None:
+        names = module.__name__ if module_name is None else module_name
+        for name in [names] if isinstance(names, str) else names:
+            taken = None if force else self._module_dict.get(name)
+            if taken is None:
+                register(self, module, name, force)
+            else:
+                warnings.warn(
+                    f"type='{name}' is of another package ({taken.__module__}), and not that of "
+                    f'{module.__module__}',
+                    stacklevel=2,
+                )
+
+    root.Registry._register_module = register_free
+    try:
+        yield
+    finally:
+        root.Registry._register_module = register
 
 
 def _same_source(first: Any, second: Any) -> bool:

@@ -1,10 +1,5 @@
 # Trained at 240, tested at 272, as published.
-_base_ = [
-    '../_base_/models/nf_regnet.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/nf_regnet_imagenet.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = 'nf-regnet-b0_8xb128_in1k.py'
 
 model = dict(
     backbone=dict(arch='b2'),
@@ -13,17 +8,10 @@ model = dict(
 )
 optim_wrapper = dict(optimizer=dict(weight_decay=7e-5))
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=240, interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(type='PackInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='EfficientNetCenterCrop', crop_size=272, crop_padding=32),
-    dict(type='PackInputs'),
-]
-train_dataloader = dict(batch_size=128, dataset=dict(pipeline=train_pipeline))
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].scale = 240
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].crop_size = 272
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

@@ -1,33 +1,15 @@
 # Trained at 224, tested at 320, 4 layers of RandAugment at level 10, as published
 # (what a level does differs between the implementations).
-_base_ = [
-    '../_base_/models/nfnet.py',
-    '../_base_/datasets/imagenet.py',
-    '../_base_/schedules/nfnet_imagenet.py',
-    '../_base_/default_runtime.py',
-]
+_base_ = 'nfnet-f0_32xb128_in1k.py'
 
 model = dict(backbone=dict(arch='f1'), neck=dict(drop_rate=0.3))
 
-train_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='RandomResizedCrop', scale=224, interpolation='bicubic'),
-    dict(type='RandomFlip', prob=0.5, direction='horizontal'),
-    dict(
-        type='RandAugment',
-        policies='timm_increasing',
-        num_policies=4,
-        magnitude_level=10,
-        total_level=30,
-    ),
-    dict(type='PackInputs'),
-]
-test_pipeline = [
-    dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=352, edge='short', interpolation='bicubic'),
-    dict(type='CenterCrop', crop_size=320),
-    dict(type='PackInputs'),
-]
-train_dataloader = dict(batch_size=128, dataset=dict(pipeline=train_pipeline))
+train_pipeline = _base_.train_pipeline
+train_pipeline[1].scale = 224
+train_pipeline[3].magnitude_level = 10
+test_pipeline = _base_.test_pipeline
+test_pipeline[1].scale = 352
+test_pipeline[2].crop_size = 320
+train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader

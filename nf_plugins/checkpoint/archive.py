@@ -20,6 +20,9 @@ DIRECTORY = 8 << 20
 UNPACKED = 512 << 20
 """Most bytes that a compressed archive may have beyond its size when it is unpacked."""
 
+ARRAYS = 20_000
+"""Most arrays of an ``.npz``."""
+
 
 def is_archive(file: BinaryIO) -> bool:
     """Whether it begins as an archive, which is what PyTorch and numpy look at."""
@@ -116,6 +119,8 @@ def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
         zipfile.BadZipFile: It is damaged.
     """
     with open_archive(file, compressed=True) as archive:
+        if len(archive.infolist()) > ARRAYS:
+            raise ValueError(f'it holds more than {ARRAYS} arrays')
         for entry in archive.infolist():
             if not entry.filename.endswith('.npy'):  # a checkpoint of PyTorch is a zip file, too
                 raise ValueError(f'it is no archive of arrays, as {entry.filename} is in it')

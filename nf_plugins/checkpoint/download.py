@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import os
 import re
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urldefrag, urlsplit
@@ -21,7 +21,8 @@ from urllib.parse import urldefrag, urlsplit
 import torch
 from mmengine.logging import print_log
 
-from .errors import CheckpointError, CheckpointNotFoundError
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
+
 from .safe_load import safe_load
 
 TIMEOUT = 30.0
@@ -142,7 +143,7 @@ def _download(url: str, path: Path, start: str | None) -> None:
             total = int(length) if length and length.isdigit() else None
             bar = torch.hub.tqdm(total=total, disable=not os.isatty(0), unit='B', unit_scale=True)
             with bar:
-                for chunk in _chunks(response):
+                while chunk := response.read1(_CHUNK):
                     file.write(chunk)
                     bar.update(len(chunk))
             if total is not None and file.tell() != total:
@@ -156,17 +157,50 @@ def _download(url: str, path: Path, start: str | None) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    """What a server sends, as long as it sends enough."""
-    began, received = time.monotonic(), 0
-    while chunk := response.read1(_CHUNK):
-        yield chunk
-        received += len(chunk)
-        passed = time.monotonic() - began
+class _Watched(io.RawIOBase):
+    """What a server sends, headers and lengths of chunks too, as long as it sends enough."""
+
+    def __init__(self, raw: io.RawIOBase) -> None:
+        self.raw, self.began, self.received = raw, time.monotonic(), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        count = self.raw.readinto(buffer) or 0
+        self.received += count
+        passed = time.monotonic() - self.began
         if passed > TIMEOUT:
-            if received < SLOWEST * passed:
-                raise TimeoutError(f'the server sent {received} bytes in {passed:.0f} s')
-            began, received = time.monotonic(), 0
+            if self.received < SLOWEST * passed:
+                raise TimeoutError(f'the server sent {self.received} bytes in {passed:.0f} s')
+            self.began, self.received = time.monotonic(), 0
+        return count
+
+    def close(self) -> None:
+        self.raw.close()
+        super().close()
+
+
+class _Response(http.client.HTTPResponse):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fp = io.BufferedReader(_Watched(self.fp.detach()))
+
+
+class _HTTP(urllib.request.HTTPHandler):
+    class _Connection(http.client.HTTPConnection):
+        response_class = _Response
+
+    def http_open(self, req: Any) -> Any:
+        return self.do_open(self._Connection, req)
+
+
+class _HTTPS(urllib.request.HTTPSHandler):
+    class _Connection(http.client.HTTPSConnection):
+        response_class = _Response
+
+    def https_open(self, req: Any) -> Any:
+        return self.do_open(self._Connection, req, context=self._context)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -178,4 +212,4 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, new)
 
 
-_OPENER = urllib.request.build_opener(_Redirects)
+_OPENER = urllib.request.build_opener(_HTTP, _HTTPS, _Redirects)

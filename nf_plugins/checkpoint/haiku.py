@@ -8,8 +8,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, Refused, short
+
 from .archive import is_archive, read_npz
-from .errors import CheckpointError, CheckpointNotFoundError, Refused
 from .numpy_pickle import DILL_GLOBALS, GLOBALS, PickledNumberDtype
 from .safe_load import reason
 from .unpickler import Limits, SafeUnpickler
@@ -40,11 +41,17 @@ def _read_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
     return params or arrays
 
 
+NAME = 1000
+"""Longest name of a parameter."""
+
+
 def _flatten(tree: Any, prefix: str = '', seen: set[int] | None = None) -> dict[str, Any]:
     if not isinstance(tree, Mapping):
         if not isinstance(tree, (np.ndarray, np.generic, int, float)):
             raise ValueError(f'{prefix} is no array of numbers but a {type(tree).__name__}')
         return {prefix: tree}
+    if len(prefix) > NAME:  # each name below begins with it
+        raise Refused(f'it has a name of more than {NAME} letters')
     seen = set() if seen is None else seen
     if id(tree) in seen:  # a small file could otherwise expand without end
         raise Refused('it holds one dict in two places')
@@ -52,7 +59,9 @@ def _flatten(tree: Any, prefix: str = '', seen: set[int] | None = None) -> dict[
     flat = {}
     for key, value in tree.items():
         if not isinstance(key, str):
-            raise ValueError(f'the tree has the key {key!r}, which is not a string')
+            raise ValueError(f'the tree has the key {short(key)}, which is not a string')
+        if len(key) > NAME:
+            raise Refused(f'it has a name of more than {NAME} letters')
         flat.update(_flatten(value, f'{prefix}/{key}' if prefix else key, seen))
     return flat
 

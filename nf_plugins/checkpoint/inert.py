@@ -18,7 +18,7 @@ import re
 import reprlib
 import sys
 import types
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -122,6 +122,13 @@ class Inert:
         return target, self.args, *more
 
 
+FACTORIES = {
+    Name(kind.__module__, kind.__name__): kind
+    for kind in (bool, int, float, str, list, tuple, dict, set, deque, OrderedDict, Counter)
+}
+"""What the stand-in of a ``defaultdict`` makes for a missing key, by the name in the file."""
+
+
 class InertDict(dict):
     """Stands for a kind of dict, such as mmengine's ``ConfigDict``, and is one itself."""
 
@@ -139,6 +146,17 @@ class InertDict(dict):
     def name(self) -> str:
         """The module and the name in it."""
         return self.of.name
+
+    @property
+    def factory(self) -> type | None:
+        """What makes the value of a missing key; None if it is no ``defaultdict`` of plain data."""
+        named = self.name == 'collections.defaultdict' and [*map(type, self.args)] == [Name]
+        return FACTORIES.get(self.args[0]) if named else None
+
+    def __missing__(self, key: Any) -> Any:
+        if self.factory is None:
+            raise KeyError(key)
+        return self.setdefault(key, self.factory())
 
     def __setstate__(self, state: Any) -> None:
         if state is not self:  # the state of addict's dicts is what they hold
@@ -158,6 +176,8 @@ class InertDict(dict):
         target = find(self.of)
         if target is None:
             return OrderedDict, (), None, None, iter(self.items())
+        if target is defaultdict:  # its first argument is the factory, if there is one
+            return target, self.args, None, None, iter(self.items())
         return target, (*self.args, dict(self)), self.state or None
 
 
@@ -207,6 +227,8 @@ INERT_NAMES = {
     'pandas._libs.tslibs.timestamps:_unpickle_timestamp',
     'numpy.ma.*:_mareconstruct',
     'numpy.ma:_mareconstruct',
+    'numpy.ma.core:MaskedConstant',
+    'numpy:poly1d',
     'numpy.random._pickle:__*_ctor',
     'numpy.random.*:__pyx_unpickle_*',
     'numpy.random.*:[A-Z]*',

@@ -1,7 +1,7 @@
 """mmengine's ways to a checkpoint, all of which end in :func:`safe_load`.
 
 mmengine's own loaders unpickle whatever comes over HTTP, and those of its fork also unpickle
-local files that weights-only loading refuses. Importing this module replaces them, so that
+local files that weights-only loading refuses. :func:`install` replaces them, so that
 ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained')`` never execute anything from
 a file.
 """
@@ -19,10 +19,10 @@ from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmengine.runner import checkpoint as mm
 
+from nf_plugins.errors import CheckpointNotFoundError
+
 from . import pretrained
 from .download import fetch, load_url
-from .errors import CheckpointNotFoundError
-from .inert import without_stand_ins
 from .resume import cleaned, while_resuming
 from .safe_load import safe_load
 from .state_dict import for_mmengine, split_weights_key
@@ -78,25 +78,15 @@ def load_zoo(filename: str, map_location: Any = 'cpu') -> Any:
     return mm._process_mmcls_checkpoint(checkpoint) if scheme == 'mmcls' else checkpoint
 
 
-def _without_functions(checkpoint: Any) -> Any:
-    """The checkpoint, whose parameter schedulers' states name no functions and classes."""
-    schedulers = checkpoint.get('param_schedulers') if isinstance(checkpoint, dict) else None
-    for group in schedulers.values() if isinstance(schedulers, dict) else [schedulers]:
-        for index, state in enumerate(group if isinstance(group, list) else []):
-            if isinstance(state, dict):
-                group[index] = without_stand_ins(state)
-    return checkpoint
-
-
 def _cleaned(load: Callable[..., Any]) -> Callable[..., Any]:
-    """The loader, without what mmengine would run or delete, and without stand-ins."""
+    """The loader, without what mmengine would run or delete."""
 
     @functools.wraps(load)
     def loader(filename: str, map_location: Any = 'cpu') -> Any:
         filename, key = split_weights_key(filename)
         checkpoint, note = for_mmengine(load(filename, map_location), filename, key)
         pretrained.note_source(filename, note)
-        return cleaned(_without_functions(checkpoint), filename)
+        return cleaned(checkpoint, filename)
 
     return loader
 
@@ -110,10 +100,17 @@ LOADERS = {
 }
 """Loader -> the prefixes of what it loads, as mmengine writes them."""
 
-pretrained.install()
-for _loader, _prefixes in LOADERS.items():
-    CheckpointLoader.register_scheme(_prefixes, _cleaned(_loader), force=True)
 
-for _runner in (Runner, FlexibleRunner):
-    if not hasattr(_runner.resume, '__wrapped__'):  # once, also after a reload
-        _runner.resume = while_resuming(_runner.resume)
+def install() -> None:
+    """Replace mmengine's loaders of checkpoints for the whole process.
+
+    ``import nf_plugins`` calls it. After it, whatever mmengine loads is read by
+    :func:`~nf_plugins.checkpoint.safe_load`; a runner's ``resume`` takes over what it knows;
+    weights that fit nothing are an error. A second call changes nothing.
+    """
+    pretrained.install()
+    for loader, prefixes in LOADERS.items():
+        CheckpointLoader.register_scheme(prefixes, _cleaned(loader), force=True)
+    for runner in (Runner, FlexibleRunner):
+        if not hasattr(runner.resume, '__wrapped__'):  # once, also after a reload
+            runner.resume = while_resuming(runner.resume)

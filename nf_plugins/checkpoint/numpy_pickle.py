@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import Refused
+from nf_plugins.errors import Refused, short
 
 KINDS = 'biufcSUVMmO'
 """Kinds of an array's items: numbers, texts, structures, times, and objects of the pickle."""
@@ -39,7 +39,7 @@ class PickledDtype:
             dtype = None
         bad = dtype is None or dtype.fields or dtype.subdtype or dtype.kind not in self.kinds
         if bad or (dtype.kind in 'SUV' and dtype.itemsize == 0):
-            _refuse(f'an array of {code!r:.50}')
+            _refuse(f'an array of {short(code)}')
         self.dtype = dtype
 
     def __setstate__(self, state: tuple) -> np.dtype:
@@ -50,7 +50,7 @@ class PickledDtype:
         """
         _, order, subdtype, names, fields, *more = state
         if order not in ('<', '>', '=', '|') or subdtype is not None:
-            _refuse(f'an array of {self.dtype} with the state {state!r:.50}')
+            _refuse(f'an array of {self.dtype} with the state {short(state)}')
         if self.dtype.kind == 'V' and names is not None:
             self.dtype = self._structure(names, fields, more[0])
         elif names is not None or fields is not None:
@@ -59,7 +59,7 @@ class PickledDtype:
             unit, count, *_ = more[3][1]
             unit = unit.decode() if isinstance(unit, bytes) else unit
             if unit not in _UNITS or type(count) is not int:
-                _refuse(f'an array of times in {unit!r:.50}')
+                _refuse(f'an array of times in {short(unit)}')
             if unit != 'generic':
                 self.dtype = np.dtype(f'{self.dtype.kind}8[{count}{unit}]')
         self.dtype = self.dtype.newbyteorder(order)
@@ -93,7 +93,7 @@ def _item_type(dtype: Any) -> np.dtype:
         return dtype
     code = getattr(dtype, 'str', None)
     if not isinstance(code, str) or np.dtype(code).kind not in KINDS:
-        _refuse(f'an array of {dtype!r:.50}')
+        _refuse(f'an array of {short(dtype)}')
     return np.dtype(code)
 
 
@@ -116,8 +116,9 @@ class PickledArray(np.ndarray):
             _refuse('an array that gets its numbers twice')
         version, shape, dtype, is_fortran, data = state
         dtype = _item_type(dtype)
-        if not isinstance(shape, tuple) or not all(type(n) is int and n >= 0 for n in shape):
-            _refuse(f'an array of the shape {shape!r:.50}')
+        sizes = isinstance(shape, tuple) and len(shape) <= 64  # else their product takes hours
+        if not sizes or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
+            _refuse(f'an array of the shape {short(shape)}')
         if dtype.kind == 'O':
             if not isinstance(data, list) or len(data) != math.prod(shape):
                 _refuse('an array of objects without its objects')

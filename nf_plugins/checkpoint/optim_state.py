@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.optim import Optimizer
 
+from nf_plugins.errors import short
+
 IMPLEMENTATION = frozenset(('foreach', 'fused', 'capturable', 'differentiable', 'param_names'))
 """Settings of a parameter group that say how to compute: the config's count."""
 
@@ -122,7 +124,8 @@ def _scheduler(state: Any, scheduler: Any) -> dict[str, Any]:
     trial.__dict__.update(kept, optimizer=types.SimpleNamespace(param_groups=groups))
     trial.last_step += 1
     try:
-        trial._get_value()
+        if trial.begin <= trial._global_step + 1 < trial.end:  # outside, mmengine does not ask
+            trial._get_value()
     except Exception as error:  # it would come at the next step
         raise ValueError(f'{name} cannot go on: {type(error).__name__}: {error}') from None
     return kept
@@ -285,11 +288,18 @@ def _mapping(name: str, value: Any) -> Mapping:
 
 
 def _names(items: Mapping) -> str:
-    return ', '.join(sorted(map(str, items)))[:200] or 'none'
+    return ', '.join(sorted(map(short, items))[:20]) or 'none'
 
 
 def _short(value: Any) -> str:
-    return ' '.join(reprlib.repr(value).split())
+    return ' '.join(_Short().repr(value).split())
+
+
+class _Short(reprlib.Repr):
+    """What of a container is long, or of a kind of its own, is left out."""
+
+    def repr_instance(self, value: Any, level: int) -> str:
+        return short(value)
 
 
 def _amount(params: Any) -> str:

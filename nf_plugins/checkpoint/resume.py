@@ -26,9 +26,9 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from nf_plugins.utils.checks import printable
+from nf_plugins.errors import CheckpointError, printable, short
 
-from .errors import CheckpointError
+from .inert import InertDict, without_stand_ins
 from .optim_state import is_number, known_optimizer, known_schedulers
 from .safe_load import safe_load
 from .state_dict import check_match
@@ -51,7 +51,10 @@ INERT = (
 """Types of plain data without parts."""
 
 CONTAINERS = (list, tuple, set, frozenset, collections.deque)
-MAPPINGS = (dict, collections.OrderedDict, collections.Counter, collections.defaultdict)
+MAPPINGS = (
+    *(dict, collections.OrderedDict, collections.Counter, collections.defaultdict),
+    InertDict,
+)
 
 
 class NoTrainingError(CheckpointError):
@@ -153,13 +156,15 @@ def known_parts(checkpoint: dict[str, Any], path: str) -> tuple[dict[str, Any], 
     ``meta`` loses the config, which mmengine executes when it resumes and for its
     inferencers. From ``meta`` and the message hub, keys that are no printable words and
     values that are no plain data are dropped; a hub of another form is dropped as a whole.
+    The states of parameter schedulers lose the functions and classes that they name, which the
+    schedulers have themselves.
 
     Raises:
         CheckpointError: A name of the state dict has control characters, which logs print.
     """
     kept, dropped = dict(checkpoint), []
     state = kept.get('state_dict')
-    for name in state if isinstance(state, Mapping) else ():
+    for name in state if isinstance(state, Mapping) else kept:  # a bare state dict
         if isinstance(name, str) and not _is_word(name):
             raise CheckpointError(f'{path} is refused: {printable(repr(name[:80]))} is no name')
     if isinstance(kept.get('meta'), Mapping):
@@ -174,7 +179,18 @@ def known_parts(checkpoint: dict[str, Any], path: str) -> tuple[dict[str, Any], 
         dropped += more
     elif kept.pop('message_hub', None) is not None:
         dropped.append('message_hub')
+    if 'param_schedulers' in kept:
+        kept['param_schedulers'] = _schedulers(kept['param_schedulers'])
     return kept, dropped
+
+
+def _schedulers(states: Any) -> Any:
+    """States of parameter schedulers, a list or a dict of lists, without functions and classes."""
+    if isinstance(states, Mapping):
+        return {name: _schedulers(group) for name, group in states.items()}
+    if not isinstance(states, list):
+        return states
+    return [without_stand_ins(one) if isinstance(one, dict) else one for one in states]
 
 
 def is_plain(value: Any) -> bool:
@@ -216,7 +232,10 @@ def _parts(value: Any) -> list | None:
     if kind in MAPPINGS:
         factory = getattr(value, 'default_factory', None)
         known = factory in (None, bool, int, float, str, *CONTAINERS, *MAPPINGS)
-        return [part for pair in value.items() for part in pair] if known else None
+        parts = [part for pair in value.items() for part in pair]
+        if kind is InertDict and value.factory is None:
+            parts += [value.args, value.state]
+        return parts if known else None
     if kind in (Tensor, nn.Parameter):  # such that a checkpoint can be written with it again
         dense = value.layout == torch.strided and not value.is_meta and not value.is_quantized
         return [] if dense else None
@@ -239,7 +258,7 @@ def _plain_items(
         if _is_word(key) and key not in silently and is_plain(value)
     }
     dropped = [key for key in items if not (_is_word(key) and (key in kept or key in silently))]
-    return kept, [f'{name}[{printable(repr(key))[:80]}]' for key in dropped]
+    return kept, [f'{name}[{short(key)}]' for key in dropped]
 
 
 def _is_hub(hub: Any) -> bool:
@@ -254,7 +273,7 @@ def _known_hub(hub: Mapping) -> tuple[dict[str, Any], list[str]]:
         dropped.append(f'runtime_info[{key!r}]')
     histories = {key: _history(value) for key, value in hub['log_scalars'].items()}
     scalars = {k: v for k, v in histories.items() if _is_word(k) and v is not None}
-    dropped += [f'log_scalars[{printable(repr(k))[:80]}]' for k in histories if k not in scalars]
+    dropped += [f'log_scalars[{short(k)}]' for k in histories if k not in scalars]
     # Only what shall be resumed is saved; mmengine fails when a key changes its mind.
     resumed = dict.fromkeys([*scalars, *info], True)
     return dict(log_scalars=scalars, runtime_info=info, resumed_keys=resumed), dropped

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 from typing import Any
 
 import torch
-from safetensors import safe_open
+
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, Refused
 
 from .advice import how_to_save
-from .errors import CheckpointError, CheckpointNotFoundError, Refused
+from .safetensors_file import read_safetensors
 from .torch_file import read_torch
 from .values import FUNCTIONS
 
@@ -22,12 +22,6 @@ numpy, Python and mmengine. What is appended is used as it is."""
 
 BLOCKED_MODULES = ('os', 'posix', 'nt', 'sys')
 """Nothing of these is ever used, whoever registers it (as in PyTorch)."""
-
-HEADER = 8 << 20
-"""Most bytes of a safetensors file's header."""
-
-TENSORS = 20_000
-"""Most tensors of a safetensors file."""
 
 
 def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | None = None) -> Any:
@@ -58,9 +52,9 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(f'no checkpoint at {name}')
     try:
-        if path.endswith('.safetensors'):
-            return _load_safetensors(path, map_location)
         with open(path, 'rb') as file:
+            if path.endswith('.safetensors'):
+                return read_safetensors(file, map_location)
             return read_torch(file, map_location, _registered())
     except Refused as error:
         raise CheckpointError(
@@ -91,17 +85,3 @@ def _registered() -> dict[str, Any]:
 
 
 _BUILT_IN = tuple(SAFE_GLOBALS)
-
-
-def _load_safetensors(path: str, map_location: Any) -> dict[str, Any]:
-    with open(path, 'rb') as file:
-        length = int.from_bytes(file.read(8), 'little')
-        if length > HEADER:
-            raise ValueError(f'its header takes {length} bytes')
-        keys = json.loads(file.read(length), object_pairs_hook=list)
-    if len({key for key, _ in keys}) < len(keys) or len(keys) > TENSORS:
-        raise ValueError('two of its tensors have one name, or it has too many')
-    device = 'cpu' if map_location is None or callable(map_location) else str(map_location)
-    with safe_open(path, framework='pt', device=device) as file:
-        state = {name: file.get_tensor(name) for name in file.keys()}
-        return dict(state_dict=state, meta=file.metadata() or {})

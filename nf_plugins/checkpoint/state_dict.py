@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .errors import CheckpointError
+from nf_plugins.errors import CheckpointError, short
+
 from .exact import cast_exactly
 
 PLAIN_KEYS = ('state_dict', 'model_state_dict', 'model', 'module', 'net', 'network', 'weights')
@@ -174,7 +175,7 @@ def _has(checkpoint: Any) -> str:
     others = [name for name in others if not name.startswith(('optimizer', 'scheduler'))]
     if others:
         return f'it has some under {", ".join(map(repr, others[:5]))} (PATH#KEY takes them)'
-    return f'it has the keys {", ".join(map(repr, list(checkpoint)[:5])) or "of an empty dict"}'
+    return f'it has the keys {", ".join(map(short, list(checkpoint)[:5])) or "of an empty dict"}'
 
 
 def state_dict_of(

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from nf_plugins.errors import Refused, short
+
 from .archive import entry_bytes, is_archive, open_archive, read_entry
-from .errors import Refused
 from .inert import Name
 from .unpickler import COPIES, Limits, SafeUnpickler
 from .values import CONSTANTS, FUNCTIONS
@@ -168,7 +169,7 @@ class _Tensors:
         if isinstance(kind, type) and issubclass(kind, Tensor):
             tensor = tensor if type(tensor) is kind else tensor.as_subclass(kind)
         elif kind not in (Name('torch', 'Tensor'), Name('torch.nn.parameter', 'Parameter')):
-            raise Refused(f'it names {kind.name if isinstance(kind, Name) else kind!r:.50}')
+            raise Refused(f'it names {kind.name if isinstance(kind, Name) else short(kind)}')
         return self._set(tensor, state)
 
     def _set(self, tensor: Tensor, state: Any) -> Tensor:

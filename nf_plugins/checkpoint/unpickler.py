@@ -23,7 +23,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import Refused
+from nf_plugins.errors import Refused
+
 from .inert import Inert, InertDict, Name, contents, stand_in
 from .values import STATES
 
@@ -36,6 +37,8 @@ DEPTH = 100
 """Deepest nesting of containers."""
 COPIES = 256 << 20
 """Most bytes that values may take beyond the size of the file, as far as they are copies."""
+TEXT = 64 << 20
+"""Most letters and digits beyond the size of the file when references are followed."""
 
 
 class Limits:
@@ -124,7 +127,7 @@ class SafeUnpickler(pickle._Unpickler):
                 dispatch[code[0]](self)
         except pickle._Stop as stop:
             if self.inert:  # else it is a tree, which whoever reads it follows to the leaves once
-                check_size(stop.value)
+                check_size(stop.value, self.end)
             return stop.value
         finally:  # what was read must not live as long as errors and references to `self`
             self.memo, self.stack, self.metastack, self.functions = {}, [], [], {}
@@ -193,19 +196,19 @@ class SafeUnpickler(pickle._Unpickler):
 
     def check_key(self, key: Any, depth: int = 3) -> None:
         """Refuse keys (and members of sets) whose hashing or comparing can take for ever."""
-        if isinstance(key, (str, bytes, float, type(None))):
+        if isinstance(key, (str, bytes, type(None))):
             return
-        if isinstance(key, int) and -(2**63) <= key < 2**63:
+        if isinstance(key, int) and -(2**31) <= key < 2**31:
             return
-        self.limits.odd_keys -= 1
+        self.limits.odd_keys -= 1  # others, large numbers too, can be chosen so that all collide
         if self.limits.odd_keys < 0:
-            raise Refused('it has too many keys that are not text or numbers')
+            raise Refused('it has too many keys that are not text or small integers')
         if isinstance(key, (tuple, frozenset)):
             if depth == 0 or len(key) > 100:
                 raise Refused('it has a large tuple as a key')
             for part in key:
                 self.check_key(part, depth - 1)
-        elif isinstance(key, (int, np.ndarray)):
+        elif isinstance(key, np.ndarray) or (isinstance(key, int) and abs(key) >= 2**63):
             raise Refused(f'it has a huge {type(key).__name__} as a key')
 
     def make_dict(self, kind: type, *args: Any) -> dict:
@@ -356,14 +359,18 @@ def _refuse_name(name: str) -> None:
     raise Refused(f'it names {name}, which weights do not need')
 
 
-def check_size(root: Any) -> None:
+def check_size(root: Any, size: int) -> None:
     """Refuse what is nested too deep, holds itself, or is huge when written out.
 
-    Containers that are referred to several times count each time: whoever copies, prints or
+    Values that are referred to several times count each time: whoever copies, prints or
     stacks them needs that memory.
+
+    Args:
+        root: What a file holds.
+        size: Size of the file in bytes.
     """
-    sizes: dict[int, tuple[int, int]] = {}  # of finished containers: values, nesting
-    inside: dict[int, tuple[list, int]] = {}  # of unfinished ones: containers in it, leaves
+    sizes: dict[int, tuple[int, int, int]] = {}  # of finished containers: values, nesting, text
+    inside: dict[int, tuple[list, int, int]] = {}  # of others: containers in it, leaves, text
     stack = [root]
     while stack:
         value = stack[-1]
@@ -374,24 +381,37 @@ def check_size(root: Any) -> None:
             containers = [p for p in parts if not isinstance(p, _LEAVES) and not _is_empty(p)]
             # Parts of a config refer to the whole, which is a stand-in then.
             containers = [p for p in containers if not (isinstance(p, Inert) and id(p) in inside)]
-            inside[id(value)] = containers, len(parts) - len(containers)
+            leaves = [part for part in parts if isinstance(part, _LEAVES)]
+            inside[id(value)] = containers, len(parts) - len(containers), sum(map(_length, leaves))
             if any(id(part) in inside for part in containers):
                 raise Refused('it holds a container that contains itself')
             stack += containers
         else:
             stack.pop()
-            containers, leaves = inside.pop(id(value))
+            containers, leaves, text = inside.pop(id(value))
             count = 1 + leaves + sum(sizes[id(part)][0] for part in containers)
             depth = 1 + max((sizes[id(part)][1] for part in containers), default=0)
+            text += _length(value) + sum(sizes[id(part)][2] for part in containers)
             if depth > DEPTH:
                 raise Refused(f'it nests containers more than {DEPTH} deep')
             if count > VALUES:
                 raise Refused(f'it holds more than {VALUES} values when references are followed')
-            sizes[id(value)] = count, depth
+            if text > size + TEXT:
+                raise Refused('its texts are far larger than the file when references are followed')
+            sizes[id(value)] = count, depth, text
 
 
 def _is_empty(value: Any) -> bool:
     return type(value) in (dict, list, tuple, set) and not value
+
+
+def _length(value: Any) -> int:
+    """How long a leaf is when it is written out, about."""
+    if isinstance(value, (str, bytes, bytearray)):
+        return len(value)
+    if isinstance(value, np.ndarray):
+        return value.nbytes if value.dtype.kind in 'SUV' else 0
+    return value.bit_length() // 3 if isinstance(value, int) else 0
 
 
 _LEAVES = (str, bytes, bytearray, int, float, complex, type(None), Name)

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from mmengine.logging import HistoryBuffer
 
-from .errors import Refused
+from nf_plugins.errors import Refused, short
+
 from .inert import Inert, InertDict, Name, stand_in
 from .numpy_pickle import GLOBALS, PickledArray, PickledDtype, PickledNumberDtype
 
@@ -114,9 +115,10 @@ def _path(kind: type) -> Callable[..., pathlib.PurePath]:
 def _getattr(owner: Any, name: Any) -> Any:
     """The name of something in a class, as ``OneCycleParamScheduler._annealing_cos``."""
     plain = isinstance(name, str) and name.isidentifier() and not name.startswith('__')
+    plain = plain and len(name) <= 200 and not (isinstance(owner, Name) and len(owner.name) > 1000)
     if not plain or not isinstance(owner, (Name, Inert)):
         who = owner.name if isinstance(owner, Name) else type(owner).__name__
-        raise Refused(f'it names getattr({who}, {name!r:.50})')
+        raise Refused(f'it names getattr({who}, {short(name)})')
     if isinstance(owner, Name):
         return Name(owner.module, f'{owner.qualname}.{name}')
     return Inert(Name('builtins', 'getattr'), (owner, name))

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 from mmengine.hooks import CheckpointHook
 
+from nf_plugins.errors import CheckpointError
+
 
 @dataclass(frozen=True)
 class SavedNames:
@@ -37,7 +39,7 @@ class SavedNames:
         work_dir, out_dir = os.path.abspath(self.work_dir), self.hook.out_dir
         if out_dir is None or str(out_dir) == work_dir:
             return work_dir
-        return os.path.join(str(out_dir), os.path.basename(work_dir))
+        return os.path.abspath(os.path.join(str(out_dir), os.path.basename(work_dir)))
 
     def step(self, path: str) -> int | None:
         """The epoch or iteration in a checkpoint's name, or None for another name."""
@@ -86,16 +88,27 @@ def other_checkpoints(names: Iterable[SavedNames], work_dir: str) -> list[str]:
 
 
 def noted_checkpoint(work_dir: str) -> str | None:
-    """What ``last_checkpoint`` names, which need not exist; None without a note."""
+    """What ``last_checkpoint`` names, which need not exist; None without a note.
+
+    Raises:
+        CheckpointError: ``last_checkpoint`` is a folder, so that mmengine cannot write it.
+    """
     note = os.path.join(work_dir, 'last_checkpoint')
+    if os.path.isdir(note):
+        raise CheckpointError(f'{note} is a folder; it must be a file or not be there')
     if not os.path.isfile(note):
         return None
     with open(note, 'rb') as file:
         path = file.read(10_000).decode(errors='replace').strip()
-    return path.replace('\0', '?') or None
+    path = path.replace('\0', '?')
+    # Its name may begin with `~`, which mmengine takes as it stands.
+    return os.path.abspath(path) if os.path.isfile(path) else path or None
 
 
 def _glob(folder: str, name: str) -> list[str]:
+    """Matching files; an OSError where the folder cannot be listed, which is not an empty one."""
+    if os.path.isdir(folder):
+        os.listdir(folder)
     return sorted(glob.glob(os.path.join(glob.escape(folder), name)))
 
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from nf_plugins.errors import printable
 from nf_plugins.utils.checks import check_choice
 
 from .plot import COLOURS, METRICS
@@ -55,7 +56,7 @@ class Record:
         """When it was: 'epoch 3, iteration 120', and whether the signal is still finite."""
         text = f'epoch {self.epoch}, iteration {self.iter}'
         if self.epoch is None or self.iter is None:
-            text = Path(self.source).name
+            text = _drawn_text(Path(self.source).name)
         for block, value in zip(self.profile.blocks, self.values('avg_var')):
             if math.isnan(value):
                 return f'{text}: not finite from block {block.index} on'
@@ -89,7 +90,7 @@ def parse_record(data: Any, source: str) -> Record:
     """
     schema = data.get('schema') if isinstance(data, dict) else None
     if schema != SCHEMA:
-        raise ValueError(f'{source} is no record: its schema is {schema!r}, not {SCHEMA!r}')
+        raise ValueError(f'{source} is no record: its schema is {schema!r:.100}, not {SCHEMA!r}')
     if not all(type(data.get(key)) is int for key in ('epoch', 'iter')):
         raise ValueError(f'{source} has no integer epoch and iter, as records of a training have')
     if not all(0 <= data[key] < 2**63 for key in ('epoch', 'iter')):
@@ -97,6 +98,8 @@ def parse_record(data: Any, source: str) -> Record:
     blocks, config, inputs = data.get('blocks'), data.get('config'), data.get('input')
     if data.get('mode') not in ('train', 'eval') or not isinstance(blocks, list) or not blocks:
         raise ValueError(f"{source} is no record: it needs a mode, 'train' or 'eval', and blocks")
+    if len(blocks) > MAX_BLOCKS:
+        raise ValueError(f'{source} is no record: it has more than {MAX_BLOCKS} blocks')
     profile = SignalProfile(
         [_parse_block(block, f'block {i} of {source}') for i, block in enumerate(blocks)],
         mode=data['mode'],
@@ -113,6 +116,8 @@ def _parse_block(data: Any, what: str) -> BlockSignal:
     for key, kind in dict(index=int, name=str, kind=str, shape=list).items():
         if type(data.get(key)) is not kind:
             raise ValueError(f'{what} has no {key} of type {kind.__name__}')
+    if not 0 <= data['index'] < MAX_BLOCKS:
+        raise ValueError(f'{what} has an index below 0, or beyond {MAX_BLOCKS}')
     if not all(type(size) is int for size in data['shape']):
         raise ValueError(f'{what} has a shape that is no list of integers')
     numbers = {key: data.get(key) for key in (*METRICS, 'expected_var')}
@@ -127,6 +132,12 @@ def _parse_block(data: Any, what: str) -> BlockSignal:
         shape=tuple(data['shape']),
         **numbers,
     )
+
+
+def _drawn_text(text: str) -> str:
+    """What fits into a figure's heading: no control characters, no halves of characters."""
+    text = printable(text)
+    return text if len(text) <= 100 else f'{text[:97]}...'
 
 
 def _drawable(value: float) -> float:
@@ -148,6 +159,8 @@ def read_record(path: str | Path) -> Record:
 
 MAX_BYTES = 16 * 2**20
 """Records are some kilobytes."""
+MAX_BLOCKS = 10_000
+"""Far more than any network has."""
 
 
 def read_json(path: str | Path) -> Any:
@@ -344,7 +357,7 @@ class Painter:
         from matplotlib.figure import Figure
 
         check_comparable(records)
-        self.records, self.title = records, title
+        self.records, self.title = records, _drawn_text(title)
         blocks = records[0].profile.blocks
         # Even numbers of pixels, which H.264 needs.
         self.figure = Figure(figsize=(10, 4), dpi=120, layout='constrained')
@@ -492,7 +505,7 @@ def _html(records: Sequence[Record], fps: float, title: str, advance: Callable[[
     from plotly.subplots import make_subplots
 
     check_comparable(records)
-    axes = fixed_axes(records)
+    axes, title = fixed_axes(records), _drawn_text(title)
     mode, blocks = records[0].profile.mode, records[0].profile.blocks
     index = [block.index for block in blocks]
     curves = [(m, panel) for m, panel in _CURVES if m != 'expected_var' or _has_theory(records)]
@@ -584,7 +597,7 @@ def _html(records: Sequence[Record], fps: float, title: str, advance: Callable[[
 def _hover(record: Record) -> list[str]:
     """What is said about each block; plotly would take tags in it for markup."""
     return [
-        html.escape(f'{b.name}, {b.kind}, {"x".join(map(str, b.shape))}', quote=False)
+        html.escape(_drawn_text(f'{b.name}, {b.kind}, {"x".join(map(str, b.shape))}'), quote=False)
         for b in record.profile.blocks
     ]
 

@@ -18,16 +18,6 @@ _NUMBERS = {
 }
 
 
-def printable(text: object) -> str:
-    r"""Return a file's words without what steers a terminal: control characters are escaped.
-
-    Example:
-        >>> printable('a\x1b]0;b')
-        'a\\x1b]0;b'
-    """
-    return ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in str(text))
-
-
 def check_choice(name: str, value: Any, choices: Iterable) -> Any:
     """Return ``value`` if it is one of ``choices``, else raise a ValueError that lists them."""
     choices = list(choices)  # compared one by one: a value need not be hashable

@@ -163,6 +163,12 @@ def _lock(handle: int, folder: Path) -> None:
             return
 
 
+def check_regular(path: str | os.PathLike) -> None:
+    """Raise an OSError if something is at ``path`` that is no regular file, or a link to one."""
+    if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
+        raise OSError(f'{path} is a link, a folder or a special file; remove it')
+
+
 def check_writable_dir(path: str | os.PathLike) -> None:
     """Raise an OSError unless files can be made in ``path``, without making it.
 

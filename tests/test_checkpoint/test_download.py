@@ -14,7 +14,8 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-from nf_plugins.checkpoint import CheckpointError, CheckpointNotFoundError, download
+from nf_plugins.checkpoint import download
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
 
 
 def content(value):
@@ -138,6 +139,41 @@ def test_a_silent_server_is_not_waited_for(parts, pause, server, monkeypatch):
     with pytest.raises(CheckpointNotFoundError, match='timed out|the server sent'):
         load(f'{server.url}/x.pth')
     assert time.monotonic() - began < 20
+    assert kept(server) == []
+
+
+CHUNKED = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n'
+DRIPS = {
+    'status': (b'HTTP/1.1 2', b'x'),
+    'name of a header': (b'HTTP/1.1 200 OK\r\n', b'X'),
+    'headers': (b'HTTP/1.1 200 OK\r\n', b'X: y\r\n'),
+    'length of a chunk': (CHUNKED, b'0'),
+    'what follows the chunks': (CHUNKED + b'1\r\nx\r\n0\r\n', b'X: y\r\n'),
+    'answers that promise one': (b'', b'HTTP/1.1 100 Continue\r\n\r\n'),
+}
+
+
+@pytest.mark.parametrize('kind', DRIPS)
+def test_a_server_that_sends_single_bytes_is_not_waited_for(kind, server, monkeypatch):
+    """Each byte ended the wait for the next: 65,536 bytes of a line took days."""
+    monkeypatch.setattr(download, 'TIMEOUT', 0.5)
+    monkeypatch.setattr(download, 'SLOWEST', 5000)
+    head, piece = DRIPS[kind]
+
+    def drip(request):
+        request.wfile.write(head)
+        for _ in range(100):
+            try:
+                request.wfile.write(piece)
+            except OSError:  # nobody waits any more
+                return
+            server.stop.wait(0.1)
+
+    server.answers['/x.pth'] = drip
+    began = time.monotonic()
+    with pytest.raises(CheckpointNotFoundError, match='the server sent'):
+        load(f'{server.url}/x.pth')
+    assert time.monotonic() - began < 5
     assert kept(server) == []
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import random
 import struct
 import subprocess
 import sys
@@ -12,11 +13,14 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load, save, save_file
 from torch import nn
 
-from nf_plugins.checkpoint import CheckpointError, safe_load
+from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.haiku import read_haiku
+from nf_plugins.checkpoint.safetensors_file import DTYPES
 from nf_plugins.checkpoint.tensors import read_weights
+from nf_plugins.errors import CheckpointError
 
 from ..conftest import ROOT
 from .test_stand_ins import named, pickled, text
@@ -272,6 +276,16 @@ def shared(opening, each, count=60):
     return opening + b'q\x00' + b''.join(steps)
 
 
+def long_text(letters=10**6):
+    return b'X' + struct.pack('<I', letters) + b'k' * letters + b'q\x00'
+
+
+LARGE = b'\x8a\xff' + b'\xff' * 254 + b'\x7f'  # an integer of 255 bytes
+ARRAY = (
+    named('numpy._core.multiarray._reconstruct') + named('numpy.ndarray') + b'K\x00\x85C\x01b\x87R'
+)
+DTYPE = named('numpy.dtype') + text('f4') + b'\x89\x88\x87R'
+EQUAL = [2.0**k for k in range(-1037, 1020, 61)]  # their hashes are the same
 HISTORY = named('mmengine.logging.history_buffer.HistoryBuffer')
 LISTS = shared(b']', lambda last: b'](' + last + last + b'e')
 DEEP = b'N' + b'\x85' * 10**6
@@ -314,6 +328,29 @@ BOMBS = {
         b'\x8a\x0a' + (i * (2**61 - 1)).to_bytes(10, 'little') + b'N' for i in range(1, 10**5))
     + b'u',
     'tuples as keys': b'}(' + b'K\x01K\x02K\x03\x87N' * 10**5 + b'u',
+    'floats that collide, as keys': b'}(' + b''.join(
+        named('builtins.complex') + b'G' + struct.pack('>d', a) + b'G' + struct.pack('>d', b)
+        + b'\x86RN' for a in EQUAL for b in EQUAL) * 8 + b'u',
+    'one of many floats, again and again': b'\x8f(' + b''.join(
+        b'G' + struct.pack('>d', x) for x in EQUAL) + b'q\x00' + b'h\x00' * 350_000 + b'\x90',
+    'a shape of huge integers': ARRAY + b'(K\x01(' + LARGE + b'q\x00' + b'h\x00' * 10**5 + b't'
+    + DTYPE + b'\x89C\x00tb',
+    'shared lists in a shape': ARRAY + b'(K\x01(' + LISTS + b't' + DTYPE + b'\x89C\x00tb',
+    'shared lists in the state of a type': DTYPE + b'(K\x03' + LISTS
+    + b'NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb',
+    'shared lists as a type': named('numpy.dtype') + LISTS + b'\x89\x88\x87R',
+    'shared lists as the type of a number': named('numpy._core.multiarray.scalar') + LISTS
+    + b'C\x00\x86R',
+    'shared lists as a name': named('builtins.getattr') + named('a.b') + LISTS + b'\x86R',
+    'a name that grows': named('builtins.getattr') + b'q\x00' + b'h\x00' * 19_999 + named('a.b')
+    + (text('x' * 200) + b'\x86R') * 20_000,
+    'a long text many times': b'](' + long_text() + b'h\x00' * 10**5 + b'e',
+    'a long text many times in a key': b'}(' + long_text() + b'h\x00' * 99 + b'tq\x01('
+    + b'h\x01' * 99 + b'tNs',
+    'a long key of dicts in dicts': b'}' + long_text() + b'}' + b'h\x00}' * 90 + b'h\x00K\x01s'
+    + b's' * 91,
+    'a long key above many': b'}' + long_text() + b'}(' + b''.join(
+        text(str(i)) + b'K\x01' for i in range(20_000)) + b'us',
     'an array of a huge type': named('numpy.dtype') + text('V999999999') + b'\x89\x88\x87R',
     'a long name': b'c' + b'a' * 10**6 + b'\nb\n',
     'digits': b'I' + b'9' * 10**6 + b'\n',
@@ -322,6 +359,7 @@ BOMBS = {
 FILES = {
     'npz, far larger when unpacked': ('npz', npz(npy('(300000000,)', bytes(1_200_000_000)))),
     'npz, many arrays': ('npz', npz(*[npy('(90000000,)', bytes(90_000_000), '|u1')] * 8)),
+    'npz, many small arrays': ('npz', npz(*[npy('(1,)', b'abcd')] * 140_000, compression=0)),
     'npz, a huge shape': ('npz', npz(npy('(99999999999999,)'))),
     'npz, a shape beyond integers': ('npz', npz(npy('(0, 99999999999999999999)'))),
     'npz, a negative shape': ('npz', npz(npy('(-2, -2)', bytes(16)))),
@@ -342,7 +380,7 @@ FILES = {
 
 
 @pytest.mark.slow
-def test_no_small_file_takes_the_process(tmp_path):
+def test_no_small_file_takes_the_process(tmp_path, tool_env):
     """All in one process that may take 1 GB more than it has, and 10 s for each file."""
     files = []
     for kind, part in BOMBS.items():
@@ -363,7 +401,7 @@ def test_no_small_file_takes_the_process(tmp_path):
     result = subprocess.run(
         [sys.executable, ROOT / 'benchmarks/fuzz_checkpoints.py', '--files']
         + [f'{reader}:{tmp_path / name}' for reader, name, _ in files],
-        capture_output=True, text=True, timeout=600, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=600, check=False, cwd=ROOT, env=tool_env,
     )  # fmt: skip
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     outcomes = {line['file']: line['outcome'] for line in lines if 'outcome' in line}
@@ -373,20 +411,62 @@ def test_no_small_file_takes_the_process(tmp_path):
     # Harmless as they are: nothing was built from a number of the file.
     loaded = {name.rpartition('/')[2] for name, value in outcomes.items() if value == 'loaded'}
     harmless = ('a huge memo', 'an array of a huge type')
+    harmless += (
+        'floats that collide',
+        'a long key',
+        'a long text many times in',
+    )  # in a .pth, which names nothing by it
     assert {name for name in loaded if not name.startswith(harmless)} == set()
 
 
 @pytest.mark.slow
-def test_mutated_files_are_read_rightly_or_refused():
+def test_mutated_files_are_read_rightly_or_refused(tool_env):
     result = subprocess.run(
         [sys.executable, ROOT / 'benchmarks/fuzz_checkpoints.py', '--count', '1000'],
-        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT,
+        capture_output=True, text=True, timeout=300, check=False, cwd=ROOT, env=tool_env,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr[-3000:]
     assert '1000 files, 0 failures' in result.stdout
     for line in result.stdout.splitlines()[:-1]:
         assert 'loaded' in line, result.stdout
         assert 'refused' in line, result.stdout
+
+
+def test_tensors_of_safetensors_outlive_their_file(tmp_path):
+    """They were the file itself: whoever shortened it ended the process (SIGBUS)."""
+    path, state = tmp_path / 'a.safetensors', {}
+    for number, dtype in enumerate(DTYPES.values()):
+        state[f'w{number}'] = torch.randint(0, 2, (3, 300)).to(dtype)
+    state.update(scalar=torch.tensor(2.5), empty=torch.zeros(0, 4))
+    save_file(state, path, metadata={'a': 'b'})
+    found = safe_load(path)
+    assert found['meta'] == {'a': 'b'}
+    path.write_bytes(b'')
+    assert found['state_dict'].keys() == state.keys()
+    for name, value in state.items():
+        assert found['state_dict'][name].dtype == value.dtype
+        assert torch.equal(found['state_dict'][name].double(), value.double()), name
+
+
+def test_mutated_safetensors_are_read_as_the_library_reads_them(tmp_path):
+    rng, path = random.Random(0), tmp_path / 'a.safetensors'
+    content = save({'a': torch.arange(6.0).reshape(2, 3), 'b': torch.ones(2).half()})
+    header, loaded = int.from_bytes(content[:8], 'little'), 0
+    for _ in range(1000):
+        changed = bytearray(content)
+        for _ in range(rng.randint(1, 3)):
+            changed[rng.randrange(8, 8 + header)] = rng.choice(b'0123456789{}[]",:FIUB ')
+        path.write_bytes(changed)
+        try:
+            wanted = load(bytes(changed))
+        except Exception:
+            with pytest.raises(CheckpointError):
+                safe_load(path)
+            continue
+        found, loaded = safe_load(path)['state_dict'], loaded + 1
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert loaded > 100
 
 
 def test_another_thread_keeps_its_list_while_files_are_read(tmp_path):

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nf_plugins.checkpoint import CheckpointError, CheckpointNotFoundError, loader
+from nf_plugins.checkpoint import loader
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
 
 
 class Harmful:
@@ -191,3 +192,13 @@ def test_pretrained_weights(prefix, folder):
         with pytest.raises(CheckpointError, match='mkdir'):
             model.init_weights()
     assert not (folder.path / 'harmed').exists()
+
+
+@pytest.mark.parametrize('wrap', [lambda s: s, lambda s: dict(state_dict=s), lambda s: dict(net=s)])
+def test_names_of_weights_do_not_steer_terminals(wrap, tmp_path, capfd):
+    """mmengine prints the names that a model does not have."""
+    state = {'weight': torch.ones(2, 3), 'a\x1b]0;owned\x07b': torch.ones(1)}
+    torch.save(wrap(state), tmp_path / 'a.pth')
+    with pytest.raises(CheckpointError, match='is no name'):
+        load_checkpoint(nn.Linear(3, 2), str(tmp_path / 'a.pth'), 'cpu')
+    assert '\x1b' not in ''.join(capfd.readouterr())

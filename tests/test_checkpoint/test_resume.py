@@ -4,20 +4,24 @@ import collections
 import copy
 import datetime
 import pathlib
+import pickle
 import re
 
+import addict
 import numpy as np
 import pytest
 import torch
+from mmengine.config import ConfigDict
 from mmengine.hooks import CheckpointHook
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
-from nf_plugins.checkpoint import CheckpointError, safe_load
+from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.optim_state import known_optimizer
 from nf_plugins.checkpoint.resume import Training, is_plain, known_parts, take_over
+from nf_plugins.errors import CheckpointError
 
 from ..tiny_training import tiny_config, train
 
@@ -157,8 +161,9 @@ def test_every_hook_goes_on(name, tmp_path):
         {'optim_wrapper.accumulative_counts': 2},
         {'param_scheduler': [dict(type='LinearLR', end=2, convert_to_iter_based=True),
                              dict(type='CosineAnnealingLR', begin=2, T_max=2)]},
+        {'param_scheduler': [dict(type='LinearLR', end=1), dict(type='ExponentialLR', gamma=0.5)]},
     ],
-    ids=['groups', 'agc', 'accumulation', 'two schedulers'],
+    ids=['groups', 'agc', 'accumulation', 'two schedulers', 'a scheduler of one step'],
 )  # fmt: skip
 def test_other_settings_go_on(changes, tmp_path):
     assert_goes_on(tmp_path, **changes)
@@ -301,6 +306,46 @@ def test_known_keys_of_the_message_hub():
     assert kept['message_hub']['resumed_keys'] == dict.fromkeys([*user, 'train/loss'], True)
     assert len(dropped) == len(refused) + len(scalars) - 1
     assert all(text.isprintable() for text in dropped)
+
+
+KINDS_OF_DICTS = {
+    'ConfigDict': ConfigDict(classes=('a', 'b'), palette=[[1, 2]], more=dict(x=[ConfigDict(y=1)])),
+    'addict': addict.Dict(a=dict(b=[1])),
+    'defaultdict': collections.defaultdict(list, a=[1]),
+    'defaultdict of counts': collections.defaultdict(int, {7: 1}),
+    'defaultdict without a factory': collections.defaultdict(None, a=1),
+    'nested': dict(a=collections.defaultdict(dict, b=addict.Dict(c=1))),
+}
+
+
+@pytest.mark.parametrize('value', KINDS_OF_DICTS.values(), ids=KINDS_OF_DICTS)
+def test_kinds_of_dicts_go_on(value, tmp_path):
+    """mmengine compares the pickles of two ``dataset_meta``; hooks keep such dicts in the hub."""
+    hub = dict(log_scalars={}, runtime_info=dict(mine=value), resumed_keys=dict(mine=True))
+    checkpoint = dict(meta=dict(epoch=1, iter=2, dataset_meta=value), message_hub=hub)
+    torch.save(dict(checkpoint, state_dict=dict(a=torch.ones(1))), tmp_path / 'a.pth')
+    kept, dropped = known_parts(safe_load(tmp_path / 'a.pth'), 'a.pth')
+    assert dropped == []
+    meta = kept['meta']['dataset_meta']
+    assert pickle.loads(pickle.dumps(meta)) == value
+    if isinstance(value, ConfigDict):  # otherwise mmengine warns of another data set
+        own = pickle.loads(pickle.dumps(value))  # words of a file are no words of a program
+        assert pickle.dumps(meta) == pickle.dumps(own)
+    mine = copy.deepcopy(kept['message_hub']['runtime_info']['mine'])
+    assert mine == value
+    if isinstance(value, collections.defaultdict) and value.default_factory:
+        assert mine['new'] == value.default_factory() == mine.pop('new')
+
+
+@pytest.mark.parametrize('factory', [print, collections.defaultdict, nn.Linear, pathlib.Path])
+def test_a_factory_of_something_else_is_dropped(factory, tmp_path):
+    value = collections.defaultdict(factory, a=1)
+    torch.save(dict(state_dict={}, meta=dict(mine=value)), tmp_path / 'a.pth')
+    loaded = safe_load(tmp_path / 'a.pth')
+    with pytest.raises(KeyError, match='new'):
+        loaded['meta']['mine']['new']
+    kept, dropped = known_parts(loaded, 'a.pth')
+    assert (kept['meta'], dropped) == ({}, ["meta['mine']"])
 
 
 def test_plain_data_ends():

@@ -33,8 +33,9 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from nf_plugins.checkpoint import INERT_NAMES, SAFE_GLOBALS, CheckpointError, safe_load
+from nf_plugins.checkpoint import INERT_NAMES, SAFE_GLOBALS, safe_load
 from nf_plugins.checkpoint.inert import DICTS, Inert, InertDict, Name
+from nf_plugins.errors import CheckpointError
 
 from ..conftest import ROOT
 
@@ -70,6 +71,7 @@ HARMLESS = {
     'time': datetime.time(1, 2, 3),
     'timedelta': datetime.timedelta(1, 2, 3),
     'defaultdict': collections.defaultdict(list, a=[1]),
+    'defaultdict without a factory': collections.defaultdict(None, a=1),
     'deque': collections.deque([1, 2], maxlen=3),
     'Counter': collections.Counter('aab'),
     'OrderedDict': collections.OrderedDict(a=1),
@@ -93,6 +95,7 @@ HARMLESS = {
     'ellipsis': ...,
     'type of None': type(None),
     'pattern': re.compile('a+'),
+    'old polynomial': np.poly1d([1, 2]),
     'polynomial': np.polynomial.Polynomial([1, 2]),
     'array': array.array('i', [1]),
     'address': ipaddress.ip_address('1.2.3.4'),
@@ -114,6 +117,7 @@ HARMLESS = {
     'structured array': np.array([(1, 2.0)], dtype=[('a', 'i4'), ('b', 'f8')]),
     'record array': np.rec.array([(1, 2.0)], dtype=[('a', 'i4'), ('b', 'f8')]),
     'times': np.array(['2020-01-01T00', 'NaT'], 'M8[h]'),
+    'masked value': np.ma.masked,
     'masked array': np.ma.masked_array([1, 2], [0, 1]),
     'big-endian array': np.arange(5, dtype='>i4'),
     'Fortran array': np.asfortranarray(np.ones((2, 3))),

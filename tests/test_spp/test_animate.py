@@ -1,8 +1,10 @@
 import copy
+import dataclasses
 import io
 import json
 import math
 import re
+import time
 
 import imageio.v3 as iio
 import numpy as np
@@ -299,3 +301,44 @@ def test_of_two_trainings_the_newest_is_shown(tmp_path, dicts):
     records = newest_training(map(read_record, find_records(tmp_path)))
     assert [r.iter for r in merge_records(records)] == [10, 20, 30]
     assert {r.training for r in records} == {'new'}
+
+
+TEXTS = {
+    'control characters': 'a\x1b]0;b\x07',
+    'half a character': 'a\ud800',
+    'many letters': 'x' * 10**5,
+    'many lines': 'a\n' * 1000,
+    'markup': '</script><script>alert(1)</script>',
+    'a formula': '$\\frac$',
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('kind', TEXTS)
+@pytest.mark.parametrize('form', ['gif', 'html'])
+def test_any_text_of_a_record_is_drawn_or_cut(form, kind, dicts):
+    """A title of 100,000 letters took four minutes; half a character ended in a TypeError."""
+    data = copy.deepcopy(dicts[0])
+    for block in data['blocks']:
+        block.update(name=TEXTS[kind], kind=TEXTS[kind])
+    record = parse_record(data, f'{TEXTS[kind]}.json')
+    record = dataclasses.replace(record, epoch=None)
+    start = time.process_time()
+    content = render([record], form, title=TEXTS[kind])
+    assert time.process_time() - start < 10
+    assert b'<script>alert' not in content
+
+
+@pytest.mark.parametrize('index', [-1, 10**6, 2**63, 10**400])
+def test_an_index_of_a_block_that_no_network_has(index, dicts):
+    data = copy.deepcopy(dicts[0])
+    data['blocks'][-1]['index'] = index
+    with pytest.raises(ValueError, match='has an index'):
+        parse_record(data, 'a.json')
+
+
+def test_more_blocks_than_any_network_has(dicts):
+    data = copy.deepcopy(dicts[0])
+    data['blocks'] *= 10_000
+    with pytest.raises(ValueError, match='more than 10000 blocks'):
+        parse_record(data, 'a.json')

@@ -170,8 +170,24 @@ class TestItGoesOn:
         if note in ('empty', 'nowhere', 'binary'):
             texts = dict(empty=b' ', nowhere=b'/nowhere/epoch_9.pth', binary=b'\0\xff\x1b')
             path.write_bytes(texts[note])
-        if note != 'folder':
+        if note == 'folder':  # mmengine could not write its own
+            assert 'last_checkpoint is a folder' in refuses(place, options=[setting])
+        else:
             goes_on(place, options=[setting])
+
+    @pytest.mark.parametrize('note', [True, False])
+    @pytest.mark.parametrize('name', ['~/kept', './kept/', '../kept', 'a b/[é]{x}'])
+    def test_in_a_folder_of_any_name(self, name, note, place):
+        """mmengine takes a `~` as it stands."""
+        (place.folder / 'here').mkdir()
+        os.chdir(place.folder / 'here')
+        setting = {'default_hooks.checkpoint.out_dir': name}
+        tiny_training.train(place.work_dir, kill=2, **setting)
+        if not note:
+            (place.work_dir / 'last_checkpoint').unlink()
+        text = f"\ndefault_hooks['checkpoint']['out_dir'] = {name!r}\n"
+        with mock.patch.object(tiny_training, 'CONFIG', tiny_training.CONFIG + text):
+            goes_on(place)
 
     def test_with_the_hook_among_the_custom_ones(self, trained, place):
         hook = dict(type='mmengine.CheckpointHook', filename_tmpl='mine-{}.ckpt', interval=1)
@@ -331,8 +347,29 @@ class TestItRefuses:
         def no(path, *args, **kwargs):
             raise PermissionError(13, 'Permission denied', os.fspath(path))
 
-        monkeypatch.setattr('nf_plugins.utils.runner.safe_load', no)
+        monkeypatch.setattr('nf_plugins.cli.resuming.safe_load', no)
         assert 'Permission denied' in refuses(place)
+
+    @pytest.mark.parametrize('what', ['the note', 'the folder'])
+    def test_where_it_may_not_look(self, what, trained, place, monkeypatch):
+        """Neither is the same as a work dir without checkpoints."""
+        place.copy(trained('plain'))
+        if what == 'the folder':
+            (place.work_dir / 'last_checkpoint').unlink()
+        module = 'nf_plugins.checkpoint.work_dir'
+
+        def no(path, *args, **kwargs):
+            raise PermissionError(13, 'Permission denied', os.fspath(path))
+
+        if what == 'the note':
+            monkeypatch.setattr(f'{module}.open', no, raising=False)
+        else:
+            monkeypatch.setattr(f'{module}.os.listdir', no)
+            monkeypatch.setattr(f'{module}.glob.glob', lambda path: [])
+        status, out, err = place.run('--resume')
+        assert (status, err.count('\n')) == (2, 1), out
+        assert 'Permission denied' in err
+        assert not (place.work_dir / 'epoch_3.pth').exists()
 
     @pytest.mark.parametrize('kind', ['dangling', 'folder', 'pipe', 'nothing'])
     def test_the_named_one(self, kind, trained, place):

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nf_plugins.checkpoint import safe_load
-from nf_plugins.utils.runner import latest_checkpoint
+from nf_plugins.cli.resuming import latest_checkpoint
 
 from ..conftest import ROOT
 
@@ -99,12 +99,14 @@ def test_resume_survives_damaged_notes(tool_env, tmp_path):
     assert 'resumed epoch: 2' in train(tool_env, tmp_path, 3, '--resume')
 
 
-def test_test_tool_repeats_the_validation(tool_env, tmp_path):
-    log = train(tool_env, tmp_path, 2)
+@pytest.mark.parametrize('hook', [[], ['default_hooks.ema.type=EMAHook']], ids=['plain', 'ema'])
+def test_test_tool_repeats_the_validation(hook, tool_env, tmp_path):
+    options = ['--cfg-options', *TINY, 'train_cfg.max_epochs=2', *hook]
+    log = run(tool_env, 'train', NF, '--work-dir', tmp_path, *options)
     validated = re.findall(r'accuracy/top1: ([\d.]+)', log)[-1]
     out = tmp_path / 'metrics.json'
     options = ['--work-dir', tmp_path / 'test', '--out', out, '--out-item', 'metrics']
-    run(tool_env, 'test', NF, tmp_path / 'epoch_2.pth', *options, '--cfg-options', *TINY)
+    run(tool_env, 'test', NF, tmp_path / 'epoch_2.pth', *options, '--cfg-options', *TINY, *hook)
     assert json.loads(out.read_text())['accuracy/top1'] == pytest.approx(float(validated), abs=1e-3)
 
 

@@ -11,7 +11,8 @@ import threading
 
 import pytest
 
-from nf_plugins.utils import atomic_write, atomic_write_all, files
+from nf_plugins.utils import files
+from nf_plugins.utils.files import atomic_write, atomic_write_all
 
 NAMES = ('a.pth', 'b.py', 'c.onnx')
 
@@ -167,3 +168,17 @@ def test_the_umask_is_neither_read_nor_changed(mask, tmp_path, monkeypatch):
         assert stat.S_IMODE((tmp_path / 'a').stat().st_mode) == 0o640
     finally:
         os.umask(before)
+
+
+def test_only_regular_files_are_regular(tmp_path):
+    """What mmengine opens to write in a work dir: through a link, or waiting at a pipe."""
+    file, link, dangling, pipe = (tmp_path / name for name in ('a', 'link', 'dangling', 'pipe'))
+    files.check_regular(file)
+    file.write_text('mine')
+    files.check_regular(file)
+    link.symlink_to(file)
+    dangling.symlink_to(tmp_path / 'nowhere')
+    os.mkfifo(pipe)
+    for path in (link, dangling, pipe, tmp_path, '/dev/null'):
+        with pytest.raises(OSError, match='is a link, a folder or a special file'):
+            files.check_regular(path)

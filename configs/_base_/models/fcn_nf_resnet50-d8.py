@@ -3,6 +3,15 @@
 # standardized weights behind activations that preserve the variance.
 conv_cfg = dict(type='nf_plugins.ScaledWS')
 act_cfg = dict(type='nf_plugins.GammaAct', act='ReLU')
+fcn_head = dict(
+    type='FCNHead',
+    dropout_ratio=0.1,
+    num_classes=150,
+    conv_cfg=conv_cfg,
+    norm_cfg=None,
+    act_cfg=act_cfg,
+    align_corners=False,
+)
 model = dict(
     type='EncoderDecoder',
     backbone=dict(
@@ -15,33 +24,21 @@ model = dict(
     ),
     neck=dict(type='nf_plugins.ReLUNeck', act_cfg=act_cfg, avgpool=False),
     decode_head=dict(
-        type='FCNHead',
+        **fcn_head,
         in_channels=2048,
         in_index=3,
         channels=512,
         num_convs=2,
         concat_input=True,
-        dropout_ratio=0.1,
-        num_classes=150,
-        conv_cfg=conv_cfg,
-        norm_cfg=None,
-        act_cfg=act_cfg,
-        align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', loss_weight=1.0, avg_non_ignore=True),
     ),
     auxiliary_head=dict(
-        type='FCNHead',
+        **fcn_head,
         in_channels=1024,
         in_index=2,
         channels=256,
         num_convs=1,
         concat_input=False,
-        dropout_ratio=0.1,
-        num_classes=150,
-        conv_cfg=conv_cfg,
-        norm_cfg=None,
-        act_cfg=act_cfg,
-        align_corners=False,
         loss_decode=dict(type='CrossEntropyLoss', loss_weight=0.4, avg_non_ignore=True),
     ),
     train_cfg=dict(),
