@@ -277,7 +277,7 @@ def _clip(named: list[tuple[str, Tensor]], clip_factor: float, eps: float) -> Te
             torch._foreach_copy_([p.grad for p in group], rows)
     for p in sharded:
         factor, clipped = _factors(unitwise_norm(p), unitwise_norm(p.grad), clip_factor, eps)
-        # Not in place: where a sharded axis has length 1 the product is laid out anew.
+        # Not in place: where a sharded axis has length 1 the product has another placement.
         p.grad.copy_((p.grad * factor).redistribute(placements=p.grad.placements))
         counts.append((clipped.sum(), clipped.numel()))
     return _fraction(counts)

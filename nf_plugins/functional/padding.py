@@ -13,8 +13,8 @@ def same_padding(size: int, kernel_size: int, stride: int, dilation: int = 1) ->
     when the total is odd, the extra zero goes to the end (TensorFlow, JAX).
 
     Args:
-        size: Length of the axis. It may also be what stands for a length while a network is
-            traced or exported: there is no comparison, so the result holds for any length.
+        size: Length of the axis. While a network is traced or exported it may be a symbol. The
+            function compares nothing, so the result is right for any length.
         kernel_size: Length of the kernel.
         stride: Stride.
         dilation: Dilation.
