@@ -156,16 +156,16 @@ class StandardizedConv2d(nn.Conv2d):
             x: The input.
             skip_gain: A scalar that the output is multiplied by, but in the weight.
         """
-        if isinstance(x, torch.fx.Proxy):
-            raise TypeError(self._advice('cannot be traced symbolically'))
-        if x.is_quantized:
-            raise TypeError(self._advice('cannot convolve a quantized tensor'))
         bias = self.bias
         if skip_gain is not None and bias is not None:
             bias = bias * skip_gain
         if self.deployed:
             weight = self.weight if skip_gain is None else self.weight * skip_gain
             return self._conv_forward(x, weight, bias)
+        if isinstance(x, torch.fx.Proxy):
+            raise TypeError(self._advice('cannot be traced symbolically'))
+        if x.is_quantized:
+            raise TypeError(self._advice('cannot convolve a quantized tensor'))
         scale, law = self.law()
         if skip_gain is not None:
             scale = scale * skip_gain
@@ -181,6 +181,8 @@ class StandardizedConv2d(nn.Conv2d):
             return x, (0, 0)
         if self.padding != 'same':
             return x, self.padding
+        if isinstance(x, torch.fx.Proxy):
+            return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
         pads = [
             same_padding(x.shape[axis - 2], self.kernel_size[axis], *step)
             for axis, step in enumerate(zip(self.stride, self.dilation))
@@ -217,7 +219,11 @@ class StandardizedConv2d(nn.Conv2d):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` takes instead of the layer."""
-        raise TypeError(self._advice('cannot be scripted'))
+        from .folding import plain_convolution  # which imports this module
+
+        if not self.deployed:
+            raise TypeError(self._advice('cannot be scripted'))
+        return plain_convolution(self)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         vars(self)['_loads'] = True  # assign=True puts new parameters there
@@ -268,7 +274,25 @@ def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> No
             raise TypeError(layer._advice(f'cannot be adapted by {type(module).__name__}'))
 
 
+def _refuse_merger(module: nn.Module, name: str, new: nn.Module | None) -> None:
+    """Refuse what others compute from the weights of layers to put it into their place.
+
+    That is the convolution ``branch_reparam`` (``reparam_conv``, ``lkb_reparam``) of RepVGG and
+    its kind, beside the branches, and what ``fuse()`` of a block of timm returns.
+    """
+    old = module._modules.get(name)
+    if old is None:
+        source = module if 'reparam' in name and isinstance(new, nn.Conv2d) else None
+    else:
+        source = old if hasattr(old, 'fuse') and old is not new else None
+    if source is not None:
+        for layer in source.modules():
+            if isinstance(layer, StandardizedConv2d) and not layer.deployed:
+                raise TypeError(layer._advice(f'cannot be merged by {type(source).__name__}'))
+
+
 register_module_module_registration_hook(_refuse_adapter)
+register_module_module_registration_hook(_refuse_merger)
 
 
 @MODELS.register_module('ScaledWS')

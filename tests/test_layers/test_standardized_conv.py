@@ -102,7 +102,16 @@ class TestEveryLayer:
         before = conv(x)
         conv.switch_to_deploy()
         assert set(conv.state_dict()) <= {'weight', 'bias'}
-        for deployed in (conv, copy.deepcopy(conv), pickle.loads(pickle.dumps(conv)), fold(conv)):
+        net = nn.Sequential(conv)
+        for deployed in (
+            conv,
+            copy.deepcopy(conv),
+            pickle.loads(pickle.dumps(conv)),
+            fold(conv),
+            torch.jit.trace(conv, x),
+            torch.jit.script(net),
+            torch.fx.symbolic_trace(net),
+        ):
             assert relative_error(deployed(x), before) < 1e-6
         # Now its weight is what is applied.
         bias = 0 if conv.bias is None else conv.bias.detach().view(1, -1, 1, 1)
