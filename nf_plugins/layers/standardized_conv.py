@@ -278,17 +278,22 @@ def _refuse_merger(module: nn.Module, name: str, new: nn.Module | None) -> None:
     """Refuse what others compute from the weights of layers to put it into their place.
 
     That is the convolution ``branch_reparam`` (``reparam_conv``, ``lkb_reparam``) of RepVGG and
-    its kind, beside the branches, and what ``fuse()`` of a block of timm returns.
+    its kind, beside the branches; what ``fuse()`` of a block of timm returns; and oneDNN's.
     """
     old = module._modules.get(name)
     if old is None:
-        source = module if 'reparam' in name and isinstance(new, nn.Conv2d) else None
+        merges = 'reparam' in name and isinstance(new, nn.Conv2d)
     else:
-        source = old if hasattr(old, 'fuse') and old is not new else None
-    if source is not None:
-        for layer in source.modules():
-            if isinstance(layer, StandardizedConv2d) and not layer.deployed:
-                raise TypeError(layer._advice(f'cannot be merged by {type(source).__name__}'))
+        fused = hasattr(old, 'fuse') or type(new).__module__ == 'torch.utils.mkldnn'
+        merges = fused and new is not None and not any(map(_is_standardized, new.modules()))
+    if merges:
+        for layer in (module if old is None else old).modules():
+            if _is_standardized(layer):
+                raise TypeError(layer._advice(f'cannot be merged into a {type(new).__name__}'))
+
+
+def _is_standardized(module: nn.Module) -> bool:
+    return isinstance(module, StandardizedConv2d) and not module.deployed
 
 
 register_module_module_registration_hook(_refuse_adapter)
@@ -472,9 +477,9 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # Weights from elsewhere (no flag among them) are trained already.
         if self.initalpha and prefix + 'alpha' in state_dict:
-            state_dict.setdefault(
-                prefix + 'alpha_initialized', torch.ones_like(self.alpha_initialized)
-            )
+            name, trained = prefix + 'alpha_initialized', torch.ones_like(self.alpha_initialized)
+            # That of version 0.1.0 is a bool, which assign=True would leave one.
+            state_dict[name] = state_dict.get(name, trained).to(trained.dtype)
             self._may_initialize = True
         super()._load_from_state_dict(state_dict, prefix, *args)
 

@@ -58,11 +58,19 @@ def test_mergers_of_branches_are_refused(name):
 
     block = Branches(PWSConv2d(4, 4, 3))
     before = list(block.modules())
-    with pytest.raises(TypeError, match=r'cannot be merged by Branches.*nf_plugins\.fold'):
+    with pytest.raises(TypeError, match=r'cannot be merged into a Conv2d.*nf_plugins\.fold'):
         merge(block)
     assert list(block.modules()) == before
     merge(nf_plugins.fold(block))
     merge(Branches(nn.Conv2d(4, 4, 3)))
+
+
+def test_blocks_that_could_be_fused_may_be_wrapped_or_removed():
+    net = nn.Sequential(Branches(ScaledWSConv2d(4, 4, 3)))
+    net[0] = nn.DataParallel(net[0])
+    net[0] = Branches(ScaledWSConv2d(4, 4, 3))
+    net[0] = None
+    assert not list(net.parameters())
 
 
 def test_a_standardized_convolution_may_be_called_reparam():
@@ -330,8 +338,8 @@ def test_folded_networks_have_integer_padding(name):
 def test_same_padding_folds(kernel, stride, dilation):
     conv = ScaledWSConv2d(4, 4, kernel, stride, 'same', dilation).eval()
     plain = nf_plugins.fold(conv)
-    for size in ((8, 9), (7, 5)):
-        x = torch.randn(2, 4, *size)
+    for size in ((2, 4, 8, 9), (2, 4, 7, 5), (4, 8, 7)):  # the last one without a batch
+        x = torch.randn(size)
         assert relative_error(plain(x), conv(x).detach()) < 1e-6
     if kernel == 1 or (stride == 1 and kernel % 2):
         assert plain.padding == ((kernel - 1) * dilation // 2,) * 2

@@ -90,7 +90,7 @@ def jit_freezing(case: Case) -> Pairs:
 @tool(
     FUSION,
     '`torch.utils.mkldnn.to_mkldnn`',
-    (0.51, 0.65),
+    REFUSED,
     same="'padding' (position 2) must be tuple of ints, not str",
 )
 def to_mkldnn(case: Case) -> Pairs:
