@@ -66,7 +66,8 @@ def standardize(
     floor = eps / unit / unit
     v = torch.maximum(fan * var, floor) if clamp else fan * (var + floor)
     v = v.masked_fill(v == 0, torch.inf)  # without eps equal weights become 0
-    return (weight - mean) * (constant * scale.view(-1, *(1 for _ in dims)) * torch.rsqrt(v))
+    # In this order: the ONNX exporter would fold constant * scale, and lose it for equal scales.
+    return (weight - mean) * (constant * torch.rsqrt(v) * scale.view(-1, *(1 for _ in dims)))
 
 
 class Workspace:
