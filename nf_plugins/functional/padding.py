@@ -48,7 +48,7 @@ def pad_same(
     padding as a function of the input's size.
 
     Args:
-        x: ``(N, C, H, W)``.
+        x: ``(..., H, W)``.
         kernel_size: Size of the kernel.
         stride: Stride of each axis.
         dilation: Dilation of each axis.
@@ -62,8 +62,8 @@ def pad_same(
         >>> pad_same(torch.ones(1, 1, 4, 5), (3, 3), (2, 2)).shape
         torch.Size([1, 1, 5, 7])
     """
-    vertical = same_padding(x.shape[2], kernel_size[0], stride[0], dilation[0])
-    horizontal = same_padding(x.shape[3], kernel_size[1], stride[1], dilation[1])
+    vertical = same_padding(x.shape[-2], kernel_size[0], stride[0], dilation[0])
+    horizontal = same_padding(x.shape[-1], kernel_size[1], stride[1], dilation[1])
     return F.pad(x, [*horizontal, *vertical], value=value)
 
 

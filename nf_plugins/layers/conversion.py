@@ -21,9 +21,10 @@ from nf_plugins.functional.agc import check_patterns
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_type
 
+from .same_conv import SameConv2d
 from .standardized_conv import StandardizedConv2d
 
-_PLAIN = (nn.Conv2d, WrappedConv2d, Conv2dAdaptivePadding)
+_PLAIN = (nn.Conv2d, WrappedConv2d, Conv2dAdaptivePadding, SameConv2d)
 _HOOKS = [name for name in vars(nn.Module()) if '_hook' in name]
 
 
@@ -66,11 +67,12 @@ def convert(
     """Replace the convolutions of any network by standardized ones, in place.
 
     A convolution is replaced if its class is :class:`torch.nn.Conv2d` itself (or one of
-    mmcv's that compute the same: the wrapper ``Conv``, ``Conv2dAdaptivePadding``) and its
-    fan-in, ``in_channels / groups * kh * kw``, is at least 2. All others are left, and the
-    report says why: subclasses, whose forward pass is their own (timm's ``StdConv2d``,
-    ``ScaledStdConv2d``, ``Conv2dSame``), transposed, 1-D and 3-D ones, depthwise ones with
-    a 1x1 kernel, and those whose weight is computed (weight norm, pruning, parametrizations).
+    those that compute the same: mmcv's wrapper ``Conv`` and ``Conv2dAdaptivePadding``,
+    :class:`SameConv2d`) and its fan-in, ``in_channels / groups * kh * kw``, is at least 2.
+    All others are left, and the report says why: subclasses, whose forward pass is their own
+    (timm's ``StdConv2d``, ``ScaledStdConv2d``, ``Conv2dSame``), transposed, 1-D and 3-D ones,
+    depthwise ones with a 1x1 kernel, and those whose weight is computed (weight norm, pruning,
+    parametrizations).
 
     The new layers have the same parameters (the objects, so that an optimizer and tied
     weights stay right), geometry, device, dtype, training mode and hooks; a module that is
@@ -170,7 +172,7 @@ def _why_left(module: nn.Module) -> str | None:
         is_filter = weight is not None and weight.dim() == 4
         return f'a {type(module).__name__}, which is no nn.Conv2d' if is_filter else None
     if isinstance(module, StandardizedConv2d):
-        return _ALREADY
+        return 'deployed, its weight is applied as it is' if module.deployed else _ALREADY
     if parametrize.is_parametrized(module):
         return 'its weight or bias is parametrized'
     if type(module) not in _PLAIN:
@@ -186,6 +188,7 @@ def _why_left(module: nn.Module) -> str | None:
     return None
 
 
+@torch.inference_mode(False)  # whose tensors could not be trained later
 @torch.no_grad()
 def _replacement(
     conv: nn.Conv2d, layer: type[StandardizedConv2d], options: dict

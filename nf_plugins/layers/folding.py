@@ -21,7 +21,12 @@ from .standardized_conv import PWSConv2d, StandardizedConv2d
 DERIVED = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 """Hooks that make a weight from other parameters before each forward pass."""
 
+KNOWN = (StandardizedConv2d, PWSConv2d)
+COMPUTING = ('__call__', 'forward', '_pad', 'standardize')
+"""What a subclass cannot change for a fold, in which its law alone counts."""
 
+
+@torch.inference_mode(False)  # whose tensors could not be trained later
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
     """Put plain convolutions into the places of the standardized ones of a model, in place.
@@ -77,6 +82,7 @@ def fold(model: nn.Module) -> nn.Module:
     return plain.get(model, model)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def plain_convolution(
     conv: nn.Module, factor: float = 1.0, output_factor: float | Tensor = 1.0
@@ -125,11 +131,12 @@ def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
     """The class of a plain convolution, None for a standardized one, an error for others."""
     kind, name = parametrize.type_before_parametrizations(conv), type(conv).__name__
     if isinstance(conv, StandardizedConv2d):
-        kind = None
-        if type(conv).forward not in (StandardizedConv2d.forward, PWSConv2d.forward):
+        own = [n for n in COMPUTING if not any(getattr(kind, n) is getattr(k, n) for k in KNOWN)]
+        if own:
             raise ValueError(
-                f'cannot fold a {name} into a plain convolution: it has its own forward'
+                f'cannot fold a {name} into a plain convolution: it has its own {", ".join(own)}'
             )
+        kind = None
     elif kind not in (nn.Conv2d, Conv2dAdaptivePadding, SameConv2d):
         raise ValueError(f'cannot fold a {name} into a plain convolution')
     if 'forward' in vars(conv):

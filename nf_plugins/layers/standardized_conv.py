@@ -162,16 +162,16 @@ class StandardizedConv2d(nn.Conv2d):
             x: The input.
             skip_gain: A scalar that the output is multiplied by, but in the weight.
         """
-        if isinstance(x, torch.fx.Proxy):
-            raise TypeError(self._advice('cannot be traced symbolically'))
-        if x.is_quantized:
-            raise TypeError(self._advice('cannot convolve a quantized tensor'))
         bias = self.bias
         if skip_gain is not None and bias is not None:
             bias = bias * skip_gain
         if self.deployed:
             weight = self.weight if skip_gain is None else self.weight * skip_gain
             return self._conv_forward(x, weight, bias)
+        if isinstance(x, torch.fx.Proxy):
+            raise TypeError(self._advice('cannot be traced symbolically'))
+        if x.is_quantized:
+            raise TypeError(self._advice('cannot convolve a quantized tensor'))
         scale = self.filter_scale()
         if skip_gain is not None:
             scale = scale * skip_gain
@@ -187,6 +187,8 @@ class StandardizedConv2d(nn.Conv2d):
             return x, (0, 0)
         if self.padding != 'same':
             return x, self.padding
+        if isinstance(x, torch.fx.Proxy):
+            return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
         pads = [
             same_padding(x.shape[axis - 2], self.kernel_size[axis], *step)
             for axis, step in enumerate(zip(self.stride, self.dilation))
@@ -223,7 +225,11 @@ class StandardizedConv2d(nn.Conv2d):
 
     def __prepare_scriptable__(self) -> nn.Module:
         """What ``torch.jit.script`` takes instead of the layer."""
-        raise TypeError(self._advice('cannot be scripted'))
+        from .folding import plain_convolution  # which imports this module
+
+        if not self.deployed:
+            raise TypeError(self._advice('cannot be scripted'))
+        return plain_convolution(self)
 
     def _load_from_state_dict(self, *args: Any) -> None:
         vars(self)['_loads'] = True  # assign=True puts new parameters there
@@ -274,7 +280,30 @@ def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> No
             raise TypeError(layer._advice(f'cannot be adapted by {type(module).__name__}'))
 
 
+def _refuse_merger(module: nn.Module, name: str, new: nn.Module | None) -> None:
+    """Refuse what others compute from the weights of layers to put it into their place.
+
+    That is the convolution ``branch_reparam`` (``reparam_conv``, ``lkb_reparam``) of RepVGG and
+    its kind, beside the branches; what ``fuse()`` of a block of timm returns; and oneDNN's.
+    """
+    old = module._modules.get(name)
+    if old is None:
+        merges = 'reparam' in name and isinstance(new, nn.Conv2d)
+    else:
+        fused = hasattr(old, 'fuse') or type(new).__module__ == 'torch.utils.mkldnn'
+        merges = fused and new is not None and not any(map(_is_standardized, new.modules()))
+    if merges:
+        for layer in (module if old is None else old).modules():
+            if _is_standardized(layer):
+                raise TypeError(layer._advice(f'cannot be merged into a {type(new).__name__}'))
+
+
+def _is_standardized(module: nn.Module) -> bool:
+    return isinstance(module, StandardizedConv2d) and not module.deployed
+
+
 register_module_module_registration_hook(_refuse_adapter)
+register_module_module_registration_hook(_refuse_merger)
 
 
 @MODELS.register_module('ScaledWS')
@@ -460,9 +489,9 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         # Weights from elsewhere (no flag among them) are trained already.
         if self.initalpha and prefix + 'alpha' in state_dict:
-            state_dict.setdefault(
-                prefix + 'alpha_initialized', torch.ones_like(self.alpha_initialized)
-            )
+            name, trained = prefix + 'alpha_initialized', torch.ones_like(self.alpha_initialized)
+            # That of version 0.1.0 is a bool, which assign=True would leave one.
+            state_dict[name] = state_dict.get(name, trained).to(trained.dtype)
             self._may_initialize = True
         super()._load_from_state_dict(state_dict, prefix, *args)
 

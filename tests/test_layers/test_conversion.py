@@ -212,3 +212,33 @@ def test_init_cfg_of_mmengine_reaches_the_layers(type, init):
     before = net.conv.weight.clone()
     net.init_weights()
     assert not torch.equal(net.conv.weight, before) and net.conv.bias.eq(0.5).all()
+
+
+def test_a_folded_network_is_converted():
+    net, x = (
+        nn.Sequential(ScaledWSConv2d(3, 8, 3, stride=2, padding='same')),
+        torch.randn(2, 3, 8, 9),
+    )
+    before = net(x).detach()
+    plain = copy.deepcopy(nf_plugins.fold(net))
+    report = nf_plugins.convert(net, 'ScaledWS')
+    assert report.complete and type(net[0]) is ScaledWSConv2d
+    assert net[0].weight.shape == plain[0].weight.shape
+    # A standardized weight is standardized already.
+    torch.testing.assert_close(net(x), before)
+
+
+def test_a_deployed_layer_is_reported():
+    net = nn.Sequential(ScaledWSConv2d(3, 8, 3))
+    net[0].switch_to_deploy()
+    report = nf_plugins.convert(net, 'ScaledWS')
+    assert report.left == {'0': 'deployed, its weight is applied as it is'}
+    assert not report.complete
+
+
+def test_in_inference_mode_for_later_training():
+    net = nn.Sequential(nn.Conv2d(3, 8, 3))
+    with torch.inference_mode():
+        nf_plugins.convert(net, 'PWS')
+    net(torch.randn(1, 3, 5, 5)).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())

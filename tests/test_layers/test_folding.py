@@ -36,6 +36,50 @@ def test_adapters_that_merge_are_refused(name):
         setattr(Adapter(), name, conv)
 
 
+class Branches(nn.Module):
+    """As the blocks of RepVGG and its kind."""
+
+    def __init__(self, conv):
+        super().__init__()
+        self.branch = nn.Sequential(conv, nn.BatchNorm2d(4))
+
+    def fuse(self):
+        return nn.Conv2d(4, 4, 3)
+
+
+@pytest.mark.parametrize('name', ['branch_reparam', 'reparam_conv', 'rbr_reparam', 'fuse'])
+def test_mergers_of_branches_are_refused(name):
+    def merge(block):
+        if name == 'fuse':
+            net = nn.Sequential(block)
+            net[0] = block.fuse()
+        else:
+            setattr(block, name, nn.Conv2d(4, 4, 3))
+
+    block = Branches(PWSConv2d(4, 4, 3))
+    before = list(block.modules())
+    with pytest.raises(TypeError, match=r'cannot be merged into a Conv2d.*nf_plugins\.fold'):
+        merge(block)
+    assert list(block.modules()) == before
+    merge(nf_plugins.fold(block))
+    merge(Branches(nn.Conv2d(4, 4, 3)))
+
+
+def test_blocks_that_could_be_fused_may_be_wrapped_or_removed():
+    net = nn.Sequential(Branches(ScaledWSConv2d(4, 4, 3)))
+    net[0] = nn.DataParallel(net[0])
+    net[0] = Branches(ScaledWSConv2d(4, 4, 3))
+    net[0] = None
+    assert not list(net.parameters())
+
+
+def test_a_standardized_convolution_may_be_called_reparam():
+    """As RepVGG built for deployment."""
+    net = nn.Module()
+    net.branch_reparam = ScaledWSConv2d(4, 4, 3)
+    assert type(nf_plugins.fold(net).branch_reparam) is nn.Conv2d
+
+
 def weight_norm(conv):
     with pytest.warns(FutureWarning):
         return nn.utils.weight_norm(conv)
@@ -112,9 +156,8 @@ def test_spectral_norm_of_conv_module(layer):
     assert relative_error(module(x), before) < 1e-6
 
 
-class OwnForward(ScaledWSConv2d):
-    def forward(self, x):
-        return super().forward(x) * 2
+def subclass(**own):
+    return type('Own', (ScaledWSConv2d,), own)(8, 8, 3)
 
 
 def hooked(net):
@@ -130,7 +173,19 @@ def backward_hooked(net):
 
 
 def with_own_forward(net):
-    net[1] = OwnForward(8, 8, 3)
+    net[1] = subclass(forward=lambda self, x: ScaledWSConv2d.forward(self, x) * 2)
+
+
+def with_own_call(net):
+    net[1] = subclass(__call__=lambda self, x: ScaledWSConv2d.__call__(self, x) * 2)
+
+
+def with_own_padding(net):
+    net[1] = subclass(_pad=lambda self, x: (F.pad(x, (1, 1, 1, 1)), (0, 0)))
+
+
+def with_own_standardization(net):
+    net[1] = subclass(standardize=lambda self, *args: self.weight)
 
 
 def with_replaced_forward(net):
@@ -148,6 +203,9 @@ def of_another_shape(net):
         pre_hooked,
         backward_hooked,
         with_own_forward,
+        with_own_call,
+        with_own_padding,
+        with_own_standardization,
         with_replaced_forward,
         of_another_shape,
     ],
@@ -210,6 +268,18 @@ def test_random_numbers_and_modes_stay():
     }
 
 
+@pytest.mark.parametrize('context', [torch.inference_mode, torch.no_grad, torch.enable_grad])
+@pytest.mark.parametrize('deploy', [nf_plugins.fold, lambda net: net[0].switch_to_deploy()])
+def test_what_is_folded_in_any_mode_can_be_trained(context, deploy):
+    net = nn.Sequential(ScaledWSConv2d(3, 4, 3))
+    with context():
+        deploy(net)
+    net(torch.randn(1, 3, 5, 5)).sum().backward()
+    before = net[0].weight.detach().clone()
+    torch.optim.SGD(net.parameters(), lr=1.0).step()
+    assert not torch.equal(net[0].weight, before)
+
+
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float16, torch.bfloat16])
 def test_dtypes(dtype):
     net = NFResNet(26, base_channels=4, skipinit=0.7).to(dtype).eval()
@@ -268,8 +338,8 @@ def test_folded_networks_have_integer_padding(name):
 def test_same_padding_folds(kernel, stride, dilation):
     conv = ScaledWSConv2d(4, 4, kernel, stride, 'same', dilation).eval()
     plain = nf_plugins.fold(conv)
-    for size in ((8, 9), (7, 5)):
-        x = torch.randn(2, 4, *size)
+    for size in ((2, 4, 8, 9), (2, 4, 7, 5), (4, 8, 7)):  # the last one without a batch
+        x = torch.randn(size)
         assert relative_error(plain(x), conv(x).detach()) < 1e-6
     if kernel == 1 or (stride == 1 and kernel % 2):
         assert plain.padding == ((kernel - 1) * dilation // 2,) * 2

@@ -102,7 +102,16 @@ class TestEveryLayer:
         before = conv(x)
         conv.switch_to_deploy()
         assert set(conv.state_dict()) <= {'weight', 'bias'}
-        for deployed in (conv, copy.deepcopy(conv), pickle.loads(pickle.dumps(conv)), fold(conv)):
+        net = nn.Sequential(conv)
+        for deployed in (
+            conv,
+            copy.deepcopy(conv),
+            pickle.loads(pickle.dumps(conv)),
+            fold(conv),
+            torch.jit.trace(conv, x),
+            torch.jit.script(net),
+            torch.fx.symbolic_trace(net),
+        ):
             assert relative_error(deployed(x), before) < 1e-6
         # Now its weight is what is applied.
         bias = 0 if conv.bias is None else conv.bias.detach().view(1, -1, 1, 1)
@@ -280,3 +289,15 @@ def test_builds_from_conv_cfg(name):
     conv = build_conv_layer(dict(type=name), 8, 4, 3, stride=2, padding=1, bias=False)
     assert type(conv) is (ScaledWSConv2d if 'Scaled' in name else PWSConv2d)
     assert conv.bias is None
+
+
+@pytest.mark.parametrize('assign', [True, False])
+def test_the_flag_of_version_0_1_0_stays_a_number(assign):
+    conv = PWSConv2d(3, 4, 3, initalpha=True)
+    old = conv.state_dict() | dict(alpha_initialized=torch.tensor(True))
+    conv.load_state_dict(old, assign=assign)
+    assert conv.alpha_initialized.is_floating_point() and conv.alpha_initialized == 1
+    average = torch.optim.swa_utils.AveragedModel(conv, use_buffers=True)
+    for _ in range(2):
+        average.update_parameters(conv)
+    assert average.module.alpha_initialized == 1

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nf_plugins.layers import PWSConv2d, SameConv2d, ScaledWSConv2d
+from nf_plugins.models import NFResNet
 
 from ..conftest import relative_error
 from .common import NETWORKS, build, images
@@ -182,3 +183,16 @@ def test_pt2e_quantization():
     quantized = convert_pt2e(prepared)
     assert any('quantize' in str(node.target) for node in quantized.graph.nodes)
     assert relative_error(quantized(x)[0], net(x)[0]) < 0.1
+
+
+@pytest.mark.parametrize(
+    'make',
+    [
+        lambda: nn.Sequential(*(ScaledWSConv2d(3, 3, 3, gamma=1.7) for _ in range(3))),
+        lambda: nn.Sequential(*(PWSConv2d(3, 3, 3, padding=1) for _ in range(3))),
+        lambda: NFResNet(26, base_channels=8, skipinit=0.5),
+    ],
+)
+def test_onnx_by_tracing_of_a_fresh_network(make):
+    """Whose gains are equal, and which the exporter makes one."""
+    check_onnx(make().eval(), SIZES[:1], False, False)

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.ao import quantization
 from torch.nn.utils import fuse_conv_bn_eval, fuse_conv_bn_weights
 
+import nf_plugins
+
 from .case import Case, reference
 from .table import REFUSED, Pairs, outputs, tool
 
@@ -88,7 +90,7 @@ def jit_freezing(case: Case) -> Pairs:
 @tool(
     FUSION,
     '`torch.utils.mkldnn.to_mkldnn`',
-    (0.51, 0.65),
+    REFUSED,
     same="'padding' (position 2) must be tuple of ints, not str",
 )
 def to_mkldnn(case: Case) -> Pairs:
@@ -106,23 +108,62 @@ def statistics(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
-@tool(FUSION, '`switch_to_deploy()` of RepVGG and MobileOne in mmpretrain', (0.5, 0.55))
-def reparameterization(case: Case) -> Pairs:
-    backbones = pytest.importorskip('mmpretrain.models.backbones')
-    import nf_plugins
+def merged(case: Case, block: nn.Module, merge: Callable[[nn.Module], nn.Module | None]) -> Pairs:
+    """A block of branches with batch norms, before and after they are merged."""
+    nf_plugins.convert(block, case.layer)
+    x, net = torch.randn(2, 6, 5, 5), nn.Sequential(statistics(block))
+    with torch.no_grad():
+        expected, norms = net(x), count_norms(net)
+        if case.folded:
+            nf_plugins.fold(net)
+        net = merge(net) or net
+        assert count_norms(net) < norms
+        return [(net(x), expected)]
 
-    pairs, x = [], torch.randn(2, 6, 5, 5)
-    for module in (backbones.repvgg.RepVGGBlock, backbones.mobileone.MobileOneBlock):
-        options = dict(num_convs=2, kernel_size=3) if 'One' in module.__name__ else {}
-        block = statistics(module(6, 6, conv_cfg=dict(type=case.layer), **options))
-        with torch.no_grad():
-            expected = block(x)
-            if case.folded:
-                nf_plugins.fold(block)
-            block.switch_to_deploy()
-            assert not any(isinstance(m, nn.BatchNorm2d) for m in block.modules())
-            pairs.append((block(x), expected))
-    return pairs
+
+def count_norms(net: nn.Module) -> int:
+    return sum(isinstance(m, nn.BatchNorm2d) for m in net.modules())
+
+
+def deploy(net: nn.Module) -> None:
+    net[0].switch_to_deploy()
+
+
+@tool(FUSION, '`switch_to_deploy()` of RepVGG in mmpretrain', REFUSED)
+def repvgg(case: Case) -> Pairs:
+    backbones = pytest.importorskip('mmpretrain.models.backbones')
+    return merged(case, backbones.repvgg.RepVGGBlock(6, 6), deploy)
+
+
+@tool(FUSION, '`switch_to_deploy()` of MobileOne in mmpretrain', REFUSED)
+def mobileone(case: Case) -> Pairs:
+    backbones = pytest.importorskip('mmpretrain.models.backbones')
+    return merged(case, backbones.mobileone.MobileOneBlock(6, 6, 3, num_convs=2), deploy)
+
+
+@tool(FUSION, '`merge_kernel()` of RepLKNet in mmpretrain', REFUSED)
+def replknet(case: Case) -> Pairs:
+    backbones = pytest.importorskip('mmpretrain.models.backbones')
+    block = backbones.replknet.ReparamLargeKernelConv(6, 6, 5, 1, 1, 3)
+    return merged(case, block, lambda net: net[0].merge_kernel())
+
+
+@tool(FUSION, 'timm: `reparameterize_model`, of RepVGG', REFUSED)
+def timm_repvgg(case: Case) -> Pairs:
+    models = pytest.importorskip('timm.models')
+    return merged(case, models.byobnet.RepVggBlock(6, 6), models.reparameterize_model)
+
+
+@tool(FUSION, 'timm: `reparameterize_model`, of LeViT and RepViT (`fuse()`)', REFUSED)
+def timm_fuse(case: Case) -> Pairs:
+    models = pytest.importorskip('timm.models')
+    return merged(case, models.levit.ConvNorm(6, 6, 3, 1, 1), models.reparameterize_model)
+
+
+@tool(FUSION, 'timm: `reparameterize_model`, of RepGhostNet', (0.24, 0.368))
+def timm_repghost(case: Case) -> Pairs:
+    models = pytest.importorskip('timm.models')
+    return merged(case, models.repghost.RepGhostModule(6, 6), models.reparameterize_model)
 
 
 @tool(FUSION, 'Code of your own that computes from `conv.weight`', (0.54, 0.63), same=STRIDED)

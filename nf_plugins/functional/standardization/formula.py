@@ -80,8 +80,9 @@ def standardize(weight: Tensor, scale: Tensor, constants: Standardization) -> Te
     floor = eps / unit / unit
     v = torch.maximum(n * var, floor) if constants.clamp else n * (var + floor)
     v = v.masked_fill(v == 0, torch.inf)  # without eps equal weights become 0
-    scale = constants.constant * scale.view(-1, *(1 for _ in dims))
-    return (weight - mean) * (scale * torch.rsqrt(v))
+    scale = scale.view(-1, *(1 for _ in dims))
+    # In this order: the ONNX exporter would fold constant * scale, and lose it for equal scales.
+    return (weight - mean) * (constants.constant * torch.rsqrt(v) * scale)
 
 
 def scaled_standardize_weight(
