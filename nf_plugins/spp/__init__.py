@@ -1,9 +1,9 @@
-"""Signal propagation plots: trace -> record -> theory, diagnose -> plot."""
+"""Signal propagation plots: what a network does to its signal, and what is wrong."""
 
-from .diagnose import RULES, diagnose
 from .execution import unwrap, zero_gains
 from .profile import BlockSignal, SignalProfile, profiles_to_csv
 from .record import analyze
+from .rules import RULES, diagnose
 from .trace import Residual, find_residuals
 
 __all__ = [

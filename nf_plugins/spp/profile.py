@@ -14,8 +14,6 @@ import torch
 
 from nf_plugins.version import __version__
 
-from .diagnose import diagnose
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -119,6 +117,8 @@ class SignalProfile:
 
     def verdicts(self) -> list[dict]:
         """What is wrong, why, and what to do: see :func:`nf_plugins.spp.diagnose`."""
+        from .rules import diagnose  # late: a profile is data and needs no rule
+
         return diagnose(self)
 
     def to_dict(self) -> dict[str, Any]:
