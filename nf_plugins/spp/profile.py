@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import mmengine
@@ -134,54 +132,49 @@ class SignalProfile:
             versions=dict(
                 nf_plugins=__version__, torch=torch.__version__, mmengine=mmengine.__version__
             ),
-            blocks=[
-                {key: _finite_or_none(value) for key, value in asdict(block).items()}
-                for block in self.blocks
-            ],
+            blocks=[_block_to_dict(block) for block in self.blocks],
             verdicts=self.verdicts(),
         )
 
+    @classmethod
+    def from_dict(cls, data: Any) -> SignalProfile:
+        """Read what :meth:`to_dict` wrote.
+
+        Args:
+            data: The content of ``spp.json`` or of a record.
+
+        Returns:
+            The profile; its verdicts are made anew.
+
+        Raises:
+            ValueError: It is no profile, or a value has the wrong type.
+
+        Example:
+            >>> profile = SignalProfile([BlockSignal(1, 'a', 'plain', (1, 2), 0.0, 1.0)], 'eval')
+            >>> SignalProfile.from_dict(profile.to_dict()) == profile
+            True
+        """
+        data = data if isinstance(data, Mapping) else {}
+        if data.get('schema') != SCHEMA:
+            raise ValueError(f'the schema must be {SCHEMA!r}, got {data.get("schema")!r}')
+        if data.get('mode') not in ('train', 'eval'):
+            raise ValueError(f'mode must be train or eval, got {data.get("mode")!r}')
+        blocks = data.get('blocks')
+        if not isinstance(blocks, list) or not blocks:
+            raise ValueError('a profile needs blocks')
+        plain = {
+            name: data[name]
+            for name, kind in _OPTIONAL.items()
+            if isinstance(data.get(name), kind) and not (kind is int and data[name] is True)
+        }
+        parsed = [_block_from_dict(block, f'block {i}') for i, block in enumerate(blocks)]
+        return cls(parsed, mode=data['mode'], **plain)
+
     def table(self) -> str:
         """The blocks as a table for a terminal."""
-        columns = {
-            'avg_sq_mean': 'avg_sq_mean',
-            'avg_var': 'avg_var',
-            'expected_var': 'theory',
-            'res_avg_var': 'res_avg_var',
-            'expected_res_var': 'theory',
-            'grad_avg_sq_mean': 'grad_avg_sq_mean',
-            'grad_avg_var': 'grad_avg_var',
-            'grad_res_avg_var': 'grad_res_avg_var',
-        }
-        columns = {
-            metric: title
-            for metric, title in columns.items()
-            if any(getattr(b, metric) is not None for b in self.blocks)
-        }
-        head = ('block', 'name', 'kind', 'shape', *columns.values())
-        rows = [
-            (
-                str(b.index),
-                b.name,
-                b.kind,
-                'x'.join(map(str, b.shape)),
-                *(
-                    '-' if value is None else f'{value:.4g}'
-                    for value in (getattr(b, metric) for metric in columns)
-                ),
-            )
-            for b in self.blocks
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows)]
-        left = (False, True, True, True, *[False] * len(columns))
-        lines = [
-            '  '.join(
-                cell.ljust(width) if flush else cell.rjust(width)
-                for cell, width, flush in zip(row, widths, left)
-            ).rstrip()
-            for row in (head, *rows)
-        ]
-        return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
+        from .report.table import to_table
+
+        return to_table(self)
 
     def plot(self, ax: Axes | None = None, metric: str = 'avg_var') -> Figure:
         """Draw the three panels, or one metric into ``ax``.
@@ -194,7 +187,7 @@ class SignalProfile:
         Returns:
             The figure.
         """
-        from .plot import plot_metric, plot_profiles
+        from .report.figure import plot_metric, plot_profiles
 
         if ax is None:
             return plot_profiles([self])
@@ -202,18 +195,43 @@ class SignalProfile:
         return ax.figure
 
 
-def profiles_to_csv(profiles: Sequence[SignalProfile]) -> str:
-    """The blocks of some profiles as comma-separated values, a line per block."""
-    buffer = io.StringIO()
-    names = ['label', *(f.name for f in fields(BlockSignal))]
-    writer = csv.DictWriter(buffer, names, lineterminator='\n')
-    writer.writeheader()
-    for profile in profiles:
-        for block in profile.blocks:
-            shape = 'x'.join(map(str, block.shape))
-            writer.writerow({**asdict(block), 'label': profile.label, 'shape': shape})
-    return buffer.getvalue()
+_OPTIONAL = dict(input=dict, seed=int, config=str, checkpoint=str, unit_gain=bool, label=str)
+"""Fields of a profile that a file may leave out, with their types."""
+_OPTIONAL['non_finite_module'] = str
+
+_KINDS = dict(index=int, name=str, kind=str, positions=int, activated=bool, pooled=bool)
+_KINDS |= dict(normalized=bool)
+"""Fields of a block that are no floats, with their types."""
 
 
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def _block_to_dict(block: BlockSignal) -> dict[str, Any]:
+    """A block for JSON, which has no infinity and no NaN: None, and their names aside."""
+    data = asdict(block)
+    odd = {k: str(v) for k, v in data.items() if isinstance(v, float) and not math.isfinite(v)}
+    return {**data, **dict.fromkeys(odd), **({'non_finite': odd} if odd else {})}
+
+
+def _block_from_dict(data: Any, what: str) -> BlockSignal:
+    data = data if isinstance(data, Mapping) else {}
+    odd = data.get('non_finite')
+    odd = odd if isinstance(odd, Mapping) else {}
+    values = {}
+    for field_ in fields(BlockSignal):
+        name, value = field_.name, data.get(field_.name)
+        required = field_.default is MISSING
+        if name == 'shape':
+            ok = isinstance(value, (list, tuple)) and all(type(size) is int for size in value)
+            value = tuple(value) if ok else value
+        elif name in _KINDS:
+            ok = type(value) is _KINDS[name]
+        elif name == 'zero_parameter':
+            ok = value is None or isinstance(value, str)
+        else:
+            ok = value is None or type(value) in (int, float)
+            if value is None and (required or name in odd):
+                value = math.nan
+        if not ok and (required or name in data):
+            raise ValueError(f'{what}: {name} has a wrong value, {value!r}')
+        if required or name in data:
+            values[name] = value
+    return BlockSignal(**values)
