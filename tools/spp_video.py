@@ -22,17 +22,15 @@ from mmengine.logging import MMLogger
 from mmengine.utils import ProgressBar
 
 from nf_plugins.spp import analyze
-from nf_plugins.spp.animate import (
-    FORMATS,
+from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
+from nf_plugins.spp.report.film import FORMATS, missing_packages, render
+from nf_plugins.spp.report.records import (
     Record,
     find_records,
     merge_records,
-    missing_packages,
     newest_training,
     read_record,
-    render,
 )
-from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
 from nf_plugins.utils import (
     ArgumentParser,
     UsageError,

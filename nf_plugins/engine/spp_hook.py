@@ -19,10 +19,10 @@ from torch.utils._pytree import tree_iter
 
 from nf_plugins.registry import HOOKS
 from nf_plugins.spp import RULES, SignalProfile, analyze, unwrap
-from nf_plugins.spp.animate import read_json
+from nf_plugins.spp.analyze import first_non_finite
 from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
-from nf_plugins.spp.plot import METRICS
-from nf_plugins.spp.record import first_non_finite
+from nf_plugins.spp.report.axes import METRICS
+from nf_plugins.spp.report.records import read_json
 from nf_plugins.utils import UsageError, complaint
 from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write

@@ -1,8 +1,8 @@
 """Signal propagation plots: what a network does to its signal, and what is wrong."""
 
+from .analyze import analyze
 from .execution import unwrap, zero_gains
 from .profile import BlockSignal, SignalProfile
-from .record import analyze
 from .report import plot_html, plot_metric, plot_profiles, profiles_to_csv
 from .rules import RULES, diagnose
 from .trace import Residual, find_residuals

@@ -1,10 +1,10 @@
-"""What a signal propagation analysis finds."""
+"""What a signal propagation analysis finds: data alone, which can be written and read."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import mmengine
@@ -44,7 +44,7 @@ class BlockSignal:
         constant_channels: Share of the channels that do not vary.
         constant_branch: The same at the end of the branch, to the precision of its mean.
         positions: Values per channel and image.
-        activated: Whether the block ends in an activation, behind the addition.
+        activated: Whether the block ends in an activation, after the addition.
         pooled: Whether the shortcut is average-pooled.
         normalized: Whether the branch has a norm, or one reads a plain module.
         zero_parameter: Name of the parameter, all zero, that silences the branch.
@@ -70,6 +70,67 @@ class BlockSignal:
     pooled: bool = False
     normalized: bool = False
     zero_parameter: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the block for JSON, which has no infinity and no NaN.
+
+        Such values are None, and ``non_finite`` says what they were.
+        """
+        data = asdict(self)
+        odd = {k: str(v) for k, v in data.items() if isinstance(v, float) and not math.isfinite(v)}
+        return {**data, **dict.fromkeys(odd), **({'non_finite': odd} if odd else {})}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> BlockSignal:
+        """Read what :meth:`to_dict` wrote; other keys are ignored.
+
+        Raises:
+            ValueError: A value is missing, or has the wrong type.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f'it must be a dict, got {type(data).__name__}')
+        odd = data.get('non_finite')
+        odd = odd if isinstance(odd, Mapping) else {}
+        given = [spec for spec in fields(cls) if spec.name in data or spec.default is MISSING]
+        return cls(**{spec.name: _parse(spec, data, odd.get(spec.name)) for spec in given})
+
+
+_IS_VALID: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(('index', 'positions'), lambda v: type(v) is int and 0 <= v < 2**31),
+    **dict.fromkeys(('name', 'kind'), lambda v: isinstance(v, str)),
+    **dict.fromkeys(('activated', 'pooled', 'normalized'), lambda v: isinstance(v, bool)),
+    'shape': lambda v: isinstance(v, list | tuple) and all(type(size) is int for size in v),
+    'zero_parameter': lambda v: v is None or isinstance(v, str),
+}
+"""Field of a block -> whether a value is right; all other fields are numbers."""
+
+
+def _parse(spec: Field, data: Mapping, odd: Any) -> Any:
+    """Return the value of a field of a block; ``odd`` is what a value that is not finite was."""
+    name = spec.name
+    if name not in data:
+        raise ValueError(f'{name} is missing')
+    value = data[name]
+    is_valid = _IS_VALID.get(name, lambda v: v is None or type(v) in (int, float))
+    if not is_valid(value):
+        raise ValueError(f'{name} has a wrong value, {repr(value)[:40]}')
+    if name == 'shape':
+        return tuple(value)
+    if name in _IS_VALID:
+        return value
+    if value is not None:
+        return _to_float(value)
+    # None is 'no such value' for some fields, and 'not finite' for those that always have one.
+    if odd is None and spec.default is None:
+        return None
+    return float(odd) if odd in ('inf', '-inf') else math.nan
+
+
+def _to_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass
@@ -108,20 +169,22 @@ class SignalProfile:
         )
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
-        """Block indices and values of a metric, where it is defined."""
+        """Return block indices and values of a metric, where it is defined."""
         pairs = [(b.index, getattr(b, metric)) for b in self.blocks]
         pairs = [(i, value) for i, value in pairs if value is not None]
         return [i for i, _ in pairs], [value for _, value in pairs]
 
+    # `verdicts`, `table` and `plot` stay methods because users of 0.1.0 call them; their imports
+    # are late, so that a profile can be read and written without any rule or plot.
     def verdicts(self) -> list[dict]:
-        """What is wrong, why, and what to do: see :func:`nf_plugins.spp.diagnose`."""
-        from .rules import diagnose  # late: a profile is data and needs no rule
+        """Say what is wrong, why, and what to do: see :func:`nf_plugins.spp.diagnose`."""
+        from .rules import diagnose
 
         return diagnose(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile in the schema of ``spp.json``; values that are not finite are None."""
-        return dict(
+        """Return the profile in the schema of ``spp.json``; see :meth:`from_dict`."""
+        data = dict(
             schema=SCHEMA,
             config=self.config,
             checkpoint=self.checkpoint,
@@ -132,9 +195,12 @@ class SignalProfile:
             versions=dict(
                 nf_plugins=__version__, torch=torch.__version__, mmengine=mmengine.__version__
             ),
-            blocks=[_block_to_dict(block) for block in self.blocks],
+            blocks=[block.to_dict() for block in self.blocks],
             verdicts=self.verdicts(),
         )
+        if self.non_finite_module is not None:
+            data['non_finite_module'] = self.non_finite_module
+        return data
 
     @classmethod
     def from_dict(cls, data: Any) -> SignalProfile:
@@ -156,22 +222,22 @@ class SignalProfile:
         """
         data = data if isinstance(data, Mapping) else {}
         if data.get('schema') != SCHEMA:
-            raise ValueError(f'the schema must be {SCHEMA!r}, got {data.get("schema")!r}')
+            raise ValueError(f'its schema is {data.get("schema")!r}, not {SCHEMA!r}')
         if data.get('mode') not in ('train', 'eval'):
-            raise ValueError(f'mode must be train or eval, got {data.get("mode")!r}')
-        blocks = data.get('blocks')
-        if not isinstance(blocks, list) or not blocks:
-            raise ValueError('a profile needs blocks')
-        plain = {
-            name: data[name]
-            for name, kind in _OPTIONAL.items()
-            if isinstance(data.get(name), kind) and not (kind is int and data[name] is True)
-        }
-        parsed = [_block_from_dict(block, f'block {i}') for i, block in enumerate(blocks)]
-        return cls(parsed, mode=data['mode'], **plain)
+            raise ValueError(f"its mode must be 'train' or 'eval', got {data.get('mode')!r}")
+        if not isinstance(data.get('blocks'), list) or not data['blocks']:
+            raise ValueError('it has no list of blocks')
+        blocks = []
+        for number, block in enumerate(data['blocks']):
+            try:
+                blocks.append(BlockSignal.from_dict(block))
+            except ValueError as error:
+                raise ValueError(f'block {number}: {error}') from None
+        optional = {k: data[k] for k, kind in _OPTIONAL.items() if type(data.get(k)) is kind}
+        return cls(blocks, mode=data['mode'], **optional)
 
     def table(self) -> str:
-        """The blocks as a table for a terminal."""
+        """Return the blocks as a table for a terminal."""
         from .report.table import to_table
 
         return to_table(self)
@@ -181,8 +247,8 @@ class SignalProfile:
 
         Args:
             ax: Axes to draw ``metric`` into; None makes a figure of three panels.
-            metric: 'avg_sq_mean', 'avg_var', 'res_avg_var', or one of these with
-                ``grad_`` in front.
+            metric: 'avg_sq_mean', 'avg_var' or 'res_avg_var'; ``grad_`` before one of these
+                names means the gradient.
 
         Returns:
             The figure.
@@ -195,43 +261,7 @@ class SignalProfile:
         return ax.figure
 
 
-_OPTIONAL = dict(input=dict, seed=int, config=str, checkpoint=str, unit_gain=bool, label=str)
+_OPTIONAL = dict(
+    input=dict, seed=int, config=str, checkpoint=str, unit_gain=bool, non_finite_module=str
+)
 """Fields of a profile that a file may leave out, with their types."""
-_OPTIONAL['non_finite_module'] = str
-
-_KINDS = dict(index=int, name=str, kind=str, positions=int, activated=bool, pooled=bool)
-_KINDS |= dict(normalized=bool)
-"""Fields of a block that are no floats, with their types."""
-
-
-def _block_to_dict(block: BlockSignal) -> dict[str, Any]:
-    """A block for JSON, which has no infinity and no NaN: None, and their names aside."""
-    data = asdict(block)
-    odd = {k: str(v) for k, v in data.items() if isinstance(v, float) and not math.isfinite(v)}
-    return {**data, **dict.fromkeys(odd), **({'non_finite': odd} if odd else {})}
-
-
-def _block_from_dict(data: Any, what: str) -> BlockSignal:
-    data = data if isinstance(data, Mapping) else {}
-    odd = data.get('non_finite')
-    odd = odd if isinstance(odd, Mapping) else {}
-    values = {}
-    for field_ in fields(BlockSignal):
-        name, value = field_.name, data.get(field_.name)
-        required = field_.default is MISSING
-        if name == 'shape':
-            ok = isinstance(value, (list, tuple)) and all(type(size) is int for size in value)
-            value = tuple(value) if ok else value
-        elif name in _KINDS:
-            ok = type(value) is _KINDS[name]
-        elif name == 'zero_parameter':
-            ok = value is None or isinstance(value, str)
-        else:
-            ok = value is None or type(value) in (int, float)
-            if value is None and (required or name in odd):
-                value = math.nan
-        if not ok and (required or name in data):
-            raise ValueError(f'{what}: {name} has a wrong value, {value!r}')
-        if required or name in data:
-            values[name] = value
-    return BlockSignal(**values)

@@ -237,9 +237,7 @@ def _add_controls(figure: Any, records: Sequence[Record], fps: float) -> None:
     """Play, pause and a slider with the moment of each record."""
     still = dict(duration=0)
     at_once = dict(mode='immediate', frame=dict(duration=0, redraw=False), transition=still)
-    play = dict(
-        frame=dict(duration=1000 / fps, redraw=False), fromcurrent=True, transition=still
-    )
+    play = dict(frame=dict(duration=1000 / fps, redraw=False), fromcurrent=True, transition=still)
     steps = [
         dict(
             method='animate',
