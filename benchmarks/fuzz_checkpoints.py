@@ -36,9 +36,10 @@ import safetensors.torch
 import torch
 from mmengine.logging import HistoryBuffer
 
-from nf_plugins.checkpoint import CheckpointError, safe_load
+from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.haiku import read_haiku
 from nf_plugins.checkpoint.tensors import read_weights
+from nf_plugins.errors import CheckpointError
 
 SECONDS, MEMORY = 10, 1 << 30
 READERS: dict[str, Callable] = dict(pth=safe_load, haiku=read_haiku, npz=read_weights)

@@ -51,11 +51,12 @@ _check_stack()
 with warnings.catch_warnings():
     # Of mmcv-lite, about an op that nothing here needs.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
-    from . import checkpoint, datasets, engine, functional, layers, models, spp
-    from .config_names import config_path, install
+    from . import checkpoint, config_names, datasets, engine, functional, layers, models, spp
+    from .config_names import config_path
     from .layers import convert, fold
 
-install()  # names of configs for mmengine and mmpretrain
+checkpoint.install()  # mmengine reads checkpoints by our safe loaders
+config_names.install()  # mmengine and mmpretrain find our configs by name
 
 __all__ = [
     '__version__',

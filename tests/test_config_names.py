@@ -8,8 +8,8 @@ import yaml
 from mmengine.config import Config
 
 from nf_plugins import config_names, config_path
-from nf_plugins.utils import UsageError
-from nf_plugins.utils.runner import find_config, load_config
+from nf_plugins.config import find_config, load_config
+from nf_plugins.errors import UsageError
 
 from .conftest import ROOT
 

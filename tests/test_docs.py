@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
+from nf_plugins.config import find_config
 from nf_plugins.spp import RULES
-from nf_plugins.utils.runner import find_config
 
 from .conftest import ROOT
 

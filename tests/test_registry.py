@@ -127,7 +127,7 @@ def test_names_that_another_package_has_taken():
 RELOAD = """
 import importlib, pkgutil, sys, warnings
 warnings.simplefilter('ignore')
-import nf_plugins, nf_plugins.utils.runner
+import nf_plugins, nf_plugins.cli.runner, nf_plugins.cli.resuming, nf_plugins.cli.converter
 from mmengine.registry import MODELS
 warnings.simplefilter('error')
 names = sorted(n for n in sys.modules if n.partition('.')[0] == 'nf_plugins')

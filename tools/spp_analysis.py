@@ -19,6 +19,12 @@ import torch
 from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
+from nf_plugins.checkpoint.fit import backbone_weights
+from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, with_weights_key
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.runner import as_usage_error_with_data
+from nf_plugins.config import build_backbone, load_config
+from nf_plugins.errors import as_usage_error
 from nf_plugins.spp import RULES, SignalProfile, analyze, profiles_to_csv
 from nf_plugins.spp.inputs import (
     INPUTS,
@@ -30,22 +36,7 @@ from nf_plugins.spp.inputs import (
     image_files,
 )
 from nf_plugins.spp.plot import plot_html, plot_profiles
-from nf_plugins.utils import (
-    ArgumentParser,
-    add_weights_key,
-    atomic_write_all,
-    check_writable_dir,
-    command_line,
-    complaint,
-    positive,
-    with_weights_key,
-)
-from nf_plugins.utils.runner import (
-    backbone_weights,
-    build_backbone,
-    complaint_about_data,
-    load_config,
-)
+from nf_plugins.utils.files import atomic_write_all, check_writable_dir
 
 FORMATS = ('png', 'svg', 'json', 'csv', 'html')
 
@@ -135,26 +126,26 @@ def measure(
     backbone = build_backbone(cfg, config, args.seed)
     if checkpoint is not None:
         backbone.load_state_dict(backbone_weights(checkpoint, backbone)[0])
-    with complaint(f'cannot tell the input size of {config}'):
+    with as_usage_error(f'cannot tell the input size of {config}'):
         size = args.input_size or config_input_size(cfg)
     channels = image_channels(backbone)
     info = dict(kind=args.input)
     if args.input == 'gaussian':
         shape = (args.batch_size, channels, size[0], size[-1])
-        with complaint(f'cannot make noise of shape {shape}'):
+        with as_usage_error(f'cannot make noise of shape {shape}'):
             inputs = gaussian_batch(shape, args.seed)
     elif args.input in INPUTS:
         about = f'cannot read the {args.input} data of {config}'
-        with complaint_about_data(about, cfg, [f'{args.input}_dataloader']):
+        with as_usage_error_with_data(about, cfg, [f'{args.input}_dataloader']):
             inputs = dataset_batch(cfg, args.input, args.batch_size, args.seed)
     else:
         info = dict(kind='images', path=args.input)
-        with complaint(f'cannot read the images of {args.input}'):
+        with as_usage_error(f'cannot read the images of {args.input}'):
             files = image_files(args.input)[: args.batch_size]
             inputs = image_batch(cfg, files, (size[0], size[-1]), channels, args.seed)
     what = f'{inputs.shape[0]} inputs of {"x".join(map(str, inputs.shape[1:]))}'
     what += ' (see --batch-size, --input-size)'
-    with complaint(f'cannot run the backbone of {config} on {what} on {args.device}'):
+    with as_usage_error(f'cannot run the backbone of {config} on {what} on {args.device}'):
         profile = analyze(
             backbone.to(args.device),
             inputs.to(args.device),
@@ -189,13 +180,13 @@ def render(profiles: list[SignalProfile], form: str) -> bytes | str:
 
 @command_line
 def main() -> int:
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args = parse_args()
     MMLogger.get_instance('mmengine').setLevel('ERROR')  # no line per initialised parameter
     out_dir = Path(args.out_dir or osp.join('work_dirs', 'spp', Path(args.config).stem))
-    with complaint(f'cannot write into {out_dir}'):
+    with as_usage_error(f'cannot write into {out_dir}'):
         check_writable_dir(out_dir)
-    with complaint(f'cannot use the device {args.device}'):
+    with as_usage_error(f'cannot use the device {args.device}'):
         torch.empty(0, device=args.device)
 
     profiles = [measure(args, args.config, args.checkpoint, args.cfg_options)]
@@ -216,7 +207,7 @@ def main() -> int:
         print()
 
     files = {form: render(profiles, form) for form in dict.fromkeys([*args.format, 'json'])}
-    with complaint(f'cannot write into {out_dir}'):
+    with as_usage_error(f'cannot write into {out_dir}'):
         # Other formats, of another network perhaps, are removed.
         atomic_write_all({out_dir / f'spp.{form}': files.get(form) for form in FORMATS})
     print('written:', *(str(out_dir / f'spp.{form}') for form in files))

@@ -21,6 +21,11 @@ from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from mmengine.utils import ProgressBar
 
+from nf_plugins.checkpoint.fit import backbone_weights
+from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, with_weights_key
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.config import build_backbone, load_config
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.spp import analyze
 from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
 from nf_plugins.spp.report.film import FORMATS, missing_packages, render
@@ -31,18 +36,7 @@ from nf_plugins.spp.report.records import (
     newest_training,
     read_record,
 )
-from nf_plugins.utils import (
-    ArgumentParser,
-    UsageError,
-    add_weights_key,
-    atomic_write,
-    check_writable_dir,
-    command_line,
-    complaint,
-    positive,
-    with_weights_key,
-)
-from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
+from nf_plugins.utils.files import atomic_write, check_writable_dir
 
 FPS = (0.01, 100.0)
 MEASURING = dict(
@@ -135,12 +129,12 @@ def read_sources(sources: list[str]) -> list[Record]:
                 f'one work dir at a time, or record files; got {len(sources)} sources: '
                 f'{", ".join(sources[:3])}'
             )
-        with complaint(f'cannot read {sources[0]}'):
+        with as_usage_error(f'cannot read {sources[0]}'):
             records = map(read_record, find_records(sources[0]))
             return merge_records(newest_training(records))
     if Path(sources[0]).suffix in ('.pth', '.pt'):
         raise UsageError(f'{sources[0]}: checkpoints need their config before them')
-    with complaint('cannot read the records'):
+    with as_usage_error('cannot read the records'):
         return merge_records(map(read_record, sources))
 
 
@@ -158,14 +152,14 @@ def measure_checkpoints(
         for key, default in MEASURING.items()
     }
     mode, seed, device = options['mode'], options['seed'], options['device']
-    with complaint(f'cannot use the device {device}'):
+    with as_usage_error(f'cannot use the device {device}'):
         torch.empty(0, device=device)
     cfg = load_config(config, options['cfg_options'])
     fresh = build_backbone(cfg, config, seed)
-    with complaint(f'cannot tell the input size of {config}'):
+    with as_usage_error(f'cannot tell the input size of {config}'):
         size = options['input_size'] or config_input_size(cfg)
     shape = (options['batch_size'], image_channels(fresh), size[0], size[-1])
-    with complaint(f'cannot make noise of shape {shape}'):
+    with as_usage_error(f'cannot make noise of shape {shape}'):
         inputs = gaussian_batch(shape, seed).to(device)
 
     checkpoints = [with_weights_key(path, options['weights_key']) for path in checkpoints]
@@ -177,7 +171,7 @@ def measure_checkpoints(
         for path in checkpoints:
             backbone = copy.deepcopy(fresh)
             state, meta = backbone_weights(path, backbone, quiet=True)
-            with complaint(f'cannot run the backbone of {config} with {path} on {device}'):
+            with as_usage_error(f'cannot run the backbone of {config} with {path} on {device}'):
                 backbone.load_state_dict(state)
                 info = dict(kind='gaussian')
                 profile = analyze(
@@ -196,7 +190,7 @@ def measure_checkpoints(
 
 @command_line
 def main() -> None:
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args = parse_args()
     MMLogger.get_instance('mmengine').setLevel('ERROR')
     out = Path(args.out)
@@ -207,7 +201,7 @@ def main() -> None:
     if missing:
         raise UsageError(f'a .{form} file needs packages that are missing: pip install '
                          f'{" ".join(missing)}')  # fmt: skip
-    with complaint(f'cannot write {out}'):
+    with as_usage_error(f'cannot write {out}'):
         check_writable_dir(out.absolute().parent)
         if out.is_dir():
             raise IsADirectoryError('it is a folder')
@@ -224,9 +218,9 @@ def main() -> None:
     title = args.title
     if title is None:
         title = Path(records[0].profile.config or 'Signal propagation').stem
-    with complaint(f'cannot make {out}'), progress(len(records), 'drawing') as advance:
+    with as_usage_error(f'cannot make {out}'), progress(len(records), 'drawing') as advance:
         content = render(records, form, args.fps, title, advance)
-    with complaint(f'cannot write {out}'):
+    with as_usage_error(f'cannot write {out}'):
         atomic_write(out, content)
     print(f'written: {out} ({len(records)} frame{"s" * (len(records) != 1)})')
 

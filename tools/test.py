@@ -12,26 +12,15 @@ from mmengine import dump
 from mmengine.evaluator import DumpResults
 from mmengine.fileio.handlers import file_handlers
 
+from nf_plugins.checkpoint.fit import check_checkpoint
+from nf_plugins.cli.arguments import ArgumentParser, add_common_arguments, with_weights_key
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.runner import as_usage_error_with_data, build_runner, prepare
+from nf_plugins.config import build_model, load_config
 from nf_plugins.engine import FoldHook
-from nf_plugins.utils import (
-    ArgumentParser,
-    UsageError,
-    atomic_write,
-    check_writable_dir,
-    command_line,
-    complaint,
-    with_weights_key,
-)
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.utils.checks import check_choice
-from nf_plugins.utils.runner import (
-    add_common_arguments,
-    build_model,
-    build_runner,
-    check_checkpoint,
-    complaint_about_data,
-    load_config,
-    prepare,
-)
+from nf_plugins.utils.files import atomic_write, check_writable_dir
 
 FORMATS = dict(metrics=tuple(file_handlers), pred=('pkl', 'pickle'))
 """Extensions of ``--out``, by what it holds."""
@@ -58,20 +47,20 @@ class AtomicDumpResults(DumpResults):
     """Predictions in a file that appears whole or not at all."""
 
     def compute_metrics(self, results: list) -> dict:
-        with complaint(f'cannot write {self.out_file_path}'):
+        with as_usage_error(f'cannot write {self.out_file_path}'):
             atomic_write(self.out_file_path, dump(results, file_format='pkl'))
         return {}
 
 
 @command_line
 def main() -> None:
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     if cfg.get('test_dataloader') is None:
         raise UsageError(f'{args.config} has no test_dataloader')
     if args.out:
-        with complaint(f'cannot write {args.out}'):
+        with as_usage_error(f'cannot write {args.out}'):
             check_writable_dir(osp.dirname(osp.abspath(args.out)))
             form = osp.splitext(args.out)[1][1:]
             check_choice('the extension', form, FORMATS[args.out_item or 'pred'])
@@ -84,16 +73,16 @@ def main() -> None:
 
     runner = build_runner(cfg, args.config)
     if args.out and args.out_item != 'metrics':
-        with complaint(f'cannot write {args.out}'):
+        with as_usage_error(f'cannot write {args.out}'):
             runner.test_evaluator.metrics.append(AtomicDumpResults(out_file_path=args.out))
     about = f'cannot prepare the test of {args.config}'
-    with complaint_about_data(about, cfg, ['test_dataloader']):
+    with as_usage_error_with_data(about, cfg, ['test_dataloader']):
         _ = runner.test_loop  # builds the data set
         runner.load_or_resume()
     runner.register_hook(FoldHook())
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':
-        with complaint(f'cannot write {args.out}'):
+        with as_usage_error(f'cannot write {args.out}'):
             atomic_write(args.out, dump(metrics, file_format=form))
 
 

@@ -11,32 +11,28 @@ import sys
 import torch
 from mmengine.config import Config
 
+from nf_plugins.checkpoint.fit import check_checkpoint
 from nf_plugins.checkpoint.resume import Training
-from nf_plugins.engine import TrainingStopped
-from nf_plugins.utils import (
-    ArgumentParser,
-    UsageError,
-    command_line,
-    complaint,
-    with_weights_key,
-)
-from nf_plugins.utils.runner import (
+from nf_plugins.cli.arguments import ArgumentParser, add_common_arguments, with_weights_key
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.resuming import (
     Resumable,
-    add_common_arguments,
-    build_model,
-    build_runner,
-    check_checkpoint,
-    check_optim_wrapper,
     check_resume,
-    complaint_about_data,
     find_resumable,
     finished,
-    load_config,
     plan_training,
-    prepare,
     set_aside,
+)
+from nf_plugins.cli.runner import (
+    as_usage_error_with_data,
+    build_runner,
+    check_optim_wrapper,
+    prepare,
     use_mixed_precision,
 )
+from nf_plugins.config import build_model, load_config
+from nf_plugins.engine import TrainingStopped
+from nf_plugins.errors import UsageError, as_usage_error
 
 
 def parse_args() -> argparse.Namespace:
@@ -81,7 +77,7 @@ def go_on(cfg: Config, resume: str | None, training: Training) -> Resumable | No
         if found is None:
             print(f'no checkpoint in {cfg.work_dir}: the training starts from the beginning')
     elif resume is not None:
-        with complaint('cannot load the checkpoint'):
+        with as_usage_error('cannot load the checkpoint'):
             found = check_resume(resume, training)
     cfg.resume = found is not None
     if found:
@@ -91,7 +87,7 @@ def go_on(cfg: Config, resume: str | None, training: Training) -> Resumable | No
 
 @command_line
 def main() -> int:
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     if any(cfg.get(name) is None for name in ('train_dataloader', 'train_cfg', 'optim_wrapper')):
@@ -129,7 +125,7 @@ def main() -> int:
         check_checkpoint(cfg.load_from, model, minimum=0.0)  # fine-tuning leaves out a head
     runner = build_runner(cfg, args.config)
     about = f'cannot prepare the training of {args.config}'
-    with complaint_about_data(about, cfg, ['train_dataloader', 'val_dataloader']):
+    with as_usage_error_with_data(about, cfg, ['train_dataloader', 'val_dataloader']):
         _ = runner.train_loop, runner.val_loop
     try:
         runner.train()

@@ -1,8 +1,10 @@
 """Loading of checkpoints, which are never trusted."""
 
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
+
 from . import loader
-from .errors import CheckpointError, CheckpointNotFoundError
 from .inert import INERT_NAMES
+from .loader import install
 from .safe_load import SAFE_GLOBALS, safe_load
 from .state_dict import WEIGHTS_KEYS, check_match, find_weights, state_dict_of
 
@@ -14,6 +16,7 @@ __all__ = [
     'CheckpointNotFoundError',
     'check_match',
     'find_weights',
+    'install',
     'loader',
     'safe_load',
     'state_dict_of',

@@ -21,7 +21,8 @@ from urllib.parse import urldefrag, urlsplit
 import torch
 from mmengine.logging import print_log
 
-from .errors import CheckpointError, CheckpointNotFoundError
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
+
 from .safe_load import safe_load
 
 TIMEOUT = 30.0

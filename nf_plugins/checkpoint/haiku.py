@@ -8,8 +8,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, Refused
+
 from .archive import is_archive, read_npz
-from .errors import CheckpointError, CheckpointNotFoundError, Refused
 from .numpy_pickle import DILL_GLOBALS, GLOBALS, PickledNumberDtype
 from .safe_load import reason
 from .unpickler import Limits, SafeUnpickler

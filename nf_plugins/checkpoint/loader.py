@@ -1,7 +1,7 @@
 """mmengine's ways to a checkpoint, all of which end in :func:`safe_load`.
 
 mmengine's own loaders unpickle whatever comes over HTTP, and those of its fork also unpickle
-local files that weights-only loading refuses. Importing this module replaces them, so that
+local files that weights-only loading refuses. :func:`install` replaces them, so that
 ``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained')`` never execute anything from
 a file.
 """
@@ -19,9 +19,10 @@ from mmengine.fileio import get_local_path
 from mmengine.runner import CheckpointLoader, FlexibleRunner, Runner
 from mmengine.runner import checkpoint as mm
 
+from nf_plugins.errors import CheckpointNotFoundError
+
 from . import pretrained
 from .download import fetch, load_url
-from .errors import CheckpointNotFoundError
 from .inert import without_stand_ins
 from .resume import cleaned, while_resuming
 from .safe_load import safe_load
@@ -110,10 +111,17 @@ LOADERS = {
 }
 """Loader -> the prefixes of what it loads, as mmengine writes them."""
 
-pretrained.install()
-for _loader, _prefixes in LOADERS.items():
-    CheckpointLoader.register_scheme(_prefixes, _cleaned(_loader), force=True)
 
-for _runner in (Runner, FlexibleRunner):
-    if not hasattr(_runner.resume, '__wrapped__'):  # once, also after a reload
-        _runner.resume = while_resuming(_runner.resume)
+def install() -> None:
+    """Replace mmengine's loaders of checkpoints for the whole process.
+
+    ``import nf_plugins`` calls it. After it, whatever mmengine loads is read by
+    :func:`~nf_plugins.checkpoint.safe_load`; a runner's ``resume`` takes over what it knows;
+    weights that fit nothing are an error. A second call changes nothing.
+    """
+    pretrained.install()
+    for loader, prefixes in LOADERS.items():
+        CheckpointLoader.register_scheme(prefixes, _cleaned(loader), force=True)
+    for runner in (Runner, FlexibleRunner):
+        if not hasattr(runner.resume, '__wrapped__'):  # once, also after a reload
+            runner.resume = while_resuming(runner.resume)

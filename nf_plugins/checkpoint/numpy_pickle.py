@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import Refused
+from nf_plugins.errors import Refused
 
 KINDS = 'biufcSUVMmO'
 """Kinds of an array's items: numbers, texts, structures, times, and objects of the pickle."""

@@ -18,7 +18,8 @@ from mmengine.runner import checkpoint as mm
 from mmengine.runner import runner as mm_runner
 from torch import Tensor, nn
 
-from .errors import CheckpointError
+from nf_plugins.errors import CheckpointError
+
 from .state_dict import MEMBERS, fits_at_all, has_place, state_dict_of, unwrap_for
 
 _last = threading.local()

@@ -26,9 +26,8 @@ from mmengine.model import is_model_wrapper
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from nf_plugins.utils.checks import printable
+from nf_plugins.errors import CheckpointError, printable
 
-from .errors import CheckpointError
 from .optim_state import is_number, known_optimizer, known_schedulers
 from .safe_load import safe_load
 from .state_dict import check_match

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, Refused
+
 from .advice import how_to_save
-from .errors import CheckpointError, CheckpointNotFoundError, Refused
 from .torch_file import read_torch
 from .values import FUNCTIONS
 

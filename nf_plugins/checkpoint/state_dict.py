@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .errors import CheckpointError
+from nf_plugins.errors import CheckpointError
+
 from .exact import cast_exactly
 
 PLAIN_KEYS = ('state_dict', 'model_state_dict', 'model', 'module', 'net', 'network', 'weights')

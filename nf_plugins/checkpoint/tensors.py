@@ -11,8 +11,9 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
+
 from .archive import read_npz
-from .errors import CheckpointError, CheckpointNotFoundError
 from .exact import as_tensor
 from .safe_load import reason, safe_load
 from .state_dict import find_weights

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
+from nf_plugins.errors import Refused
+
 from .archive import entry_bytes, is_archive, open_archive, read_entry
-from .errors import Refused
 from .inert import Name
 from .unpickler import COPIES, Limits, SafeUnpickler
 from .values import CONSTANTS, FUNCTIONS

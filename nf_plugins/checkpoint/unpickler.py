@@ -23,7 +23,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from .errors import Refused
+from nf_plugins.errors import Refused
+
 from .inert import Inert, InertDict, Name, contents, stand_in
 from .values import STATES
 

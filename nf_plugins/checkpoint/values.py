@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 from mmengine.logging import HistoryBuffer
 
-from .errors import Refused
+from nf_plugins.errors import Refused
+
 from .inert import Inert, InertDict, Name, stand_in
 from .numpy_pickle import GLOBALS, PickledArray, PickledDtype, PickledNumberDtype
 

@@ -17,13 +17,13 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils._pytree import tree_iter
 
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.registry import HOOKS
 from nf_plugins.spp import RULES, SignalProfile, analyze, unwrap
 from nf_plugins.spp.analyze import first_non_finite
 from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
 from nf_plugins.spp.report.axes import METRICS
 from nf_plugins.spp.report.records import read_json
-from nf_plugins.utils import UsageError, complaint
 from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write
 
@@ -248,7 +248,7 @@ class SPPHook(Hook):
             elif iteration > runner.iter:
                 if is_main_process():
                     aside = path.parent / 'superseded'
-                    with complaint(f'cannot move {path} to {aside}'):
+                    with as_usage_error(f'cannot move {path} to {aside}'):
                         aside.mkdir(exist_ok=True)
                         path.replace(aside / path.name)
             else:

@@ -14,7 +14,8 @@ import pytest
 import torch
 from mmengine.runner import CheckpointLoader
 
-from nf_plugins.checkpoint import CheckpointError, CheckpointNotFoundError, download
+from nf_plugins.checkpoint import download
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
 
 
 def content(value):

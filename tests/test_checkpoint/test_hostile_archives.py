@@ -14,9 +14,10 @@ import pytest
 import torch
 from torch import nn
 
-from nf_plugins.checkpoint import CheckpointError, safe_load
+from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.haiku import read_haiku
 from nf_plugins.checkpoint.tensors import read_weights
+from nf_plugins.errors import CheckpointError
 
 from ..conftest import ROOT
 from .test_stand_ins import named, pickled, text

@@ -21,7 +21,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nf_plugins.checkpoint import CheckpointError, CheckpointNotFoundError, loader
+from nf_plugins.checkpoint import loader
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
 
 
 class Harmful:

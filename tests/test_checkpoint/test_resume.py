@@ -15,9 +15,10 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
 from mmengine.registry import HOOKS, OPTIMIZERS, PARAM_SCHEDULERS
 from torch import nn
 
-from nf_plugins.checkpoint import CheckpointError, safe_load
+from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.optim_state import known_optimizer
 from nf_plugins.checkpoint.resume import Training, is_plain, known_parts, take_over
+from nf_plugins.errors import CheckpointError
 
 from ..tiny_training import tiny_config, train
 

@@ -33,8 +33,9 @@ from mmengine.logging import HistoryBuffer
 from torch import nn
 from torchvision.transforms import InterpolationMode
 
-from nf_plugins.checkpoint import INERT_NAMES, SAFE_GLOBALS, CheckpointError, safe_load
+from nf_plugins.checkpoint import INERT_NAMES, SAFE_GLOBALS, safe_load
 from nf_plugins.checkpoint.inert import DICTS, Inert, InertDict, Name
+from nf_plugins.errors import CheckpointError
 
 from ..conftest import ROOT
 

@@ -13,14 +13,9 @@ from mmengine.runner import CheckpointLoader, Runner, load_checkpoint
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from nf_plugins.checkpoint import (
-    WEIGHTS_KEYS,
-    CheckpointError,
-    find_weights,
-    safe_load,
-    state_dict_of,
-)
+from nf_plugins.checkpoint import WEIGHTS_KEYS, find_weights, safe_load, state_dict_of
 from nf_plugins.checkpoint.state_dict import split_weights_key
+from nf_plugins.errors import CheckpointError
 
 
 def net(seed=0):

@@ -17,12 +17,13 @@ from mmpretrain.registry import BATCH_AUGMENTS
 from torch import nn
 
 from nf_plugins.checkpoint import safe_load
+from nf_plugins.cli.runner import use_mixed_precision
+from nf_plugins.config import load_config
+from nf_plugins.errors import UsageError
 from nf_plugins.layers import ScaledWSConv2d
 from nf_plugins.models import NFNet, NFResNet, PWSResNet, ResNetV2
 from nf_plugins.registry import class_of
 from nf_plugins.spp.inputs import image_batch
-from nf_plugins.utils import UsageError
-from nf_plugins.utils.runner import load_config, use_mixed_precision
 
 from ..conftest import ROOT
 from ..test_downstream.common import run_tool

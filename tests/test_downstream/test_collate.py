@@ -96,7 +96,7 @@ def test_others_train_on_images_of_different_sizes(scope, tmp_path, monkeypatch)
 @pytest.mark.parametrize('option', [[], ['--no-pin-memory', '--no-persistent-workers']])
 def test_mmpretrain_collates_as_its_own_tool_does(option, tmp_path, monkeypatch):
     """mmpretrain's tools/train.py sets these three, and what a config says goes first."""
-    from nf_plugins.utils import runner
+    from nf_plugins.cli import runner
 
     args = dict(work_dir=str(tmp_path), launcher='none', local_rank=0, no_pin_memory=bool(option))
     args = type('Args', (), args)()

@@ -13,10 +13,11 @@ import torch
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 
-from nf_plugins.checkpoint.convert import convert, haiku_rename
+from nf_plugins.checkpoint.convert import convert
 from nf_plugins.checkpoint.haiku import read_haiku
 from nf_plugins.functional import adaptive_clip_grad_, unitwise_norm
 from nf_plugins.models import NFResNet
+from nf_plugins.models.weight_names import haiku_rename
 
 from ..conftest import DATA, ROOT, relative_error
 from ..test_models.official import Classifier

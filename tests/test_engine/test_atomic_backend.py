@@ -4,7 +4,7 @@ import stat
 import pytest
 from mmengine.fileio import get_file_backend
 
-from nf_plugins.utils import atomic_write, atomic_write_all
+from nf_plugins.utils.files import atomic_write, atomic_write_all
 
 
 def test_backend_writes_through_the_checkpoint_hooks_interface(tmp_path):

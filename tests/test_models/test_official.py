@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from nf_plugins.checkpoint.convert import convert, haiku_rename
+from nf_plugins.checkpoint.convert import convert
 from nf_plugins.checkpoint.haiku import read_haiku
 from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import FixupResNet, NFNet, NFRegNet, NFResNet, ResNetV2, SkipInitResNet
+from nf_plugins.models.weight_names import haiku_rename
 from nf_plugins.spp import analyze
 
 from ..conftest import DATA, relative_error

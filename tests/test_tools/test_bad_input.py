@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import nn
 
+from nf_plugins.config import build_model, load_config
 from nf_plugins.models import NFResNet
-from nf_plugins.utils.runner import build_model, load_config
 
 from ..conftest import ROOT
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from nf_plugins.datasets import Digits
-from nf_plugins.utils import UsageError, complaint
+from nf_plugins.errors import UsageError, as_usage_error
 
 from ..test_downstream.common import run_tool
 
@@ -70,20 +70,20 @@ def test_digits_without_scikit_learn(monkeypatch):
 )
 def test_a_missing_module_is_one_line_with_what_to_install(module, advice):
     with pytest.raises(UsageError, match=f"No module named '{module}'; .*{advice}"):
-        with complaint('cannot build'):
+        with as_usage_error('cannot build'):
             raise ModuleNotFoundError(f'No module named {module!r}', name=module)
     with pytest.raises(UsageError, match=r"^cannot build: No module named 'mine'$"):
-        with complaint('cannot build'):
+        with as_usage_error('cannot build'):
             raise ModuleNotFoundError("No module named 'mine'", name='mine')
 
 
 def test_a_classifier_without_mmpretrain(tmp_path, monkeypatch, capsys):
-    import nf_plugins.utils.runner as runner
+    import nf_plugins.config as config
 
     def refuse(name):
         raise ModuleNotFoundError(f'No module named {name!r}', name=name)
 
-    monkeypatch.setattr(runner, 'import_module', refuse)
-    cfg = runner.load_config('nf-resnet_digits')
+    monkeypatch.setattr(config, 'import_module', refuse)
+    cfg = config.load_config('nf-resnet_digits')
     with pytest.raises(UsageError, match="No module named 'mmpretrain'; pip install onedl-mmpret"):
-        runner.build_model(cfg, 'nf-resnet_digits')
+        config.build_model(cfg, 'nf-resnet_digits')

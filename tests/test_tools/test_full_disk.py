@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nf_plugins.checkpoint import safe_load
-from nf_plugins.utils import atomic_write, atomic_write_all
+from nf_plugins.utils.files import atomic_write, atomic_write_all
 
 from ..conftest import ROOT
 from .test_train import NF, TINY, command, train

@@ -20,8 +20,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
+from nf_plugins.config import build_model, load_config
 from nf_plugins.spp import analyze
-from nf_plugins.utils.runner import build_model, load_config
 
 from ..conftest import ROOT
 from .test_train import NF, TINY

@@ -331,7 +331,7 @@ class TestItRefuses:
         def no(path, *args, **kwargs):
             raise PermissionError(13, 'Permission denied', os.fspath(path))
 
-        monkeypatch.setattr('nf_plugins.utils.runner.safe_load', no)
+        monkeypatch.setattr('nf_plugins.cli.resuming.safe_load', no)
         assert 'Permission denied' in refuses(place)
 
     @pytest.mark.parametrize('kind', ['dangling', 'folder', 'pipe', 'nothing'])

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nf_plugins.checkpoint import safe_load
-from nf_plugins.utils.runner import latest_checkpoint
+from nf_plugins.cli.resuming import latest_checkpoint
 
 from ..conftest import ROOT
 

@@ -142,7 +142,8 @@ def test_fold_finds_and_chooses(states, monkeypatch, capsys):
 
 
 def test_spp_analysis_and_film_find_and_choose(states, monkeypatch, capsys):
-    from nf_plugins.utils.runner import backbone_weights, build_backbone, load_config
+    from nf_plugins.checkpoint.fit import backbone_weights
+    from nf_plugins.config import build_backbone, load_config
 
     backbone = build_backbone(load_config('small.py'), 'small.py', 0)
     own = {k.removeprefix('backbone.'): v for k, v in states[0].items() if k.startswith('backbone')}
@@ -170,8 +171,8 @@ def test_spp_analysis_and_film_find_and_choose(states, monkeypatch, capsys):
 
 
 def test_train_and_test_check_the_weights_that_are_meant(states):
-    from nf_plugins.utils import UsageError
-    from nf_plugins.utils.runner import check_checkpoint
+    from nf_plugins.checkpoint.fit import check_checkpoint
+    from nf_plugins.errors import UsageError
 
     half = {k: v for k, v in states[0].items() if not k.startswith('head.')}
     torch.save({'model': wrapped(states[0], 'model.'), 'model_ema': half}, 'src.pth')

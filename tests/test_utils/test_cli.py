@@ -2,7 +2,8 @@
 
 import pytest
 
-from nf_plugins.utils import UsageError, command_line
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import UsageError
 
 
 def swallowed(kind):

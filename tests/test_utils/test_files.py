@@ -11,7 +11,8 @@ import threading
 
 import pytest
 
-from nf_plugins.utils import atomic_write, atomic_write_all, files
+from nf_plugins.utils import files
+from nf_plugins.utils.files import atomic_write, atomic_write_all
 
 NAMES = ('a.pth', 'b.py', 'c.onnx')
 

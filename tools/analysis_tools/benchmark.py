@@ -28,8 +28,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import nf_plugins.models  # noqa: F401 (registers them)
+from nf_plugins.cli.arguments import ArgumentParser, positive
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import as_usage_error
 from nf_plugins.functional import adaptive_clip_grad_
-from nf_plugins.utils import ArgumentParser, atomic_write_all, command_line, complaint, positive
+from nf_plugins.utils.files import atomic_write_all
 
 PLAIN = dict(
     conv_cfg=None,
@@ -360,11 +363,11 @@ def main() -> None:
     parser.add_argument('--networks', nargs='+', choices=[*CONFIGS, TIMM])
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
     parser.add_argument('--out', type=Path, help='JSON file')
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args = parser.parse_args()
     quiet()
     if args.device == 'cuda':
-        with complaint('--device cuda needs a GPU'):
+        with as_usage_error('--device cuda needs a GPU'):
             torch.zeros(1, device='cuda')
     torch.manual_seed(0)
     names = args.networks or [*CONFIGS, TIMM]
@@ -416,7 +419,7 @@ def main() -> None:
     if args.out:
         command = shlex.join(['python', 'tools/analysis_tools/benchmark.py', *sys.argv[1:]])
         found = dict(machine=machine(), command=command, results=results)
-        with complaint(f'cannot write {args.out}'):
+        with as_usage_error(f'cannot write {args.out}'):
             files = {args.out: json.dumps(found, indent=1) + '\n'}
             files[args.out.with_suffix('.md')] = text
             if {'step', 'inference'} & set(args.parts):

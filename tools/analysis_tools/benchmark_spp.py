@@ -21,8 +21,11 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import nf_plugins.models  # noqa: F401 (registers them)
+from nf_plugins.cli.arguments import ArgumentParser, positive
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import as_usage_error
 from nf_plugins.spp import analyze
-from nf_plugins.utils import ArgumentParser, atomic_write, command_line, complaint, positive
+from nf_plugins.utils.files import atomic_write
 
 SHAPE = (8, 3, 224, 224)
 
@@ -86,7 +89,7 @@ def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=positive, default=9)
     parser.add_argument('--out', type=Path, help='JSON file')
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args = parser.parse_args()
     MMLogger.get_instance('mmengine').setLevel('ERROR')
     x, results = torch.randn(SHAPE), {}
@@ -135,7 +138,7 @@ def main() -> None:
     text = json.dumps(found, indent=1) + '\n'
     print(text)
     if args.out:
-        with complaint(f'cannot write {args.out}'):
+        with as_usage_error(f'cannot write {args.out}'):
             atomic_write(args.out, text)
 
 

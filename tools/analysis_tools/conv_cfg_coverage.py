@@ -23,8 +23,11 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 import nf_plugins
+from nf_plugins.cli.arguments import ArgumentParser
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.layers import StandardizedConv2d
-from nf_plugins.utils import ArgumentParser, UsageError, atomic_write, command_line, complaint
+from nf_plugins.utils.files import atomic_write
 
 CONV_CFG = dict(type='nf_plugins.ScaledWS')
 START, END = '<!-- table: conv_cfg_coverage.py -->', '<!-- end of the table -->'
@@ -86,10 +89,10 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, help='JSON file with a row per backbone')
     parser.add_argument('--docs', type=Path, help='page whose table is written anew')
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args = parser.parse_args()
     if args.docs:
-        with complaint(f'cannot read {args.docs}'):
+        with as_usage_error(f'cannot read {args.docs}'):
             page = args.docs.read_text('utf-8')
         if START not in page or END not in page:
             raise UsageError(f'{args.docs} has no place for the table: {START} ... {END}')
@@ -102,11 +105,11 @@ def main() -> int:
         versions = dict(torch=torch.__version__, mmpretrain=mmpretrain.__version__)
         lines = ',\n'.join(f'  {json.dumps(row)}' for row in rows)
         head = json.dumps(dict(versions=versions, totals=totals))[1:-1]
-        with complaint(f'cannot write {args.out}'):
+        with as_usage_error(f'cannot write {args.out}'):
             atomic_write(args.out, f'{{{head}, "rows": [\n{lines}\n]}}\n')
     if args.docs:
         before, after = page.split(START)[0], page.split(END)[1]
-        with complaint(f'cannot write {args.docs}'):
+        with as_usage_error(f'cannot write {args.docs}'):
             atomic_write(args.docs, f'{before}{START}\n\n{text}\n\n{END}{after}')
     return 0
 

@@ -25,8 +25,11 @@ from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import track_iter_progress
 from residual_counts import Case, build, count_residuals, distinct_backbones
 
+from nf_plugins.cli.arguments import ArgumentParser
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.spp import analyze
-from nf_plugins.utils import ArgumentParser, UsageError, atomic_write, command_line, complaint
+from nf_plugins.utils.files import atomic_write
 
 
 def check(case: Case, max_params: float) -> dict:
@@ -61,7 +64,7 @@ def main() -> int:
     parser.add_argument('--types', nargs='+', help='only these backbone types')
     parser.add_argument('--max-params', type=float, default=2e9, help='skip larger ones')
     parser.add_argument('--out', type=Path, help='JSON file with a row per backbone')
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args: argparse.Namespace = parser.parse_args()
     MMLogger.get_instance('mmengine').setLevel('ERROR')
     cases = [c for c in distinct_backbones() if not args.types or c.cfg['type'] in args.types]
@@ -99,7 +102,7 @@ def main() -> int:
         )
         text = json.dumps(dict(machine=machine, rows=rows), indent=1)
         text = re.sub(r'\n  +(?=[^{])', ' ', text)  # a row per line
-        with complaint(f'cannot write {args.out}'):
+        with as_usage_error(f'cannot write {args.out}'):
             atomic_write(args.out, text + '\n')
     return 0
 

@@ -21,9 +21,12 @@ from typing import Any
 from mmengine.logging import MMLogger
 from PIL import Image
 
+from nf_plugins.cli.arguments import ArgumentParser
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.spp import SignalProfile
 from nf_plugins.spp.plot import plot_profiles
-from nf_plugins.utils import ArgumentParser, UsageError, atomic_write, command_line, complaint
+from nf_plugins.utils.files import atomic_write
 
 TOOL = Path(__file__).parents[1] / 'spp_analysis.py'
 BLOCK = re.compile(r'^```bash\n(.*?)^```|^!\[[^]]*\]\(([^)]+)\)', re.DOTALL | re.MULTILINE)
@@ -78,7 +81,7 @@ def main() -> None:
     parser.add_argument('page', type=Path, help='a page in markdown')
     parser.add_argument('--only', nargs='+', metavar='NAME', help='file names of some pictures')
     args = parser.parse_args()
-    with complaint(f'cannot read {args.page}'):
+    with as_usage_error(f'cannot read {args.page}'):
         figures = figures_of(args.page.read_text(encoding='utf-8'))
     if not figures:
         raise UsageError(f'{args.page} has no picture behind a command of {TOOL.name}')
@@ -89,7 +92,7 @@ def main() -> None:
         if args.only and path.name not in args.only:
             continue
         profiles = [profile for arguments in runs for profile in measure(tool, arguments)]
-        with complaint(f'cannot write {path}'):
+        with as_usage_error(f'cannot write {path}'):
             atomic_write(path, png(profiles))
         print(f'{path}: {len(profiles)} networks, {path.stat().st_size / 1000:.0f} kB')
 

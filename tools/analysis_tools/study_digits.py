@@ -44,17 +44,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import nf_plugins
+from nf_plugins.cli.arguments import ArgumentParser
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.config import load_config
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.spp import BlockSignal, SignalProfile, analyze
 from nf_plugins.spp.plot import COLOURS, MARKERS, METRICS, plot_metric
-from nf_plugins.utils import (
-    ArgumentParser,
-    UsageError,
-    atomic_write,
-    atomic_write_all,
-    command_line,
-    complaint,
-)
-from nf_plugins.utils.runner import load_config
+from nf_plugins.utils.files import atomic_write, atomic_write_all
 
 SCHEMA = 'nf_plugins.study_digits/1'
 CONFIGS = Path(__file__).resolve().parents[2] / 'configs'
@@ -369,7 +365,7 @@ class Results:
             runs=[],
         )
         if path.exists():
-            with complaint(f'cannot read {path}'):
+            with as_usage_error(f'cannot read {path}'):
                 found = json.loads(path.read_text())
                 if not isinstance(found, dict) or found.get('schema') != SCHEMA:
                     raise ValueError(f'it is no file of schema {SCHEMA}')
@@ -406,7 +402,7 @@ class Results:
         text = json.dumps(self.content, indent=1)
         text = re.sub(r'\n {3,}', ' ', text)
         text = re.sub(r'\n  ([]}])', r' \1', text)
-        with complaint(f'cannot write {self.path}'):
+        with as_usage_error(f'cannot write {self.path}'):
             atomic_write(self.path, text + '\n')
 
 
@@ -715,7 +711,7 @@ def report(results: Results, args: argparse.Namespace, setting: Setting) -> str:
             buffer = io.BytesIO()
             figure.savefig(buffer, format='png')
             files[args.out / f'{name}.png'] = buffer.getvalue()
-    with complaint(f'cannot write into {args.out}'):
+    with as_usage_error(f'cannot write into {args.out}'):
         atomic_write_all(files)
     if figures['spp'] is None:
         batch_size, lr = setting.reference
@@ -792,7 +788,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/study_digits'))
     parser.add_argument('--worker', type=json.loads, help=argparse.SUPPRESS)
-    with complaint('bad arguments'):
+    with as_usage_error('bad arguments'):
         args = parser.parse_args()
     for key, value in {**FULL, **(QUICK if args.quick else {})}.items():
         if getattr(args, key, None) is None:
@@ -817,13 +813,13 @@ def main() -> None:
         work(Setting(**{**args.worker, 'reference': tuple(args.worker['reference'])}))
         return
     setting = setting_of(args)
-    with complaint(f'cannot write into {args.out}'):
+    with as_usage_error(f'cannot write into {args.out}'):
         args.out.mkdir(parents=True, exist_ok=True)
     with only_one(args.out):
         results = Results(args.out / 'results.json', setting)
         finished = results.rows()
         runs = [run for run in runs_of(args) if run not in finished]
-        with complaint('cannot read the digits'):
+        with as_usage_error('cannot read the digits'):
             load_data(setting)
         for network in args.networks:
             if network not in results.content['networks']:

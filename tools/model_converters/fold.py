@@ -22,24 +22,17 @@ from mmengine.logging import MMLogger
 from nf_plugins.checkpoint import check_match, safe_load
 from nf_plugins.checkpoint.convert import encode_converted
 from nf_plugins.checkpoint.state_dict import split_weights_key, weights_for
+from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, with_weights_key
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.model_config import has_data, importing_config, model_config
+from nf_plugins.config import build_model, load_config
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.layers import StandardizedConv2d, fold
 from nf_plugins.models import PWSResNet
 from nf_plugins.models.backbones.nf_base import NFBackbone
 from nf_plugins.registry import MODELS
 from nf_plugins.spp.inputs import config_input_size, image_channels
-from nf_plugins.utils import (
-    ArgumentParser,
-    UsageError,
-    add_weights_key,
-    atomic_write_all,
-    check_writable_dir,
-    command_line,
-    complaint,
-    positive,
-    with_weights_key,
-)
-from nf_plugins.utils.model_config import has_data, importing_config, model_config
-from nf_plugins.utils.runner import build_model, load_config
+from nf_plugins.utils.files import atomic_write_all, check_writable_dir
 
 
 def parse_args() -> argparse.Namespace:
@@ -94,15 +87,15 @@ def main() -> None:
         raise UsageError(f'{dst} would be overwritten by the config: name it {dst.stem}.pth')
     cfg = load_config(args.config)
     for path in filter(None, (dst, args.onnx)):
-        with complaint(f'cannot write {path}'):
+        with as_usage_error(f'cannot write {path}'):
             check_writable_dir(os.path.dirname(os.path.abspath(path)))
     model = build_model(cfg, args.config)
-    with complaint(f'cannot load the checkpoint {args.checkpoint}'):
+    with as_usage_error(f'cannot load the checkpoint {args.checkpoint}'):
         path, key = split_weights_key(with_weights_key(args.checkpoint, args.weights_key))
         state, note = weights_for(model, safe_load(path), path, key)
         check_match(state, model, path)
         model.load_state_dict(state, strict=False)
-    with complaint(f'cannot fold the model of {args.config}'):
+    with as_usage_error(f'cannot fold the model of {args.config}'):
         fold(model)
     model.eval()
 
@@ -111,15 +104,15 @@ def main() -> None:
     if has_data(cfg):
         files[dst.with_name(f'{dst.stem}_model.py')] = files[dst.with_suffix('.py')]
         files[dst.with_suffix('.py')] = importing_config(cfg).pretty_text
-    with complaint(f'cannot build the folded model of {args.config}'):
+    with as_usage_error(f'cannot build the folded model of {args.config}'):
         check_match(model.state_dict(), build_model(cfg, args.config), dst)
     if args.onnx:
-        with complaint('cannot export to ONNX'):
+        with as_usage_error('cannot export to ONNX'):
             size = args.input_size or config_input_size(cfg)[0]
             files[Path(args.onnx)], error = export(model, size, args.dynamic_size)
             sizes = 'any size' if args.dynamic_size else f'{size}x{size}'
             print(f'ONNX: images of {sizes}, any batch size; error in onnxruntime: {error:.1e}')
-    with complaint(f'cannot write {dst}'):
+    with as_usage_error(f'cannot write {dst}'):
         files = {dst: encode_converted(model.state_dict(), dst, path), **files}
         atomic_write_all(files)
     if note:

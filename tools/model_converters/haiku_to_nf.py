@@ -3,11 +3,11 @@
 python tools/model_converters/haiku_to_nf.py F0_haiku.npz f0.pth --config configs/nfnet/...
 """
 
-from nf_plugins.checkpoint import CheckpointError
-from nf_plugins.checkpoint.convert import haiku_rename
 from nf_plugins.checkpoint.exact import as_tensor
 from nf_plugins.checkpoint.haiku import read_haiku
-from nf_plugins.utils.converter import converter
+from nf_plugins.cli.converter import converter
+from nf_plugins.errors import CheckpointError
+from nf_plugins.models.weight_names import haiku_rename
 
 
 def read(path, key):

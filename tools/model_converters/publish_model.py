@@ -17,16 +17,10 @@ from nf_plugins.checkpoint import find_weights, safe_load
 from nf_plugins.checkpoint.exact import check_numbers
 from nf_plugins.checkpoint.state_dict import split_weights_key
 from nf_plugins.checkpoint.tensors import encode_weights
-from nf_plugins.utils import (
-    ArgumentParser,
-    UsageError,
-    add_weights_key,
-    atomic_write,
-    check_writable_dir,
-    command_line,
-    complaint,
-    with_weights_key,
-)
+from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, with_weights_key
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.utils.files import atomic_write, check_writable_dir
 
 SUFFIXES = ('.pth', '.safetensors')
 
@@ -52,9 +46,9 @@ def main() -> None:
     dst = Path(args.dst)
     if dst.suffix not in SUFFIXES:
         raise UsageError(f'DST must end in {" or ".join(SUFFIXES)}, got {args.dst!r}')
-    with complaint(f'cannot write {dst}'):
+    with as_usage_error(f'cannot write {dst}'):
         check_writable_dir(dst.absolute().parent)
-    with complaint(f'cannot publish {args.src}'):
+    with as_usage_error(f'cannot publish {args.src}'):
         path, key = split_weights_key(with_weights_key(args.src, args.weights_key))
         checkpoint = safe_load(path)
         state, note = find_weights(checkpoint, path, key)
@@ -69,7 +63,7 @@ def main() -> None:
         content = encode_weights(state, dst, meta if isinstance(meta, dict) else {})
     digest = hashlib.sha256(content).hexdigest()[:8]
     target = dst.with_name(f'{dst.stem}-{digest}{dst.suffix}')
-    with complaint(f'cannot write {target}'):
+    with as_usage_error(f'cannot write {target}'):
         atomic_write(target, content)
     dropped = [name for name in checkpoint if name not in ('meta', 'state_dict', *state)]
     if note:

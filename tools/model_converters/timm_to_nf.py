@@ -6,10 +6,10 @@ also writes ``nf.py``, the config that loads ``nf.pth`` and normalises images as
 ``--config CONFIG`` it fills the model of that one.
 """
 
-from nf_plugins.checkpoint.convert import timm_rename
 from nf_plugins.checkpoint.tensors import read_and_say
+from nf_plugins.cli.converter import converter
 from nf_plugins.models.timm_models import timm_model
-from nf_plugins.utils.converter import converter
+from nf_plugins.models.weight_names import timm_rename
 
 
 def named_model(name, source):

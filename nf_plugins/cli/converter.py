@@ -13,17 +13,11 @@ from torch import Tensor, nn
 
 from nf_plugins.checkpoint.convert import Rename, convert, encode_converted
 from nf_plugins.checkpoint.state_dict import split_weights_key
-
-from .cli import (
-    ArgumentParser,
-    UsageError,
-    add_weights_key,
-    command_line,
-    complaint,
-    with_weights_key,
-)
-from .files import atomic_write_all, check_writable_dir
-from .runner import build_model, load_config
+from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, with_weights_key
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.config import build_model, load_config
+from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.utils.files import atomic_write_all, check_writable_dir
 
 
 def converter(
@@ -61,9 +55,9 @@ def converter(
         add_weights_key(parser)
         args = parser.parse_args()
         MMLogger.get_instance('mmengine').setLevel('ERROR')
-        with complaint(f'cannot write {args.dst}'):
+        with as_usage_error(f'cannot write {args.dst}'):
             check_writable_dir(os.path.dirname(os.path.abspath(args.dst)))
-        with complaint(f'cannot read {args.src}'):
+        with as_usage_error(f'cannot read {args.src}'):
             path, key = split_weights_key(with_weights_key(args.src, args.weights_key))
             source, note = read(path, key)
         name = args.config or getattr(args, 'model', '')
@@ -71,16 +65,16 @@ def converter(
         if args.config:
             cfg = load_config(args.config)
         else:
-            with complaint('bad arguments'):
+            with as_usage_error('bad arguments'):
                 config = os.path.splitext(args.dst)[0] + '.py'
                 if config == args.dst:
                     raise UsageError(f'{args.dst} would be overwritten by the config')
                 cfg = Config(dict(model=named_model(name, source)))
             files[config] = cfg.pretty_text
         model = build_model(cfg, name)
-        with complaint(f'cannot convert {args.src} for {name}'), torch.no_grad():
+        with as_usage_error(f'cannot convert {args.src} for {name}'), torch.no_grad():
             state = convert(source, model, make_rename(model))
-        with complaint(f'cannot write {args.dst}'):
+        with as_usage_error(f'cannot write {args.dst}'):
             atomic_write_all({args.dst: encode_converted(state, args.dst, path), **files})
         print(f'{len(source)} arrays of {path} ->', args.dst, *files)
         if note:

@@ -1,0 +1,113 @@
+"""What ``tools/train.py`` and ``tools/test.py`` share."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import os.path as osp
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, build_optim_wrapper
+from mmengine.registry import (
+    OPTIM_WRAPPERS,
+    RUNNERS,
+)
+from mmengine.runner import Runner
+from torch import nn
+
+from nf_plugins.datasets.sources import missing_data
+from nf_plugins.engine import AGCOptimWrapper
+from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.registry import class_of
+from nf_plugins.utils.files import check_writable_dir
+
+
+def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> None:
+    """Merge the common arguments into the config and start the process group."""
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        cfg.work_dir = osp.join('work_dirs', Path(args.config).stem)
+    with as_usage_error(f'cannot write into {cfg.work_dir}'):
+        check_writable_dir(cfg.work_dir)
+
+    has_gpu = torch.cuda.is_available()
+    for name in dataloaders:
+        if cfg.get(name) is None:
+            continue
+        if cfg.get('default_scope') == 'mmpretrain':  # as its own tools; mmseg's and mmdet's do not
+            cfg[name].setdefault('pin_memory', has_gpu)
+            cfg[name].setdefault('collate_fn', dict(type='default_collate'))
+            cfg[name].setdefault('persistent_workers', cfg[name].get('num_workers', 0) > 0)
+        if args.no_pin_memory:
+            cfg[name].pin_memory = False
+
+    if args.launcher == 'pytorch' and not has_gpu:
+        # mmengine's own start would ask for CUDA devices.
+        with as_usage_error('cannot start the process group'):
+            torch.distributed.init_process_group('gloo')
+        cfg.setdefault(
+            'model_wrapper_cfg',
+            dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
+        )
+
+
+@contextmanager
+def as_usage_error_with_data(about: str, cfg: Config, loaders: Sequence[str]) -> Iterator[None]:
+    """Like :func:`as_usage_error`, and say what is missing in the data folders of a config."""
+    try:
+        with as_usage_error(about):
+            yield
+    except UsageError as error:
+        missing = missing_data(cfg, loaders)
+        raise UsageError(f'{about}: {missing}') if missing else error from error.__cause__
+
+
+def use_mixed_precision(optim_wrapper: dict) -> None:
+    """Make the config of an optimizer wrapper one of automatic mixed precision.
+
+    Raises:
+        UsageError: There is no such wrapper for its type.
+    """
+    kind = optim_wrapper.get('type', 'OptimWrapper')
+    wrapper = class_of(kind, OPTIM_WRAPPERS)
+    if wrapper is None or not issubclass(wrapper, AmpOptimWrapper):
+        if wrapper not in (OptimWrapper, AGCOptimWrapper):
+            raise UsageError(
+                f'--amp takes the optim_wrapper.type OptimWrapper or AGCOptimWrapper, got {kind}'
+            )
+        plain = wrapper is OptimWrapper
+        optim_wrapper['type'] = 'AmpOptimWrapper' if plain else 'nf_plugins.AGCAmpOptimWrapper'
+    optim_wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> Any:
+    """Build the optimizer wrapper of a config, to see that it can be.
+
+    The runner would find out only when it starts to train.
+
+    Raises:
+        UsageError: The optimizer does not fit the model.
+    """
+    logging.disable(logging.WARNING)  # it lists the settings of each parameter; the runner will
+    try:
+        with as_usage_error(f'cannot build the optimizer of {path}'):
+            wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
+            wrapper.initialize_count_status(model, 0, 1)
+            return wrapper
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def build_runner(cfg: Config, path: str) -> Any:
+    """The runner of a config."""
+    with as_usage_error(f'cannot start from {path}'):
+        return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,0 +1,78 @@
+"""The errors of this package, and how other exceptions become one of them."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class UsageError(Exception):
+    """Bad input of a command line tool: the message says what is wrong and what is accepted."""
+
+
+@contextmanager
+def as_usage_error(about: str) -> Iterator[None]:
+    """Turn an exception of the block into a :class:`UsageError` about ``about``.
+
+    Example:
+        >>> with as_usage_error('cannot read the config'):
+        ...     raise ValueError('unexpected indent')
+        Traceback (most recent call last):
+        ...
+        nf_plugins.errors.UsageError: cannot read the config: unexpected indent
+    """
+    try:
+        yield
+    except UsageError:
+        raise
+    except Exception as error:
+        # str() of a KeyError is the repr of its message.
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        text = text or type(error).__name__
+        if isinstance(error, ImportError):
+            text += _advice(error.name)
+        raise UsageError(f'{about}: {text}') from error
+
+
+DISTRIBUTIONS = {
+    'mmpretrain': 'onedl-mmpretrain torchvision',
+    'mmseg': 'onedl-mmsegmentation ftfy regex',
+    'mmdet': 'onedl-mmdetection',
+    'sklearn': 'scikit-learn',
+    'pytorch_grad_cam': 'grad-cam',
+} | {name: name for name in ('pycocotools', 'shapely', 'terminaltables', 'tensorboard', 'timm')}
+"""Module -> what pip calls the distributions that bring it."""
+
+
+def _advice(module: str | None) -> str:
+    """What to install for a module that is missing."""
+    if module == 'mmcv._ext':
+        command = 'MMCV_WITH_OPS=1 pip install --no-binary onedl-mmcv --no-build-isolation'
+        return (
+            f'; it needs mmcv with its compiled operators: {command} --force-reinstall onedl-mmcv'
+        )
+    distribution = DISTRIBUTIONS.get((module or '').partition('.')[0])
+    return f'; pip install {distribution}' if distribution else ''
+
+
+def printable(text: str, longest: int = 10_000) -> str:
+    """One line in which nothing steers a terminal; files choose the names in messages."""
+    text = ' '.join(text[: 2 * longest].split())
+    text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return text if len(text) <= longest else f'{text[:longest]} ...'
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged, or refused because it wants more than weights need."""
+
+    def __init__(self, message: str = '') -> None:
+        super().__init__(printable(message))
+
+
+class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
+    """There is no such checkpoint."""
+
+
+class Refused(pickle.UnpicklingError):
+    """A file wants something that weights do not need: what, for the message."""
