@@ -325,9 +325,13 @@ def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
     assert page.text_content('.gtitle') == 'A <title> (train mode)'
     assert page.locator('.cartesianlayer .subplot').count() == 3
     first, at_start = curves(page), ticks(page)
-    # Three measured curves and the expected variance; one has a gap.
-    assert page.locator('.scatterlayer .trace').count() == 4
-    assert len(first) == 5
+    # Three measured curves and two expected ones; one has a gap.
+    assert page.locator('.scatterlayer .trace').count() == 5
+    assert len(first) == 6
+    # The panels and the controls fill the page.
+    assert page.locator('.main-svg').first.bounding_box()['height'] == 700
+    legend = page.locator('.legendtext').all_text_contents()
+    assert legend == ['the network', 'expected by theory']
     assert all(path.startswith('M') and 'NaN' not in path for path in first)
     assert page.locator('.slider-label', has_text='epoch 1, iteration 7').count() >= 1
 
@@ -356,7 +360,7 @@ def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
     )
     final = curves(page)
     assert final[0] != first[0]
-    assert len(final) == 4
+    assert len(final) == 5
     assert ticks(page) == at_start
     shown = page.evaluate("document.querySelector('.js-plotly-plot').data[0].y")
     assert shown == pytest.approx([b['avg_sq_mean'] for b in contents[4]['blocks']])

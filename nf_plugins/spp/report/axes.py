@@ -13,6 +13,7 @@ from ..profile import BlockSignal, SignalProfile
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 METRICS = {
     'avg_sq_mean': 'Average channel squared mean',
@@ -36,6 +37,8 @@ EXPECTED_LABEL = 'expected by theory'
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
 MARKERS = 'osD^vP*'
+SYMBOLS = ('circle', 'square', 'diamond', 'triangle-up', 'triangle-down', 'cross', 'star')
+"""The markers under plotly's names."""
 MANY_BLOCKS = 40
 """Beyond this many blocks a curve has no markers."""
 
@@ -106,7 +109,8 @@ class Scale:
         lowest, highest = min(finite, default=0.0), max(finite, default=1.0)
         if not positive or highest <= 30 * min(positive):
             bottom, top = min(lowest, 0.0), max(highest, 0.0)
-            margin = 0.05 * ((top - bottom) or 1.0)
+            top = top if top > bottom else 1.0  # of zeros alone
+            margin = 0.05 * (top - bottom)
             return cls('linear', (bottom - margin, top + margin))
         if lowest > 0:
             margin = (highest / lowest) ** 0.05
@@ -119,9 +123,24 @@ class Scale:
 
     def apply(self, ax: Axes) -> None:
         """Set up an axis of matplotlib."""
+        from matplotlib.ticker import FixedLocator, NullLocator
+
         options = dict(linthresh=self.threshold) if self.kind == 'symlog' else {}
         ax.set_yscale(self.kind, **options)
         ax.set_ylim(*self.limits)
+        if self.kind != 'linear':
+            ax.yaxis.set_major_locator(FixedLocator(self.ticks()))
+            ax.yaxis.set_minor_locator(NullLocator())
+
+    def ticks(self) -> list[float]:
+        """Return the marks of a logarithmic axis: powers of ten, about seven, and 0 on 'symlog'."""
+        low, high = self.limits
+        first = self.threshold if self.kind == 'symlog' else low
+        powers = range(math.ceil(math.log10(first) - 1e-9), math.floor(math.log10(high)) + 1)
+        step = max(1, math.ceil(len(powers) / 7))
+        positive = [10.0**power for power in powers if power % step == 0]
+        negative = [-tick for tick in reversed(positive) if low <= -tick]
+        return [*negative, *([0.0] if self.kind == 'symlog' else []), *positive]
 
     def _symlog(self) -> Any:
         from matplotlib.scale import SymmetricalLogTransform
@@ -135,30 +154,24 @@ class Scale:
         return self._symlog().transform(np.asarray(values, dtype=float)).tolist()
 
     def plotly(self) -> dict[str, Any]:
-        """Settings of an axis of plotly: powers of ten, at most seven of them, are marked."""
+        """Return the settings of an axis of plotly."""
         if self.kind == 'linear':
             return dict(type='linear', range=list(self.limits), autorange=False)
+        ticks, text = self.ticks(), [_power(tick) for tick in self.ticks()]
         if self.kind == 'log':
             limits = [math.log10(value) for value in self.limits]
-            step = max(1, math.ceil((limits[1] - limits[0]) / 7))
-            return dict(
-                type='log', range=limits, autorange=False, exponentformat='power', dtick=step
-            )
-        from matplotlib.ticker import SymmetricalLogLocator
-
-        ticks = SymmetricalLogLocator(self._symlog()).tick_values(*self.limits).tolist()
-        ticks = [t for t in ticks if self.limits[0] <= t <= self.limits[1]]
+            return dict(type='log', range=limits, autorange=False, tickvals=ticks, ticktext=text)
         return dict(
             type='linear',
             range=self.place(self.limits),
             autorange=False,
             tickvals=self.place(ticks),
-            ticktext=[_power(tick) for tick in ticks],
+            ticktext=text,
         )
 
 
 def _power(value: float) -> str:
-    """A power of ten, or 0, as plotly's other axes write it."""
+    """Return a power of ten, or 0, in the markup of plotly."""
     if not value:
         return '0'
     sign = '-' if value < 0 else ''
@@ -171,6 +184,18 @@ def scale_of(profiles: Iterable[SignalProfile], metric: str) -> Scale:
     return Scale.of(
         value for profile in profiles for field in fields for value in curve(profile, field)[1]
     )
+
+
+def new_figure(rows: int, height: float, dpi: int) -> Figure:
+    """Return a figure with rows of three panels, which keep their labels apart."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, height), dpi=dpi, layout='constrained')
+    figure.get_layout_engine().set(w_pad=0.08)
+    FigureCanvasAgg(figure)
+    figure.subplots(rows, 3, sharex=True)
+    return figure
 
 
 def set_up_panel(ax: Axes, profiles: Sequence[SignalProfile], metric: str, scale: Scale) -> None:

@@ -16,6 +16,7 @@ from .axes import (
     MARKERS,
     TITLES,
     curve,
+    new_figure,
     panels_of,
     scale_of,
     set_up_panel,
@@ -66,14 +67,10 @@ def plot_profiles(profiles: Sequence[SignalProfile], title: str | None = None) -
     Returns:
         The figure: save it with ``figure.savefig``.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     metrics = panels_of(profiles)
     rows = len(metrics) // 3
-    figure = Figure(figsize=(10, 0.7 + 2.8 * rows), dpi=200, layout='constrained')
-    FigureCanvasAgg(figure)
-    for ax, metric in zip(figure.subplots(rows, 3, sharex=True).flat, metrics):
+    figure = new_figure(rows, 0.7 + 2.8 * rows, dpi=200)
+    for ax, metric in zip(figure.axes, metrics):
         plot_metric(ax, profiles, metric)
         if metric not in metrics[-3:]:
             ax.set_xlabel('')

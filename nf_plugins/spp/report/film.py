@@ -22,6 +22,7 @@ from .axes import (
     MANY_BLOCKS,
     METRICS,
     curve,
+    new_figure,
     scale_of,
     set_up_panel,
 )
@@ -94,14 +95,11 @@ class Painter:
     """
 
     def __init__(self, records: Sequence[Record], title: str = '') -> None:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-
         self.records, self.title = records, title
         # Even numbers of pixels, which H.264 needs.
-        self.figure = Figure(figsize=(10, 4), dpi=120, layout='constrained')
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.panels = dict(zip(METRICS, self.figure.subplots(1, 3, sharex=True)))
+        self.figure = new_figure(1, 4, dpi=120)
+        self.canvas = self.figure.canvas
+        self.panels = dict(zip(METRICS, self.figure.axes))
         self.lines = {}
         profiles = [record.profile for record in records]
         for metric, ax in self.panels.items():
@@ -198,7 +196,7 @@ def film_page(
 ) -> str:
     """An interactive page with a slider over the records."""
     profiles = [record.profile for record in records]
-    figure, scales = panels(profiles)
+    figure, scales = panels(profiles, list(METRICS))
     fields = []  # of the curves, in the order in which they are added
     for panel, metric in enumerate(METRICS):
         for trace in traces(profiles[0], metric, scales[metric]):
@@ -217,17 +215,17 @@ def film_page(
 def _frames(
     records: Sequence[Record], fields: list[tuple[str, str]], scales: dict, advance: Callable
 ) -> Iterator[Any]:
-    """What changes from record to record: the values, and the names only where they differ."""
+    """Yield what changes from record to record: the values, and the names where they differ."""
     import plotly.graph_objects as go
 
-    known = {field: hover(records[0].profile, field) for field, _ in fields}
+    names = {field: [hover(record.profile, field) for record in records] for field, _ in fields}
+    differ = {field for field, found in names.items() if any(n != found[0] for n in found)}
     for number, record in enumerate(records):
         data = []
         for field, metric in fields:
             values = values_of(record.profile, field, scales[metric])
-            names = hover(record.profile, field)
-            if names != known[field]:
-                values.update(x=curve(record.profile, field)[0], text=names)
+            if field in differ:
+                values.update(x=curve(record.profile, field)[0], text=names[field][number])
             data.append(go.Scatter(**values))
         yield go.Frame(name=str(number), data=data, traces=list(range(len(fields))))
         advance()
@@ -250,17 +248,17 @@ def _add_controls(figure: Any, records: Sequence[Record], fps: float) -> None:
         dict(label='Play', method='animate', args=[None, play]),
         dict(label='Pause', method='animate', args=[[None], at_once]),
     ]
-    below = dict(y=-0.25, yanchor='top')
+    # In pixels below the panels, whatever the height of the page is.
+    below = dict(y=0, yanchor='top')
     figure.update_layout(
-        height=560,
         margin=dict(b=150),
         updatemenus=[
             dict(type='buttons', direction='left', showactive=False, buttons=buttons, x=0,
-                 xanchor='left', **below)
+                 xanchor='left', pad=dict(t=80), **below)
         ],
         sliders=[
             dict(active=0, steps=steps, x=0.16, len=0.84, ticklen=0, minorticklen=0,
-                 font=dict(color='rgba(0,0,0,0)'), currentvalue=dict(font=dict(color='#444')),
-                 **below)
+                 font=dict(color='rgba(0,0,0,0)'), currentvalue=dict(font=dict(color='#222')),
+                 pad=dict(t=60), **below)
         ],
     )  # fmt: skip

@@ -16,6 +16,7 @@ from .axes import (
     EXPECTED,
     EXPECTED_LABEL,
     MANY_BLOCKS,
+    SYMBOLS,
     TITLES,
     Scale,
     curve,
@@ -39,7 +40,7 @@ def plot_html(profiles: Sequence[SignalProfile], title: str = 'Signal propagatio
     Returns:
         The page. The package ``plotly`` is needed.
     """
-    figure, scales = panels(profiles)
+    figure, scales = panels(profiles, panels_of(profiles))
     for number, profile in enumerate(profiles):
         for panel, metric in enumerate(scales):
             for trace in traces(profile, metric, scales[metric], number):
@@ -55,13 +56,14 @@ def position(panel: int) -> dict[str, int]:
     return dict(row=panel // 3 + 1, col=panel % 3 + 1)
 
 
-def panels(profiles: Sequence[SignalProfile]) -> tuple[Figure, dict[str, Scale]]:
-    """An empty figure with the axes that fit all profiles, and the scale of each metric."""
+def panels(
+    profiles: Sequence[SignalProfile], metrics: Sequence[str]
+) -> tuple[Figure, dict[str, Scale]]:
+    """Return an empty figure with axes that fit all profiles, and the scale of each metric."""
     from plotly.subplots import make_subplots
 
-    metrics = panels_of(profiles)
     rows = len(metrics) // 3
-    figure = make_subplots(rows, 3, horizontal_spacing=0.08, vertical_spacing=0.12)
+    figure = make_subplots(rows, 3, horizontal_spacing=0.08, vertical_spacing=0.1)
     scales = {metric: scale_of(profiles, metric) for metric in metrics}
     index = [block.index for profile in profiles for block in profile.blocks]
     boundaries = {transitions(profile.blocks) for profile in profiles}
@@ -73,12 +75,16 @@ def panels(profiles: Sequence[SignalProfile]) -> tuple[Figure, dict[str, Scale]]
         if place['row'] == rows:
             figure.update_xaxes(title='Block index', **place)
         for x in next(iter(boundaries)) if len(boundaries) == 1 else ():
-            figure.add_vline(x, line=dict(color='#ccc', width=1), layer='below', **place)
+            line = dict(color='#ccc', width=1)
+            figure.add_vline(x, line=line, layer='below', exclude_empty_subplots=False, **place)
+    frame = dict(showline=True, mirror=True, linecolor='#222', zeroline=False, ticks='outside')
+    figure.update_xaxes(showgrid=False, **frame)
+    figure.update_yaxes(gridcolor='#e6e6e6', **frame)
     figure.update_layout(
         template='plotly_white',
-        height=130 + 330 * rows,
-        margin=dict(l=70, r=20, t=90, b=60),
-        legend=dict(orientation='h', x=0.5, xanchor='center', y=1.02, yanchor='bottom'),
+        font=dict(color='#222', size=13),
+        margin=dict(l=80, r=20, t=90, b=60),
+        legend=dict(orientation='h', x=0.5, xanchor='center', y=1.01, yanchor='bottom'),
     )
     return figure, scales
 
@@ -101,7 +107,12 @@ def traces(profile: SignalProfile, metric: str, scale: Scale, number: int = 0) -
                 text=hover(profile, field),
                 name=html.escape(profile.label or 'measured', quote=False),
                 mode='lines' if expected or dense else 'lines+markers',
-                line=dict(color=COLOURS[number % len(COLOURS)], dash='dash' if expected else None),
+                line=dict(
+                    color=COLOURS[number % len(COLOURS)],
+                    dash='dash' if expected else None,
+                    width=1.5 if expected else 2,
+                ),
+                marker=dict(symbol=SYMBOLS[number % len(SYMBOLS)], size=7),
                 opacity=0.7 if expected else 1.0,
                 hovertemplate=f'block %{{x}}: %{{text}}<br>{field} {value}<extra></extra>',
                 legendgroup=str(number),
@@ -150,13 +161,14 @@ def page(figure: Figure, title: str) -> str:
     from plotly.offline import get_plotlyjs
 
     title = html.escape(title, quote=False)
-    figure.update_layout(title=dict(text=title, x=0.5, xanchor='center'))
+    figure.update_layout(title=dict(text=title, x=0.5, xref='paper', xanchor='center'))
     config = dict(
         displaylogo=False,
         responsive=True,
         showSendToCloud=False,  # a button that uploads the chart
         modeBarButtonsToRemove=['select2d', 'lasso2d', 'autoScale2d'],
     )
+    rows = len(figure._grid_ref)
     data = figure.to_json().replace('<', r'\u003c')  # no end tag may stand in a script
     packed = base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
     return f"""<!DOCTYPE html>
@@ -164,6 +176,10 @@ def page(figure: Figure, title: str) -> str:
 <head>
 <meta charset="utf-8">
 <title>{title}</title>
+<style>
+html, body {{ margin: 0; height: 100%; }}
+#plot {{ height: 100%; min-height: {rows * 300 + 160}px; }}
+</style>
 </head>
 <body>
 <div id="plot"></div>
