@@ -48,7 +48,7 @@ class SPPHook(Hook):
     hook of this class in the same training has ``spp_2`` instead of ``spp``, and so on.
 
     A record is written before the checkpoint of the same moment, and a resumed training
-    sets aside (``spp/superseded``) what was recorded behind its checkpoint: every
+    moves what was recorded after its checkpoint to ``spp/superseded``: every
     interval is there exactly once.
 
     Args:
@@ -84,7 +84,7 @@ class SPPHook(Hook):
         ValueError: input must be one of gaussian, batch, got 'images'
     """
 
-    priority = 'LOW'  # in front of the checkpoint
+    priority = 'LOW'  # before the checkpoint is written
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class SPPHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise SPPHookError('an iteration-based training has no epochs: SPPHook(by_epoch=False)')
-        self.after_train(runner)  # what an earlier training left behind
+        self.after_train(runner)  # what is left of an earlier training
         mine = [hook for hook in runner.hooks if isinstance(hook, SPPHook)]
         number = next((i for i, hook in enumerate(mine, 1) if hook is self), 1)
         self._folder = 'spp' if number == 1 else f'spp_{number}'
@@ -232,7 +232,7 @@ class SPPHook(Hook):
         )
 
     def _set_aside(self, runner: Runner) -> set[int]:
-        """Move away records behind the iteration that is resumed from; the others' iterations."""
+        """Move away records after the iteration to resume from; return the iterations kept."""
         recorded: set[int] = set()
         training = runner.message_hub.get_info('spp_training')
         for path in sorted(Path(runner.work_dir).glob(f'*/{self._folder}/*.json')):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def branch_variance(node: Node, modules: dict[str, nn.Module]) -> float | None:
     r"""Variance at the end of a path that starts at a batch norm, at initialisation.
 
-    Behind a batch norm the channels have variance :math:`w^2`. A convolution of
+    After a batch norm the channels have variance :math:`w^2`. A convolution of
     :math:`f(z)` with :math:`z` standard normal and independent weights has
 
     .. math:: \mathrm{Var} = \sum_i w_i^2 \, \mathrm{Var}[f(z)]

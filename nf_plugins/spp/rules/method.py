@@ -9,7 +9,7 @@ from nf_plugins.registry import RULES
 from ..profile import BlockSignal, SignalProfile
 
 OFF_THEORY = 2.0
-"""Factor between ``avg_var`` and ``expected_var`` behind a transition."""
+"""Factor between ``avg_var`` and ``expected_var`` after a transition."""
 GROWTH = 2.0
 """Growth within a stage that a transition is expected to undo."""
 
