@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from typing import NoReturn
 
 from mmengine.config import DictAction
 
@@ -10,9 +11,9 @@ from nf_plugins.errors import UsageError
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that complains in one line, without its usage."""
+    """A parser whose errors are one line, without its usage."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UsageError(f'{message} (see {self.prog} --help)')
 
 
