@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -120,3 +120,18 @@ def type_name(kind: Any) -> str:
         ('Registry', 'mmseg.LoadAnnotations')
     """
     return getattr(kind, '__name__', str(kind))
+
+
+class RuleRegistry(root.Registry, Mapping):
+    """The rules of the diagnosis: a mapping from name to function, in the order of the report."""
+
+    def __getitem__(self, name: str) -> Callable:
+        self.import_from_location()
+        return self.module_dict[name]
+
+    def __iter__(self) -> Iterator[str]:
+        self.import_from_location()
+        return iter(self.module_dict)
+
+
+RULES = RuleRegistry('SPP rule', scope='nf_plugins', locations=['nf_plugins.spp.rules'])

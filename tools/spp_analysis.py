@@ -13,35 +13,28 @@ import io
 import json
 import os.path as osp
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 
-from nf_plugins.checkpoint.fit import backbone_weights
-from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, with_weights_key
-from nf_plugins.cli.command_line import command_line
-from nf_plugins.cli.runner import as_usage_error_with_data
-from nf_plugins.config import build_backbone, load_config
-from nf_plugins.errors import as_usage_error, say
-from nf_plugins.spp import RULES, SignalProfile, analyze, profiles_to_csv
-from nf_plugins.spp.inputs import (
-    INPUTS,
-    config_input_size,
-    dataset_batch,
-    gaussian_batch,
-    image_batch,
-    image_channels,
-    image_files,
+from nf_plugins.cli.arguments import (
+    ArgumentParser,
+    add_measuring_arguments,
+    measuring_options,
+    with_weights_key,
 )
-from nf_plugins.spp.plot import plot_html, plot_profiles
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import as_usage_error, say
+from nf_plugins.spp import RULES, SignalProfile, plot_html, plot_profiles, profiles_to_csv
+from nf_plugins.spp.from_config import measure_config
+from nf_plugins.spp.inputs import INPUTS
 from nf_plugins.utils.files import atomic_write_all, check_writable_dir
 
 FORMATS = ('png', 'svg', 'json', 'csv', 'html')
 
 
-def parse_args() -> argparse.Namespace:
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         description='Measure and plot how the signal propagates through a configured backbone.'
     )
@@ -53,21 +46,7 @@ def parse_args() -> argparse.Namespace:
         metavar='{gaussian,train,val,test,FILE_OR_FOLDER}',
         help="unit Gaussian noise, the config's own data, or images (default: gaussian)",
     )
-    parser.add_argument('--batch-size', type=positive, default=8, help='default: 8')
-    parser.add_argument(
-        '--input-size',
-        type=positive,
-        nargs='+',
-        help='side, or height and width, of the noise (default: as the config trains)',
-    )
-    parser.add_argument(
-        '--mode',
-        default='train',
-        choices=('train', 'eval'),
-        help='mode of the network: in train mode batch norm uses the batch (default: train)',
-    )
-    parser.add_argument('--seed', type=int, default=0, help='of weights and noise (default: 0)')
-    parser.add_argument('--device', default='cpu', help='default: cpu')
+    add_measuring_arguments(parser)
     parser.add_argument('--out-dir', help='default: work_dirs/spp/CONFIG')
     parser.add_argument(
         '--format', nargs='+', default=['png', 'json'], choices=FORMATS, help='default: png json'
@@ -98,20 +77,11 @@ def parse_args() -> argparse.Namespace:
         choices=tuple(RULES),
         help=f'exit with status 1 if one of these fires: {", ".join(RULES)}',
     )
-    parser.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of CONFIG: key=value',
-    )
-    add_weights_key(parser)
-    args = parser.parse_args()
+    args = parser.parse_args(arguments)
     if args.weights_key is not None:
         if args.checkpoint is None:
             parser.error('--weights-key needs a checkpoint')
         args.checkpoint = with_weights_key(args.checkpoint, args.weights_key)
-    if args.input_size and len(args.input_size) > 2:
-        parser.error('--input-size takes a side, or a height and a width')
     if args.input not in INPUTS and not (args.input and Path(args.input).exists()):
         parser.error(f'--input takes {", ".join(INPUTS)}, a file or a folder, got {args.input!r}')
     if args.label and len(args.label) != 1 + len(args.compare):
@@ -119,56 +89,25 @@ def parse_args() -> argparse.Namespace:
     return args
 
 
-def measure(
-    args: argparse.Namespace, config: str, checkpoint: str | None, options: dict | None = None
-) -> SignalProfile:
-    cfg = load_config(config, options)
-    backbone = build_backbone(cfg, config, args.seed)
-    if checkpoint is not None:
-        backbone.load_state_dict(backbone_weights(checkpoint, backbone)[0])
-    with as_usage_error(f'cannot tell the input size of {config}'):
-        size = args.input_size or config_input_size(cfg)
-    channels = image_channels(backbone)
-    info = dict(kind=args.input)
-    if args.input == 'gaussian':
-        shape = (args.batch_size, channels, size[0], size[-1])
-        with as_usage_error(f'cannot make noise of shape {shape}'):
-            inputs = gaussian_batch(shape, args.seed)
-    elif args.input in INPUTS:
-        about = f'cannot read the {args.input} data of {config}'
-        with as_usage_error_with_data(about, cfg, [f'{args.input}_dataloader']):
-            inputs = dataset_batch(cfg, args.input, args.batch_size, args.seed)
-    else:
-        info = dict(kind='images', path=args.input)
-        with as_usage_error(f'cannot read the images of {args.input}'):
-            files = image_files(args.input)[: args.batch_size]
-            inputs = image_batch(cfg, files, (size[0], size[-1]), channels, args.seed)
-    what = f'{inputs.shape[0]} inputs of {"x".join(map(str, inputs.shape[1:]))}'
-    what += ' (see --batch-size, --input-size)'
-    with as_usage_error(f'cannot run the backbone of {config} on {what} on {args.device}'):
-        profile = analyze(
-            backbone.to(args.device),
-            inputs.to(args.device),
-            mode=args.mode,
-            seed=args.seed,
-            backward=args.backward,
-            unit_gain=args.unit_gain,
-            input_info=info,
-        )
-    profile.config, profile.checkpoint = config, checkpoint
-    profile.label = Path(config).stem
-    if checkpoint is not None:
-        profile.label += f' ({Path(checkpoint).stem})'
-    return profile
+def measure(args: argparse.Namespace) -> list[SignalProfile]:
+    """Measure the network of the arguments, and those to compare it with."""
+    options = measuring_options(args)
+    profiles = [measure_config(args.config, args.checkpoint, options, args.cfg_options)]
+    for source in args.compare:
+        config, _, checkpoint = source.partition('=')
+        profiles.append(measure_config(config, checkpoint or None, options))
+    for profile, label in zip(profiles, args.label or ()):
+        profile.label = label
+    return profiles
 
 
 def render(profiles: list[SignalProfile], form: str) -> bytes | str:
-    """The content of one output file."""
+    """Return the content of one output file."""
     if form == 'json':
-        record = profiles[0].to_dict()
+        data = profiles[0].to_dict()
         if len(profiles) > 1:
-            record['compared'] = [profile.to_dict() for profile in profiles[1:]]
-        return json.dumps(record, indent=1, allow_nan=False) + '\n'
+            data['compared'] = [profile.to_dict() for profile in profiles[1:]]
+        return json.dumps(data, indent=1, allow_nan=False) + '\n'
     if form == 'csv':
         return profiles_to_csv(profiles)
     if form == 'html':
@@ -186,17 +125,10 @@ def main() -> int:
     out_dir = Path(args.out_dir or osp.join('work_dirs', 'spp', Path(args.config).stem))
     with as_usage_error(f'cannot write into {out_dir}'):
         check_writable_dir(out_dir)
-    with as_usage_error(f'cannot use the device {args.device}'):
-        torch.empty(0, device=args.device)
 
-    profiles = [measure(args, args.config, args.checkpoint, args.cfg_options)]
-    for source in args.compare:
-        config, _, checkpoint = source.partition('=')
-        profiles.append(measure(args, config, checkpoint or None))
+    profiles = measure(args)
     fired = False
-    for number, profile in enumerate(profiles):
-        if args.label:
-            profile.label = args.label[number]
+    for profile in profiles:
         source = f'{profile.input["kind"]} input of {"x".join(map(str, profile.input["shape"]))}'
         say(f'{profile.label}: {profile.mode} mode, {source}')
         print(profile.table())

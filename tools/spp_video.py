@@ -10,48 +10,37 @@ MP4 or an interactive page.
 from __future__ import annotations
 
 import argparse
-import copy
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import torch
-from mmengine.config import DictAction
 from mmengine.logging import MMLogger
 from mmengine.utils import ProgressBar
 
-from nf_plugins.checkpoint.fit import backbone_weights
-from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, with_weights_key
+from nf_plugins.cli.arguments import (
+    ArgumentParser,
+    add_measuring_arguments,
+    measuring_options,
+    with_weights_key,
+)
 from nf_plugins.cli.command_line import command_line
-from nf_plugins.config import build_backbone, load_config
 from nf_plugins.errors import UsageError, as_usage_error, say
-from nf_plugins.spp import analyze
-from nf_plugins.spp.animate import (
-    FORMATS,
+from nf_plugins.spp.from_config import ConfiguredBackbone
+from nf_plugins.spp.report.film import FORMATS, missing_packages, render
+from nf_plugins.spp.report.records import (
     Record,
     find_records,
     merge_records,
-    missing_packages,
     newest_training,
     read_record,
-    render,
 )
-from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
 from nf_plugins.utils.files import atomic_write, check_writable_dir
 
 FPS = (0.01, 100.0)
-MEASURING = dict(
-    mode='train',
-    seed=0,
-    batch_size=8,
-    input_size=None,
-    device='cpu',
-    cfg_options=None,
-    weights_key=None,
-)
-"""Options of the measurement, with their defaults."""
+MEASURING = ('mode', 'seed', 'batch_size', 'input_size', 'device', 'cfg_options', 'weights_key')
+"""Options that are for a config with checkpoints alone."""
 
 
 def frame_rate(text: str) -> float:
@@ -79,27 +68,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--fps', type=frame_rate, default=4.0, help='records a second (default: 4)')
     parser.add_argument('--title', help="default: the config's name")
     group = parser.add_argument_group('with a config and checkpoints')
-    group.add_argument('--mode', choices=('train', 'eval'), help='default: train')
-    group.add_argument('--seed', type=int, help='seed of the noise (default: 0)')
-    group.add_argument('--batch-size', type=positive, help='default: 8')
-    group.add_argument(
-        '--input-size',
-        type=positive,
-        nargs='+',
-        help='side, or height and width, of the noise (default: as the config trains)',
-    )
-    group.add_argument('--device', help='default: cpu')
-    group.add_argument(
-        '--cfg-options',
-        nargs='+',
-        action=DictAction,
-        help='override settings of the config: key=value',
-    )
-    add_weights_key(group)
-    args = parser.parse_args()
-    if args.input_size and len(args.input_size) > 2:
-        parser.error('--input-size takes a side, or a height and a width')
-    return args
+    add_measuring_arguments(group)
+    return parser.parse_args()
 
 
 @contextmanager
@@ -141,54 +111,16 @@ def read_sources(sources: list[str]) -> list[Record]:
         return merge_records(map(read_record, sources))
 
 
-def measure_checkpoints(
-    config: str, checkpoints: list[str], args: argparse.Namespace
-) -> list[Record]:
-    """A record of each checkpoint, all on the same noise, in the order of their iterations.
-
-    Where one does not say its epoch and iteration, they stay in the given order.
-    """
+def measure_checkpoints(args: argparse.Namespace) -> list[Record]:
+    """Measure the checkpoints of a config on the same noise."""
+    config, *checkpoints = args.source
     if not checkpoints:
         raise UsageError(f'{config} needs checkpoints after it, as many as there shall be frames')
-    options = {
-        key: default if getattr(args, key) is None else getattr(args, key)
-        for key, default in MEASURING.items()
-    }
-    mode, seed, device = options['mode'], options['seed'], options['device']
-    with as_usage_error(f'cannot use the device {device}'):
-        torch.empty(0, device=device)
-    cfg = load_config(config, options['cfg_options'])
-    fresh = build_backbone(cfg, config, seed)
-    with as_usage_error(f'cannot tell the input size of {config}'):
-        size = options['input_size'] or config_input_size(cfg)
-    shape = (options['batch_size'], image_channels(fresh), size[0], size[-1])
-    with as_usage_error(f'cannot make noise of shape {shape}'):
-        inputs = gaussian_batch(shape, seed).to(device)
-
-    checkpoints = [with_weights_key(path, options['weights_key']) for path in checkpoints]
-    # A bad one is found before the first is measured.
-    for path in checkpoints:
-        backbone_weights(path, fresh)
-    records = []
+    network = ConfiguredBackbone(config, measuring_options(args), args.cfg_options)
+    checkpoints = [with_weights_key(path, args.weights_key) for path in checkpoints]
+    network.check(checkpoints)
     with progress(len(checkpoints), 'measuring') as advance:
-        for path in checkpoints:
-            backbone = copy.deepcopy(fresh)
-            state, meta = backbone_weights(path, backbone, quiet=True)
-            with as_usage_error(f'cannot run the backbone of {config} with {path} on {device}'):
-                backbone.load_state_dict(state)
-                info = dict(kind='gaussian')
-                profile = analyze(
-                    backbone.to(device), inputs, mode=mode, seed=seed, input_info=info
-                )
-            profile.config, profile.checkpoint = config, path
-            epoch, iteration = (
-                meta[key] if type(meta.get(key)) is int else None for key in ('epoch', 'iter')
-            )
-            records.append(Record(profile, epoch, iteration, path))
-            advance()
-    if all(r.epoch is not None and r.iter is not None for r in records):
-        records.sort(key=lambda record: (record.iter, record.epoch))
-    return records
+        return network.measure_training(checkpoints, advance)
 
 
 @command_line
@@ -210,7 +142,7 @@ def main() -> None:
             raise IsADirectoryError('it is a folder')
 
     if is_config(args.source):
-        records = measure_checkpoints(args.source[0], args.source[1:], args)
+        records = measure_checkpoints(args)
     else:
         given = [key for key in MEASURING if getattr(args, key) is not None]
         if given:

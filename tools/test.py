@@ -15,8 +15,9 @@ from mmengine.fileio.handlers import file_handlers
 from nf_plugins.checkpoint.fit import check_checkpoint
 from nf_plugins.cli.arguments import ArgumentParser, add_common_arguments, with_weights_key
 from nf_plugins.cli.command_line import command_line
-from nf_plugins.cli.runner import as_usage_error_with_data, build_runner, prepare
+from nf_plugins.cli.runner import build_runner, prepare
 from nf_plugins.config import build_model, load_config
+from nf_plugins.datasets.sources import as_usage_error_with_data
 from nf_plugins.engine import FoldHook
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.utils.checks import check_choice

@@ -23,13 +23,13 @@ from nf_plugins.cli.resuming import (
     set_aside,
 )
 from nf_plugins.cli.runner import (
-    as_usage_error_with_data,
     build_runner,
     check_optim_wrapper,
     prepare,
     use_mixed_precision,
 )
 from nf_plugins.config import build_model, load_config
+from nf_plugins.datasets.sources import as_usage_error_with_data
 from nf_plugins.engine import TrainingStopped
 from nf_plugins.errors import UsageError, as_usage_error, say
 

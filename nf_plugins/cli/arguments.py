@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from typing import NoReturn
+from dataclasses import fields
+from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
 from nf_plugins.errors import UsageError
+from nf_plugins.spp.from_config import Options
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -54,3 +56,45 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
     # torch.distributed.launch passes it.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_measuring_arguments(parser: Any) -> None:
+    """Add the arguments of :class:`nf_plugins.spp.from_config.Options` that several tools have.
+
+    An argument that is not given is None; :func:`measuring_options` puts the defaults in.
+    """
+    parser.add_argument(
+        '--mode',
+        choices=('train', 'eval'),
+        help='mode of the network: in train mode batch norm uses the batch (default: train)',
+    )
+    parser.add_argument('--seed', type=int, help='of weights and noise (default: 0)')
+    parser.add_argument('--batch-size', type=positive, help='default: 8')
+    parser.add_argument(
+        '--input-size',
+        type=positive,
+        nargs='+',
+        action=_Sides,
+        help='side, or height and width, of the noise (default: as the config trains)',
+    )
+    parser.add_argument('--device', help='default: cpu')
+    parser.add_argument(
+        '--cfg-options',
+        nargs='+',
+        action=DictAction,
+        help='override settings of the config: key=value',
+    )
+    add_weights_key(parser)
+
+
+class _Sides(argparse.Action):
+    def __call__(self, parser: Any, namespace: Any, values: Any, option: Any = None) -> None:
+        if len(values) > 2:
+            parser.error(f'{option} takes a side, or a height and a width')
+        setattr(namespace, self.dest, values)
+
+
+def measuring_options(args: argparse.Namespace) -> Options:
+    """Return how a tool was told to measure."""
+    given = {field.name: getattr(args, field.name, None) for field in fields(Options)}
+    return Options(**{name: value for name, value in given.items() if value is not None})

@@ -6,8 +6,6 @@ import argparse
 import logging
 import os
 import os.path as osp
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +20,6 @@ from mmengine.runner import Runner
 from torch import nn
 
 from nf_plugins.config import find_config
-from nf_plugins.datasets.sources import missing_data
 from nf_plugins.engine import AGCOptimWrapper
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.registry import class_of
@@ -62,17 +59,6 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
             'model_wrapper_cfg',
             dict(type='MMDistributedDataParallel', device_ids=None, broadcast_buffers=False),
         )
-
-
-@contextmanager
-def as_usage_error_with_data(about: str, cfg: Config, loaders: Sequence[str]) -> Iterator[None]:
-    """Like :func:`as_usage_error`, and say what is missing in the data folders of a config."""
-    try:
-        with as_usage_error(about):
-            yield
-    except UsageError as error:
-        missing = missing_data(cfg, loaders)
-        raise UsageError(f'{about}: {missing}') if missing else error from error.__cause__
 
 
 def use_mixed_precision(optim_wrapper: dict) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.registry import type_name
 
 
@@ -95,6 +97,17 @@ def missing_data(cfg: Mapping, loaders: Sequence[str]) -> str | None:
                 options += [source.other_option] * bool(source.other_option)
             return f'{text}; for another folder: --cfg-options {" ".join(options)}'
     return None
+
+
+@contextmanager
+def as_usage_error_with_data(about: str, cfg: Mapping, loaders: Sequence[str]) -> Iterator[None]:
+    """Like :func:`as_usage_error`, and say what is missing in the data folders of a config."""
+    try:
+        with as_usage_error(about):
+            yield
+    except UsageError as error:
+        missing = missing_data(cfg, loaders)
+        raise UsageError(f'{about}: {missing}') if missing else error from error.__cause__
 
 
 def _roots(cfg: Mapping, root: str) -> list[str]:

@@ -20,10 +20,10 @@ from torch.utils._pytree import tree_iter
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.registry import HOOKS
 from nf_plugins.spp import RULES, SignalProfile, analyze, unwrap
-from nf_plugins.spp.animate import read_json
-from nf_plugins.spp.inputs import config_input_size, gaussian_batch, image_channels
-from nf_plugins.spp.plot import METRICS
-from nf_plugins.spp.record import first_non_finite
+from nf_plugins.spp.analyze import first_non_finite
+from nf_plugins.spp.from_config import gaussian_inputs
+from nf_plugins.spp.report.axes import METRICS
+from nf_plugins.spp.report.records import read_json
 from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write
 
@@ -205,9 +205,10 @@ class SPPHook(Hook):
         backbone = unwrap(runner.model)
         device = next(backbone.parameters()).device
         if self.input == 'gaussian':
-            size = self.input_size or config_input_size(runner.cfg)
-            shape = (self.batch_size, image_channels(backbone), size[0], size[-1])
-            return gaussian_batch(shape, self.seed).to(device), dict(kind='gaussian')
+            batch = gaussian_inputs(
+                runner.cfg, backbone, self.batch_size, self.input_size, self.seed
+            )
+            return batch.to(device), dict(kind='gaussian')
         return self._batch(runner), dict(kind='batch')
 
     def _preprocessed(self, runner: Runner) -> Any:

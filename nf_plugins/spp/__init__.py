@@ -1,9 +1,10 @@
-"""Signal propagation plots: trace -> record -> theory, diagnose -> plot."""
+"""Signal propagation plots: what a network does to its signal, and what is wrong."""
 
-from .diagnose import RULES, diagnose
+from .analyze import analyze
 from .execution import unwrap, zero_gains
-from .profile import BlockSignal, SignalProfile, profiles_to_csv
-from .record import analyze
+from .profile import BlockSignal, SignalProfile
+from .report import plot_html, plot_metric, plot_profiles, profiles_to_csv
+from .rules import RULES, diagnose
 from .trace import Residual, find_residuals
 
 __all__ = [
@@ -14,6 +15,9 @@ __all__ = [
     'analyze',
     'diagnose',
     'find_residuals',
+    'plot_html',
+    'plot_metric',
+    'plot_profiles',
     'profiles_to_csv',
     'unwrap',
     'zero_gains',

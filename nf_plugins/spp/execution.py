@@ -152,6 +152,14 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
 
 
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch, numpy and random for a block, and give their states back."""
+    with restoring(_random_states()):
+        seed_all(seed)
+        yield
+
+
 def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that scale a branch and are all zero.
 

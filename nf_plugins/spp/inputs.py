@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import random
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import cv2
-import numpy as np
 import torch
 from mmengine.config import Config
 from mmengine.dataset import Compose, pseudo_collate
@@ -19,6 +16,8 @@ from torch import Tensor, nn
 
 from nf_plugins.registry import type_name
 from nf_plugins.utils.checks import check_integers
+
+from .execution import seeded
 
 INPUTS = ('gaussian', 'train', 'val', 'test')
 IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.webp')
@@ -112,21 +111,6 @@ def _pipeline(cfg: Config, loader: str) -> list[dict]:
     while 'pipeline' not in dataset and 'dataset' in dataset:  # dataset wrappers
         dataset = dataset['dataset']
     return list(dataset.get('pipeline', []))
-
-
-@contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """Seed torch, numpy and random for a block, and give their states back."""
-    states = np.random.get_state(), random.getstate()
-    with torch.random.fork_rng([]):
-        try:
-            torch.manual_seed(seed)
-            np.random.seed(seed % 2**32)
-            random.seed(seed)
-            yield
-        finally:
-            np.random.set_state(states[0])
-            random.setstate(states[1])
 
 
 def gaussian_batch(shape: tuple[int, ...], seed: int) -> Tensor:

@@ -1,20 +1,16 @@
-"""What a signal propagation analysis finds."""
+"""What a signal propagation analysis finds: data alone, which can be written and read."""
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import mmengine
 import torch
 
 from nf_plugins.version import __version__
-
-from .diagnose import diagnose
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +44,7 @@ class BlockSignal:
         constant_channels: Share of the channels that do not vary.
         constant_branch: The same at the end of the branch, to the precision of its mean.
         positions: Values per channel and image.
-        activated: Whether the block ends in an activation, behind the addition.
+        activated: Whether the block ends in an activation, after the addition.
         pooled: Whether the shortcut is average-pooled.
         normalized: Whether the branch has a norm, or one reads a plain module.
         zero_parameter: Name of the parameter, all zero, that silences the branch.
@@ -74,6 +70,71 @@ class BlockSignal:
     pooled: bool = False
     normalized: bool = False
     zero_parameter: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the block for JSON, which has no infinity and no NaN.
+
+        Such values are None, and ``non_finite`` says what they were.
+        """
+        data = asdict(self)
+        odd = {k: str(v) for k, v in data.items() if isinstance(v, float) and not math.isfinite(v)}
+        return {**data, **dict.fromkeys(odd), **({'non_finite': odd} if odd else {})}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> BlockSignal:
+        """Read what :meth:`to_dict` wrote; other keys are ignored.
+
+        Raises:
+            ValueError: A value is missing, or has the wrong type.
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f'it must be a dict, got {type(data).__name__}')
+        odd = data.get('non_finite')
+        odd = odd if isinstance(odd, Mapping) else {}
+        given = [spec for spec in fields(cls) if spec.name in data or spec.default is MISSING]
+        return cls(**{spec.name: _parse(spec, data, odd.get(spec.name)) for spec in given})
+
+
+MAX_BLOCKS = 10_000
+"""The most blocks that are read; a network has far fewer."""
+
+_IS_VALID: dict[str, Callable[[Any], bool]] = {
+    'index': lambda v: type(v) is int and 0 <= v < MAX_BLOCKS,
+    'positions': lambda v: type(v) is int and 0 <= v < 2**31,
+    **dict.fromkeys(('name', 'kind'), lambda v: isinstance(v, str)),
+    **dict.fromkeys(('activated', 'pooled', 'normalized'), lambda v: isinstance(v, bool)),
+    'shape': lambda v: isinstance(v, list | tuple) and all(type(size) is int for size in v),
+    'zero_parameter': lambda v: v is None or isinstance(v, str),
+}
+"""Field of a block -> whether a value is right; all other fields are numbers."""
+
+
+def _parse(spec: Field, data: Mapping, odd: Any) -> Any:
+    """Return the value of a field of a block; ``odd`` is what a value that is not finite was."""
+    name = spec.name
+    if name not in data:
+        raise ValueError(f'{name} is missing')
+    value = data[name]
+    is_valid = _IS_VALID.get(name, lambda v: v is None or type(v) in (int, float))
+    if not is_valid(value):
+        raise ValueError(f'{name} has a wrong value, {repr(value)[:40]}')
+    if name == 'shape':
+        return tuple(value)
+    if name in _IS_VALID:
+        return value
+    if value is not None:
+        return _to_float(value)
+    # None is 'no such value' for some fields, and 'not finite' for those that always have one.
+    if odd is None and spec.default is None:
+        return None
+    return float(odd) if odd in ('inf', '-inf') else math.nan
+
+
+def _to_float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf if value > 0 else -math.inf
 
 
 @dataclass
@@ -112,18 +173,22 @@ class SignalProfile:
         )
 
     def curve(self, metric: str) -> tuple[list[int], list[float]]:
-        """Block indices and values of a metric, where it is defined."""
+        """Return block indices and values of a metric, where it is defined."""
         pairs = [(b.index, getattr(b, metric)) for b in self.blocks]
         pairs = [(i, value) for i, value in pairs if value is not None]
         return [i for i, _ in pairs], [value for _, value in pairs]
 
+    # `verdicts`, `table` and `plot` stay methods because users of 0.1.0 call them; their imports
+    # are late, so that a profile can be read and written without any rule or plot.
     def verdicts(self) -> list[dict]:
-        """What is wrong, why, and what to do: see :func:`nf_plugins.spp.diagnose`."""
+        """Say what is wrong, why, and what to do: see :func:`nf_plugins.spp.diagnose`."""
+        from .rules import diagnose
+
         return diagnose(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """The profile in the schema of ``spp.json``; values that are not finite are None."""
-        return dict(
+        """Return the profile in the schema of ``spp.json``; see :meth:`from_dict`."""
+        data = dict(
             schema=SCHEMA,
             config=self.config,
             checkpoint=self.checkpoint,
@@ -134,67 +199,67 @@ class SignalProfile:
             versions=dict(
                 nf_plugins=__version__, torch=torch.__version__, mmengine=mmengine.__version__
             ),
-            blocks=[
-                {key: _finite_or_none(value) for key, value in asdict(block).items()}
-                for block in self.blocks
-            ],
+            blocks=[block.to_dict() for block in self.blocks],
             verdicts=self.verdicts(),
         )
+        if self.non_finite_module is not None:
+            data['non_finite_module'] = self.non_finite_module
+        return data
+
+    @classmethod
+    def from_dict(cls, data: Any) -> SignalProfile:
+        """Read what :meth:`to_dict` wrote.
+
+        Args:
+            data: The content of ``spp.json`` or of a record.
+
+        Returns:
+            The profile; its verdicts are made anew.
+
+        Raises:
+            ValueError: It is no profile, or a value has the wrong type.
+
+        Example:
+            >>> profile = SignalProfile([BlockSignal(1, 'a', 'plain', (1, 2), 0.0, 1.0)], 'eval')
+            >>> SignalProfile.from_dict(profile.to_dict()) == profile
+            True
+        """
+        data = data if isinstance(data, Mapping) else {}
+        if data.get('schema') != SCHEMA:
+            raise ValueError(f'its schema is {data.get("schema")!r:.100}, not {SCHEMA!r}')
+        if data.get('mode') not in ('train', 'eval'):
+            raise ValueError(f"its mode must be 'train' or 'eval', got {data.get('mode')!r}")
+        if not isinstance(data.get('blocks'), list) or not data['blocks']:
+            raise ValueError('it has no list of blocks')
+        if len(data['blocks']) > MAX_BLOCKS:
+            raise ValueError(f'it has more than {MAX_BLOCKS} blocks')
+        blocks = []
+        for number, block in enumerate(data['blocks']):
+            try:
+                blocks.append(BlockSignal.from_dict(block))
+            except ValueError as error:
+                raise ValueError(f'block {number}: {error}') from None
+        optional = {k: data[k] for k, kind in _OPTIONAL.items() if type(data.get(k)) is kind}
+        return cls(blocks, mode=data['mode'], **optional)
 
     def table(self) -> str:
-        """The blocks as a table for a terminal."""
-        columns = {
-            'avg_sq_mean': 'avg_sq_mean',
-            'avg_var': 'avg_var',
-            'expected_var': 'theory',
-            'res_avg_var': 'res_avg_var',
-            'expected_res_var': 'theory',
-            'grad_avg_sq_mean': 'grad_avg_sq_mean',
-            'grad_avg_var': 'grad_avg_var',
-            'grad_res_avg_var': 'grad_res_avg_var',
-        }
-        columns = {
-            metric: title
-            for metric, title in columns.items()
-            if any(getattr(b, metric) is not None for b in self.blocks)
-        }
-        head = ('block', 'name', 'kind', 'shape', *columns.values())
-        rows = [
-            (
-                str(b.index),
-                b.name,
-                b.kind,
-                'x'.join(map(str, b.shape)),
-                *(
-                    '-' if value is None else f'{value:.4g}'
-                    for value in (getattr(b, metric) for metric in columns)
-                ),
-            )
-            for b in self.blocks
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows)]
-        left = (False, True, True, True, *[False] * len(columns))
-        lines = [
-            '  '.join(
-                cell.ljust(width) if flush else cell.rjust(width)
-                for cell, width, flush in zip(row, widths, left)
-            ).rstrip()
-            for row in (head, *rows)
-        ]
-        return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
+        """Return the blocks as a table for a terminal."""
+        from .report.table import to_table
+
+        return to_table(self)
 
     def plot(self, ax: Axes | None = None, metric: str = 'avg_var') -> Figure:
         """Draw the three panels, or one metric into ``ax``.
 
         Args:
             ax: Axes to draw ``metric`` into; None makes a figure of three panels.
-            metric: 'avg_sq_mean', 'avg_var', 'res_avg_var', or one of these with
-                ``grad_`` in front.
+            metric: 'avg_sq_mean', 'avg_var' or 'res_avg_var'; ``grad_`` before one of these
+                names means the gradient.
 
         Returns:
             The figure.
         """
-        from .plot import plot_metric, plot_profiles
+        from .report.figure import plot_metric, plot_profiles
 
         if ax is None:
             return plot_profiles([self])
@@ -202,18 +267,7 @@ class SignalProfile:
         return ax.figure
 
 
-def profiles_to_csv(profiles: Sequence[SignalProfile]) -> str:
-    """The blocks of some profiles as comma-separated values, a line per block."""
-    buffer = io.StringIO()
-    names = ['label', *(f.name for f in fields(BlockSignal))]
-    writer = csv.DictWriter(buffer, names, lineterminator='\n')
-    writer.writeheader()
-    for profile in profiles:
-        for block in profile.blocks:
-            shape = 'x'.join(map(str, block.shape))
-            writer.writerow({**asdict(block), 'label': profile.label, 'shape': shape})
-    return buffer.getvalue()
-
-
-def _finite_or_none(value: Any) -> Any:
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+_OPTIONAL = dict(
+    input=dict, seed=int, config=str, checkpoint=str, unit_gain=bool, non_finite_module=str
+)
+"""Fields of a profile that a file may leave out, with their types."""

@@ -13,8 +13,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS
 
 from nf_plugins.models import NFResNet
-from nf_plugins.spp import analyze, animate
+from nf_plugins.spp import analyze
 from nf_plugins.spp.inputs import gaussian_batch
+from nf_plugins.spp.report import film
 
 from ..conftest import ROOT
 
@@ -81,7 +82,7 @@ def drawn(monkeypatch):
         seen.extend(records)
         return b''
 
-    monkeypatch.setattr(animate, 'render', render)
+    monkeypatch.setattr(film, 'render', render)
     return seen
 
 
@@ -230,7 +231,7 @@ def test_bad_input(args, message, workplace, monkeypatch, capsys):
 
 
 def test_a_missing_package(workplace, monkeypatch, capsys):
-    monkeypatch.setattr(animate, 'missing_packages', lambda form: ['imageio', 'imageio-ffmpeg'])
+    monkeypatch.setattr(film, 'missing_packages', lambda form: ['imageio', 'imageio-ffmpeg'])
     assert run(monkeypatch, 'work', '--out', 'a.mp4') == 2
     message = 'a .mp4 file needs packages that are missing: pip install imageio imageio-ffmpeg'
     assert capsys.readouterr().err == f'error: {message}\n'
@@ -248,10 +249,10 @@ def test_an_interrupt_leaves_nothing(form, workplace, monkeypatch, capsys):
     def stop(*args):
         raise KeyboardInterrupt
 
-    target = (animate, '_hover') if form == 'html' else (animate.Record, 'values')
+    target = (film, 'hover')
     if form != 'html':  # in the middle of the encoding
-        frame = animate.Painter.frame
-        target = (animate.Painter, 'frame')
+        frame = film.Painter.frame
+        target = (film.Painter, 'frame')
 
         def stop(self, number):
             if number == 2:
@@ -324,9 +325,13 @@ def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
     assert page.text_content('.gtitle') == 'A <title> (train mode)'
     assert page.locator('.cartesianlayer .subplot').count() == 3
     first, at_start = curves(page), ticks(page)
-    # Three measured curves and the expected variance; one has a gap.
-    assert page.locator('.scatterlayer .trace').count() == 4
-    assert len(first) == 5
+    # Three measured curves and two expected ones; one has a gap.
+    assert page.locator('.scatterlayer .trace').count() == 5
+    assert len(first) == 6
+    # The panels and the controls fill the page.
+    assert page.locator('.main-svg').first.bounding_box()['height'] == 700
+    legend = page.locator('.legendtext').all_text_contents()
+    assert legend == ['the network', 'expected by theory']
     assert all(path.startswith('M') and 'NaN' not in path for path in first)
     assert page.locator('.slider-label', has_text='epoch 1, iteration 7').count() >= 1
 
@@ -355,7 +360,7 @@ def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
     )
     final = curves(page)
     assert final[0] != first[0]
-    assert len(final) == 4
+    assert len(final) == 5
     assert ticks(page) == at_start
     shown = page.evaluate("document.querySelector('.js-plotly-plot').data[0].y")
     assert shown == pytest.approx([b['avg_sq_mean'] for b in contents[4]['blocks']])

@@ -3,7 +3,7 @@
     python tools/analysis_tools/spp_figures.py docs/reading_spps.md
 
 For each picture of the page runs the commands ``python tools/spp_analysis.py ...`` of the
-fenced block in front of it, and draws all their networks into that picture. ``$NAME`` in
+fenced block before it, and draws all their networks into that picture. ``$NAME`` in
 a command is a variable of the environment.
 """
 
@@ -12,11 +12,9 @@ from __future__ import annotations
 import io
 import os
 import re
-import runpy
 import shlex
 import sys
 from pathlib import Path
-from typing import Any
 
 from mmengine.logging import MMLogger
 from PIL import Image
@@ -28,7 +26,9 @@ from nf_plugins.spp import SignalProfile
 from nf_plugins.spp.plot import plot_profiles
 from nf_plugins.utils.files import atomic_write
 
-TOOL = Path(__file__).parents[1] / 'spp_analysis.py'
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import spp_analysis
+
 BLOCK = re.compile(r'^```bash\n(.*?)^```|^!\[[^]]*\]\(([^)]+)\)', re.DOTALL | re.MULTILINE)
 
 
@@ -51,20 +51,12 @@ def figures_of(page: str) -> dict[str, list[list[str]]]:
     return figures
 
 
-def measure(tool: dict[str, Any], arguments: list[str]) -> list[SignalProfile]:
-    """The profiles of one command."""
+def measure(arguments: list[str]) -> list[SignalProfile]:
+    """Measure what one command measures."""
     unknown = [argument for argument in arguments if '$' in argument]
     if unknown:
         raise UsageError(f'set the variable of {unknown[0]} in the environment')
-    sys.argv = [str(TOOL), *arguments]
-    args = tool['parse_args']()
-    profiles = [tool['measure'](args, args.config, args.checkpoint, args.cfg_options)]
-    for source in args.compare:
-        config, _, checkpoint = source.partition('=')
-        profiles.append(tool['measure'](args, config, checkpoint or None))
-    for profile, label in zip(profiles, args.label or ()):
-        profile.label = label
-    return profiles
+    return spp_analysis.measure(spp_analysis.parse_args(arguments))
 
 
 def png(profiles: list[SignalProfile]) -> bytes:
@@ -84,14 +76,13 @@ def main() -> None:
     with as_usage_error(f'cannot read {args.page}'):
         figures = figures_of(args.page.read_text(encoding='utf-8'))
     if not figures:
-        raise UsageError(f'{args.page} has no picture behind a command of {TOOL.name}')
+        raise UsageError(f'{args.page} has no picture after a command of spp_analysis.py')
     MMLogger.get_instance('mmengine').setLevel('ERROR')
-    tool = runpy.run_path(str(TOOL))
     for picture, runs in figures.items():
         path = args.page.parent / picture
         if args.only and path.name not in args.only:
             continue
-        profiles = [profile for arguments in runs for profile in measure(tool, arguments)]
+        profiles = [profile for arguments in runs for profile in measure(arguments)]
         with as_usage_error(f'cannot write {path}'):
             atomic_write(path, png(profiles))
         print(f'{path}: {len(profiles)} networks, {path.stat().st_size / 1000:.0f} kB')

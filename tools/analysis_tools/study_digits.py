@@ -224,7 +224,7 @@ def schedule(step: int, steps: int) -> float:
 
 def signal(model: nn.Module, data: Data) -> list[dict]:
     """The signal propagation on 256 training images."""
-    blocks = analyze(model, data.train[4, :256], mode='train').to_dict()['blocks']
+    blocks = [b.to_dict() for b in analyze(model, data.train[4, :256], mode='train').blocks]
     return [{name: block[name] for name in METRIC_NAMES} for block in blocks]
 
 
@@ -679,10 +679,7 @@ def spp_figure(grid: Grid, setting: Setting) -> Any | None:
     for network in grid.networks:
         row = grid.rows.get(Run(network, *setting.reference, 0))
         for when in profiles if row else ():
-            blocks = [
-                BlockSignal(shape=(), **{k: math.nan if v is None else v for k, v in b.items()})
-                for b in row['spp'][when]
-            ]
+            blocks = [BlockSignal.from_dict({'shape': (), **b}) for b in row['spp'][when]]
             label = NETWORKS[network].label
             profiles[when].append(SignalProfile(blocks, 'train', label=label))
     if not profiles['start']:

@@ -129,7 +129,7 @@ def analyze(
         unit_gain: Measure with the gains that are zero (SkipInit, zero-initialised last
             norms) at one.
         sync: Merge the statistics of all ranks, each of which has its own inputs.
-        input_info: What the batch is, for the record.
+        input_info: What the batch is; it becomes part of ``SignalProfile.input``.
         label: Name for legends.
 
     Returns:
@@ -165,7 +165,7 @@ def analyze(
         x = leaf = inputs
         if backward:
             leaf = inputs.clone().requires_grad_()
-            x = leaf * 1  # networks may write into their input
+            x = leaf * 1  # not the leaf: networks may write into their input
         look = functools.partial(measure, backward=backward)
         with tracing(model, x, look, before.note_write) as tracer:
             output = run(model, x)
@@ -223,67 +223,83 @@ class _Numbers:
 def collect(
     tracer: Tracer, model: nn.Module, sync: bool
 ) -> list[tuple[BlockSignal, Residual | Unit | None]]:
-    """The blocks of a trace, with their numbers, in order of execution."""
-    residuals = tracer.residuals()
-    found: list[tuple[str, str, Measurement, Residual | Unit | None]] = []
-    units = plain_units(tracer.units, residuals, tracer.modules)
-    if residuals:
-        source = stem_of(residuals[0], tracer)
-        if source is not None:
-            found.append(('stem', 'stem', source, None))
-    for item in sorted([*residuals, *units], key=lambda item: item.node.index):
-        if isinstance(item, Unit):
-            kind = 'plain'
-        else:
-            kind = 'residual' if item.identity else 'transition'
-        found.append((item.name, kind, item.measured_output, item))
+    """Return the blocks of a trace, with their numbers, in order of execution."""
+    found = _measured_blocks(tracer)
     if not found:
         raise ValueError(
             f'{type(model).__name__} has nothing that can be measured: neither a residual '
             'addition nor repeated modules nor stages with weights ran on this input'
         )
-    measurements = [m for _, _, m, _ in found]
-    measurements += [r.measured_branch for r in residuals]
     if sync and get_world_size() > 1:
-        merge_ranks(measurements)
+        branches = [item.measured_branch for *_, item in found if isinstance(item, Residual)]
+        merge_ranks([output for _, _, output, _ in found] + branches)
 
     numbers, blocks = _Numbers(), []
     for index, (name, kind, output, item) in enumerate(found):
         block = BlockSignal(index, name, kind, output.shape, 0.0, 0.0)
-        numbers.put(block, 'avg_sq_mean', output.stats.avg_sq_mean)
-        numbers.put(block, 'avg_var', output.stats.avg_var)
-        var = output.stats.var
-        numbers.put(block, 'constant_channels', (var <= 1e-10 * var.mean()).double().mean())
-        if output.grad is not None:
-            numbers.put(block, 'grad_avg_sq_mean', output.grad.avg_sq_mean)
-            numbers.put(block, 'grad_avg_var', output.grad.avg_var)
-        block.positions = output.stats.count // output.shape[0]
+        _fill_output(block, output, numbers)
         if isinstance(item, Unit):
             block.activated = _ends_in_activation(item.node)
             block.normalized = any(user.op in NORMS for user in item.node.users)
         if isinstance(item, Residual):
-            branch = item.measured_branch
-            numbers.put(block, 'res_avg_var', branch.stats.avg_var / item.branch_scale**2)
-            constant = branch.stats.var <= 1e-12 * branch.stats.mean.square()
-            numbers.put(block, 'constant_branch', constant.double().mean())
-            if branch.grad is not None:
-                grad_var = branch.grad.avg_var * item.branch_scale**2
-                numbers.put(block, 'grad_res_avg_var', grad_var)
-            gain = torch.ones((), dtype=torch.float64, device=var.device)
-            for factor in item.gains:
-                if isinstance(factor, Tensor):
-                    gain = gain * factor.detach().double().square().mean().to(var.device)
-                else:
-                    gain = gain * factor**2
-            numbers.put(block, 'branch_gain', gain.sqrt())
-            block.activated, block.pooled = item.activated, item.pooled
-            block.normalized = item.normalized
+            _fill_branch(block, item, numbers)
         blocks.append((block, item))
     numbers.deliver()
     for block, item in blocks:
         if isinstance(item, Residual) and 0 in (block.res_avg_var, block.branch_gain):
             block.zero_parameter = zero_parameter(item, model, tracer.modules)
     return blocks
+
+
+def _measured_blocks(
+    tracer: Tracer,
+) -> list[tuple[str, str, Measurement, Residual | Unit | None]]:
+    """Return name, kind, measured output and trace of the stem and the blocks."""
+    residuals = tracer.residuals()
+    units = plain_units(tracer.units, residuals, tracer.modules)
+    found: list[tuple[str, str, Measurement, Residual | Unit | None]] = []
+    stem = stem_of(residuals[0], tracer) if residuals else None
+    if stem is not None:
+        found.append(('stem', 'stem', stem, None))
+    for item in sorted([*residuals, *units], key=lambda item: item.node.index):
+        kind = 'plain'
+        if isinstance(item, Residual):
+            kind = 'residual' if item.identity else 'transition'
+        found.append((item.name, kind, item.measured_output, item))
+    return found
+
+
+def _fill_output(block: BlockSignal, output: Measurement, numbers: _Numbers) -> None:
+    """Fill in what is measured at the output of a block."""
+    var = output.stats.var
+    numbers.put(block, 'avg_sq_mean', output.stats.avg_sq_mean)
+    numbers.put(block, 'avg_var', output.stats.avg_var)
+    numbers.put(block, 'constant_channels', (var <= 1e-10 * var.mean()).double().mean())
+    if output.grad is not None:
+        numbers.put(block, 'grad_avg_sq_mean', output.grad.avg_sq_mean)
+        numbers.put(block, 'grad_avg_var', output.grad.avg_var)
+    block.positions = output.stats.count // output.shape[0]
+
+
+def _fill_branch(block: BlockSignal, residual: Residual, numbers: _Numbers) -> None:
+    """Fill in what is measured at the end of the branch of a block."""
+    branch = residual.measured_branch
+    numbers.put(block, 'res_avg_var', branch.stats.avg_var / residual.branch_scale**2)
+    constant = branch.stats.var <= 1e-12 * branch.stats.mean.square()
+    numbers.put(block, 'constant_branch', constant.double().mean())
+    if branch.grad is not None:
+        grad_var = branch.grad.avg_var * residual.branch_scale**2
+        numbers.put(block, 'grad_res_avg_var', grad_var)
+    device = residual.measured_output.stats.var.device
+    gain = torch.ones((), dtype=torch.float64, device=device)
+    for factor in residual.gains:
+        if isinstance(factor, Tensor):
+            gain = gain * factor.detach().double().square().mean().to(device)
+        else:
+            gain = gain * factor**2
+    numbers.put(block, 'branch_gain', gain.sqrt())
+    block.activated, block.pooled = residual.activated, residual.pooled
+    block.normalized = residual.normalized
 
 
 def stem_of(first: Residual, tracer: Tracer) -> Measurement | None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from nf_plugins.models import NFNet, NFRegNet, NFResNet, PWSResNet, ResNetV2
 from nf_plugins.spp import RULES, BlockSignal, SignalProfile, analyze
-from nf_plugins.spp.record import first_non_finite
+from nf_plugins.spp.analyze import first_non_finite
 
 X = torch.randn(4, 3, 96, 96, generator=torch.Generator().manual_seed(0))
 

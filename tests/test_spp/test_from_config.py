@@ -1,0 +1,93 @@
+"""A config is measured in one way, whoever measures it."""
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from nf_plugins.errors import UsageError
+from nf_plugins.models import NFResNet
+from nf_plugins.spp import analyze
+from nf_plugins.spp.from_config import (
+    ConfiguredBackbone,
+    Options,
+    gaussian_inputs,
+    measure_config,
+)
+from nf_plugins.spp.inputs import gaussian_batch
+
+CONFIG = """model = dict(backbone=dict(type='nf_plugins.NFResNet', depth=26, base_channels=4))
+train_dataloader = dict(dataset=dict(pipeline=[dict(type='Resize', scale=(40, 24))]))
+"""
+SMALL = Options(batch_size=2, input_size=(32, 32), seed=7)
+
+
+@pytest.fixture
+def config(tmp_path):
+    path = tmp_path / 'net.py'
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def save(net, path, **meta):
+    torch.save(dict(state_dict=net.state_dict(), meta=meta), path)
+    return str(path)
+
+
+def test_at_initialisation(config):
+    before = torch.get_rng_state()
+    profile = measure_config(config, options=SMALL)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(7)
+    net = MODELS.build(Config.fromfile(config).model.backbone)
+    net.init_weights()
+    expected = analyze(net, gaussian_batch((2, 3, 32, 32), 7), seed=7)
+    assert profile.blocks == expected.blocks
+    assert (profile.config, profile.checkpoint, profile.label) == (config, None, 'net')
+    assert profile.input == dict(kind='gaussian', shape=[2, 3, 32, 32])
+
+
+def test_weights_of_one_checkpoint_are_not_left_for_the_next(config, tmp_path):
+    paths = []
+    for seed, iteration in ((1, 20), (2, 10)):
+        torch.manual_seed(seed)
+        net = NFResNet(26, base_channels=4, skipinit=float(seed))
+        paths.append(save(net, tmp_path / f'{seed}.pth', epoch=1, iter=iteration))
+    network = ConfiguredBackbone(config, SMALL)
+    start = network.measure().blocks
+    network.check(paths)
+    records = network.measure_training(paths)
+    assert [(r.iter, r.source) for r in records] == [(10, paths[1]), (20, paths[0])]
+    for record in records:
+        single = measure_config(config, record.source, SMALL)
+        assert record.profile.blocks == single.blocks != start
+        assert record.profile.checkpoint == record.source
+    assert network.measure().blocks == start
+
+
+def test_the_hook_and_the_tools_have_the_same_noise(config):
+    net = NFResNet(26, base_channels=4)
+    cfg = Config.fromfile(config)
+    assert torch.equal(gaussian_inputs(cfg, net, 3, None, 5), gaussian_batch((3, 3, 24, 40), 5))
+    assert torch.equal(gaussian_inputs(cfg, net, 3, [8], 5), gaussian_batch((3, 3, 8, 8), 5))
+
+
+@pytest.mark.parametrize(
+    ('options', 'message'),
+    [
+        (dict(device='quantum'), 'cannot use the device quantum'),
+        (dict(batch_size=10**12), 'cannot make noise of shape'),
+        (dict(input='val'), 'cannot read the val data of .*net.py: the config has no val_data'),
+        (dict(input='nowhere'), 'cannot read the images of nowhere'),
+        (dict(mode='test'), 'cannot run the backbone of .*net.py on 8 inputs of 3x24x40'),
+    ],
+)
+def test_what_cannot_be_measured(options, message, config):
+    with pytest.raises(UsageError, match=message):
+        measure_config(config, options=Options(**options))
+
+
+def test_a_checkpoint_of_another_network(config, tmp_path):
+    path = save(torch.nn.Linear(2, 2), tmp_path / 'a.pth')
+    with pytest.raises(UsageError, match='a.pth is for another model'):
+        ConfiguredBackbone(config, SMALL).check([path])
