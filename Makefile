@@ -62,7 +62,7 @@ test: setup lint docs  ## all tests
 	$(PYTEST)
 
 check: setup lint  ## the quick tests
-	$(PYTEST) -m "not slow and not stacks"
+	$(PYTEST) -m "not slow and not versions"
 
 compat:  ## the quick tests and some more on other versions of the libraries: STACKS="original oldest" for some
 	$(PYTHON) benchmarks/stacks.py $(STACKS)
