@@ -62,14 +62,15 @@ test: setup lint docs  ## all tests
 	$(PYTEST)
 
 check: setup lint  ## the quick tests
-	$(PYTEST) -m "not slow and not stacks"
+	$(PYTEST) -m "not slow and not versions"
 
 compat:  ## the quick tests and some more on other versions of the libraries: STACKS="original oldest" for some
 	$(PYTHON) benchmarks/stacks.py $(STACKS)
 
-lint: setup  ## ruff
+lint: setup  ## ruff, and mypy over the package
 	ruff check .
 	ruff format --check .
+	mypy
 
 docs: setup  ## the pages and the reference as HTML, in work_dirs/docs
 	python -m sphinx -q -W docs work_dirs/docs

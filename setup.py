@@ -78,7 +78,10 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     packages=find_packages(include=['nf_plugins', 'nf_plugins.*']),
-    package_data={'nf_plugins.functional.standardization': ['*.c']},
+    package_data={
+        'nf_plugins': ['py.typed'],
+        'nf_plugins.functional.standardization': ['*.c'],
+    },
     python_requires='>=3.10',
     install_requires=requirements('runtime'),
     extras_require=EXTRAS,

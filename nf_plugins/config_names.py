@@ -13,6 +13,7 @@ import difflib
 import sys
 import warnings
 from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
 PREFIXES = ('nfplugins', 'nf_plugins')
-"""What stands before the ``::`` of our names: the distribution or the package."""
+"""What our names have before ``::``: the distribution or the package."""
 HUB = 'mmpretrain.apis.model'
 FAMILIES = ('nf_resnet', 'nf_regnet', 'nfnet', 'pws_resnet')
 """Folders of the configs of classifiers, with a ``metafile.yml`` each."""
@@ -109,16 +110,18 @@ def register_models(hub: Any) -> None:
 class _HubFinder(MetaPathFinder):
     """Calls :func:`register_models` after mmpretrain's hub is imported."""
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
         if name != HUB:
             return None
         sys.meta_path.remove(self)
         spec = find_spec(name)
+        if spec is None or spec.loader is None:
+            return spec
         execute = spec.loader.exec_module
 
         def execute_and_register(module: Any) -> None:
             execute(module)
             register_models(module.ModelHub)
 
-        spec.loader.exec_module = execute_and_register
+        vars(spec.loader).update(exec_module=execute_and_register)
         return spec

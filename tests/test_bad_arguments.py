@@ -36,7 +36,7 @@ from nf_plugins.models import (
     ResNetV2,
     SkipInitResNet,
 )
-from nf_plugins.models.timm_models import timm_model
+from nf_plugins.models.timm_models import timm_config
 from nf_plugins.spp import analyze
 from nf_plugins.spp.inputs import image_files
 
@@ -84,7 +84,7 @@ GOOD = {
     ),
     analyze: dict(model=nn.Identity(), inputs=ONES),
     agc: dict(clip_grad=dict(type='agc')),
-    timm_model: dict(name='test_nfnet'),
+    timm_config: dict(name='test_nfnet'),
 }
 
 # A type that is wrong altogether is a TypeError, a wrong number a ValueError.
@@ -218,8 +218,8 @@ SWEEPS = [
     (ReLUNeck, 'norm_cfg', CONFIGS),
     (ReLUNeck, 'act_cfg', [*CONFIGS, (None, TypeError)]),
     (ReLUNeck, 'drop_rate', RATES),
-    (timm_model, 'name', [*NAMES, (None, ValueError)]),
-    (timm_model, 'num_classes', INTEGERS),
+    (timm_config, 'name', [*NAMES, (None, ValueError)]),
+    (timm_config, 'num_classes', INTEGERS),
     (Digits, 'split', [*NAMES, ('val', ValueError), (None, ValueError)]),
     (SPPHook, 'interval', INTEGERS),
     (SPPHook, 'batch_size', INTEGERS),

@@ -108,7 +108,7 @@ def test_mmpretrain_lists_and_builds_our_models():
 
 
 @pytest.mark.parametrize('order', [('mmpretrain', 'nf_plugins'), ('nf_plugins', 'mmpretrain')])
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_whatever_is_imported_first(order):
     code = f"""
 import sys, {order[0]}

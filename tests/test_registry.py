@@ -25,7 +25,7 @@ def run(code):
     return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_prefixed_names_need_no_import():
     code = """
 import sys
@@ -38,7 +38,7 @@ print(type(conv).__name__)
     assert result.stdout.splitlines()[-1] == 'ScaledWSConv2d', result.stderr
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_the_package_does_not_import_mmpretrain_or_plotting():
     result = run(
         'import sys, nf_plugins; print([m for m in ("mmpretrain", "matplotlib", "sklearn") '
@@ -75,7 +75,7 @@ def test_the_package_does_not_import_mmpretrain_or_plotting():
         ),
     ],
 )
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_a_missing_or_old_library_is_one_clear_error(stub, message):
     result = run(f'import sys; {stub}\nimport nf_plugins')
     last = result.stderr.strip().splitlines()[-1]
@@ -120,7 +120,7 @@ print('done')
 """
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_names_that_another_package_has_taken():
     result = run(CLASH)
     assert result.stdout.splitlines()[-1:] == ['done'], result.stderr
@@ -144,7 +144,7 @@ print(len(names), 'done')
 """
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_every_module_can_be_reloaded():
     result = run(RELOAD)
     assert result.stdout.splitlines()[-1:], result.stderr

@@ -7,7 +7,7 @@ import struct
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 
@@ -94,7 +94,7 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: memoryv
         zipfile.BadZipFile: It is damaged.
     """
     place = 0
-    with archive.open(entry) as part:
+    with cast(zipfile.ZipExtFile, archive.open(entry)) as part:  # as it is open for reading
         while place < len(target):
             count = part.readinto(target[place : place + (1 << 20)])
             if not count:

@@ -200,7 +200,7 @@ class _HTTPS(urllib.request.HTTPSHandler):
         response_class = _Response
 
     def https_open(self, req: Any) -> Any:
-        return self.do_open(self._Connection, req, context=self._context)
+        return self.do_open(self._Connection, req, context=self._context)  # type: ignore[attr-defined]  # no public name
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -20,7 +20,7 @@ import sys
 import types
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 
@@ -58,11 +58,14 @@ class Name:
     def __deepcopy__(self, memo: dict) -> Name:
         return self
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         found = find(self)
         # A pickle can name a thing only where the thing itself is pickled; copy.copy is the
         # function that returns a function or a class as it is.
         return _plain(name=self.name) if found is None else (copy.copy, (found,))
+
+
+_RECONSTRUCTOR = copyreg._reconstructor  # type: ignore[attr-defined]  # which pickles name
 
 
 class Inert:
@@ -110,15 +113,15 @@ class Inert:
         twin.pairs = list(copier(self.pairs, memo))
         return twin
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         target = find(self.of)
         if target is None or self.kwargs:
             parts = dict(args=self.args, kwargs=self.kwargs, state=self.state, items=self.items)
             return _plain(name=self.name, **{k: v for k, v in parts.items() if v})
-        more = (self.state, iter(self.items) if self.items else None)
-        more += (iter(self.pairs) if self.pairs else None,)
+        items, pairs = (iter(part) if part else None for part in (self.items, self.pairs))
+        more = (self.state, items, pairs)
         if self.new and not self.args:
-            return copyreg._reconstructor, (target, object, None), *more
+            return _RECONSTRUCTOR, (target, object, None), *more
         return target, self.args, *more
 
 
@@ -137,9 +140,9 @@ class InertDict(dict):
     def __init__(self, of: Name, args: tuple = ()) -> None:
         super().__init__()
         if args and isinstance(args[-1], Mapping):
-            *args, content = args
-            self.update(content)
-        self.of, self.args = of, tuple(args)
+            self.update(args[-1])
+            args = args[:-1]
+        self.of, self.args = of, args
         self.state: Any = None
 
     @property
@@ -172,7 +175,7 @@ class InertDict(dict):
         twin.state = copier(self.state, memo)
         return twin
 
-    def __reduce_ex__(self, protocol: int) -> Any:
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         target = find(self.of)
         if target is None:
             return OrderedDict, (), None, None, iter(self.items())

@@ -1,7 +1,7 @@
 """Numpy arrays and scalars in untrusted pickles.
 
 A pickle that may call ``numpy.ndarray`` or set the state of a ``numpy.dtype`` can forge
-object pointers. So the names that pickles of arrays use stand here for objects that
+object pointers. So this module maps the names that pickles of arrays use to objects that
 make arrays of plain items and nothing else.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import math
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
@@ -22,7 +22,7 @@ KINDS = 'biufcSUVMmO'
 _UNITS = ('Y', 'M', 'W', 'D', 'h', 'm', 's', 'ms', 'us', 'ns', 'ps', 'fs', 'as', 'generic')
 
 
-def _refuse(what: str) -> None:
+def _refuse(what: str) -> NoReturn:
     raise Refused(f'{what} is refused')
 
 
@@ -37,10 +37,11 @@ class PickledDtype:
             dtype = np.dtype(code) if isinstance(code, str) and len(code) < 20 else None
         except TypeError:
             dtype = None
-        bad = dtype is None or dtype.fields or dtype.subdtype or dtype.kind not in self.kinds
-        if bad or (dtype.kind in 'SUV' and dtype.itemsize == 0):
+        if dtype is None or dtype.fields or dtype.subdtype or dtype.kind not in self.kinds:
             _refuse(f'an array of {short(code)}')
-        self.dtype = dtype
+        if dtype.kind in 'SUV' and dtype.itemsize == 0:
+            _refuse(f'an array of {short(code)}')
+        self.dtype: np.dtype = dtype
 
     def __setstate__(self, state: tuple) -> np.dtype:
         """Take over the byte order, the fields, or the unit of times.
@@ -128,7 +129,8 @@ class PickledArray(np.ndarray):
             _refuse('an array with data of another size')
         else:
             data = bytes(data)
-        super().__setstate__((version, shape, dtype, bool(is_fortran), data))
+        # numpy's own types ask for numpy.bool, which its parser refuses.
+        super().__setstate__((version, shape, dtype, bool(is_fortran), data))  # type: ignore[arg-type]
         _check_text(self)
 
     def __reduce__(self) -> Any:
@@ -164,7 +166,7 @@ class _Scalar(_Function):
 class _FromBuffer(_Function):
     __slots__ = ()
 
-    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: str) -> np.ndarray:
+    def __call__(self, buffer: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         if not isinstance(buffer, (bytes, bytearray)):
             _refuse(f'an array over the memory of a {type(buffer).__name__}')
         dtype = _item_type(dtype)

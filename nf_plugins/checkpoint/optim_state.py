@@ -8,7 +8,7 @@ import reprlib
 import types
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, SupportsFloat, TypeGuard
 
 import numpy as np
 import torch
@@ -51,9 +51,9 @@ def known_optimizer(state: Any, wrapper: Any) -> dict[str, Any]:
         return state  # each process knows only a part
     own = wrapper.state_dict()
     kept = {key: value for key, value in _mapping('optimizer', state).items() if key in own}
-    groups = kept.get('param_groups')
-    count, wanted = len(groups) if isinstance(groups, list) else 'no', len(own['param_groups'])
-    if count != wanted:
+    groups, wanted = kept.get('param_groups'), len(own['param_groups'])
+    if not isinstance(groups, list) or len(groups) != wanted:
+        count = len(groups) if isinstance(groups, list) else 'no'
         raise ValueError(f'its optimizer has {count} parameter groups, the config {wanted}')
     kept['param_groups'] = [
         _group(f'parameter group {number}', group, like)
@@ -220,7 +220,7 @@ def _state(
 
 
 # ---------------------------------------------------------------- types
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[SupportsFloat]:
     """Whether a value is one real number, also of numpy or in a tensor."""
     if isinstance(value, Tensor):
         return (

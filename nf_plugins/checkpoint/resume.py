@@ -130,7 +130,8 @@ def take_over(checkpoint: Any, path: str, training: Training) -> tuple[dict[str,
             kept['param_schedulers'] = known_schedulers(saved, training.schedulers)
     except (ValueError, TypeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f'{path} does not fit the training: {printable(error)}') from None
-    if any(isinstance(hook, EMAHook) for hook in training.hooks) and 'ema_state_dict' in kept:
+    averages = any(isinstance(hook, EMAHook) for hook in training.hooks)
+    if averages and 'ema_state_dict' in kept and training.model is not None:
         _check_ema(kept, path, training.model)
     return kept, dropped
 
@@ -150,7 +151,7 @@ def check_training(checkpoint: Any, path: str) -> None:
         raise NoTrainingError(f'{path} holds weights but no training to go on with: use load_from')
 
 
-def known_parts(checkpoint: dict[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
+def known_parts(checkpoint: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
     """A checkpoint without what mmengine would run, and the names of what else is dropped.
 
     ``meta`` loses the config, which mmengine executes when it resumes and for its
@@ -292,15 +293,15 @@ def _history(value: Any) -> HistoryBuffer | None:
     """A log history of numbers alone, or None."""
     if not isinstance(value, HistoryBuffer):
         return None
-    logs, counts, length = (
-        getattr(value, name, None) for name in ('_log_history', '_count_history', 'max_length')
-    )
+    length = getattr(value, 'max_length', None)
+    logs, counts = (getattr(value, name, None) for name in ('_log_history', '_count_history'))
     whole = (
         type(length) is int
         and length > 0
-        and all(
-            isinstance(part, np.ndarray) and part.dtype.kind in 'biuf' for part in (logs, counts)
-        )
+        and isinstance(logs, np.ndarray)
+        and isinstance(counts, np.ndarray)
+        and logs.dtype.kind in 'biuf'
+        and counts.dtype.kind in 'biuf'
         and logs.ndim == 1
         and logs.shape == counts.shape
         and 0 < len(logs) <= length

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import math
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ DTYPES = {
 """The names of types in a header."""
 
 
-def read_safetensors(file: BinaryIO, map_location: Any = 'cpu') -> dict[str, Any]:
+def read_safetensors(file: io.BufferedReader, map_location: Any = 'cpu') -> dict[str, Any]:
     """Read a file of safetensors.
 
     Args:
@@ -90,10 +90,10 @@ def _described(entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]
     return dtype, shape, start, end
 
 
-def _read(file: BinaryIO, dtype: torch.dtype, shape: list[int]) -> Tensor:
+def _read(file: io.BufferedReader, dtype: torch.dtype, shape: list[int]) -> Tensor:
     tensor = torch.empty(shape, dtype=dtype)
     if tensor.numel():
-        memory = memoryview(tensor.flatten().view(torch.uint8).numpy())
+        memory = tensor.flatten().view(torch.uint8).numpy().data
         if file.readinto(memory) != len(memory):
             raise EOFError('the file ends too early')
     return tensor

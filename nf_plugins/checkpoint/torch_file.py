@@ -13,7 +13,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -189,10 +189,14 @@ class _Tensors:
         if not tensors or len(parts) != (2 if layout is torch.sparse_coo else 3):
             raise Refused('a sparse tensor has no tensors')
         if layout is torch.sparse_coo:
-            flag = dict(is_coalesced=data[3]) if len(data) > 3 and type(data[3]) is bool else {}
-            return torch.sparse_coo_tensor(*parts, self.size(size), check_invariants=True, **flag)
+            indices, values = parts
+            coalesced = data[3] if len(data) > 3 and type(data[3]) is bool else None
+            return torch.sparse_coo_tensor(
+                indices, values, self.size(size), check_invariants=True, is_coalesced=coalesced
+            )
+        compressed, plain, values = parts
         return torch.sparse_compressed_tensor(
-            *parts, self.size(size), layout=layout, check_invariants=True
+            compressed, plain, values, self.size(size), layout=layout, check_invariants=True
         )
 
     def quantized(
@@ -201,6 +205,8 @@ class _Tensors:
     ) -> Tensor:  # fmt: skip
         self._check(storage, offset, size, stride, getattr(storage, 'dtype', None))
         scheme, *parts = quantizer if isinstance(quantizer, tuple) else [None]
+        names: tuple[str, ...]
+        make: Callable[..., Tensor]
         if scheme is torch.per_tensor_affine and len(parts) == 2:
             names, make = ('scale', 'zero_point'), torch._empty_affine_quantized
             right = type(parts[0]) is float and type(parts[1]) is int
@@ -245,7 +251,7 @@ class _Tensors:
 
 
 def read_torch(
-    file: BinaryIO, map_location: Any = 'cpu', registered: Mapping[str, Any] | None = None
+    file: io.BufferedReader, map_location: Any = 'cpu', registered: Mapping[str, Any] | None = None
 ) -> Any:
     """Read a file of ``torch.save``.
 
@@ -287,10 +293,12 @@ def _typed(storage: torch.UntypedStorage, dtype: torch.dtype) -> torch.storage.T
 
 
 def _memory(storage: torch.UntypedStorage) -> memoryview:
-    return memoryview(torch.empty(0, dtype=torch.uint8).set_(storage).numpy())
+    return torch.empty(0, dtype=torch.uint8).set_(storage).numpy().data
 
 
-def _read_archive(file: BinaryIO, tensors: _Tensors, load: Callable[..., SafeUnpickler]) -> Any:
+def _read_archive(
+    file: io.BufferedReader, tensors: _Tensors, load: Callable[..., SafeUnpickler]
+) -> Any:
     with open_archive(file, compressed=False) as archive:
         entries = {entry.filename: entry for entry in archive.infolist()}
         folder = next(iter(entries), '').partition('/')[0] + '/'
@@ -299,7 +307,7 @@ def _read_archive(file: BinaryIO, tensors: _Tensors, load: Callable[..., SafeUnp
             raise zipfile.BadZipFile('it is no archive of PyTorch')
         if folder + 'constants.pkl' in entries:
             raise Refused('it is a program (TorchScript)')
-        order = sys.byteorder.encode()
+        order: bytes | bytearray = sys.byteorder.encode()
         if folder + 'byteorder' in entries:
             order = entry_bytes(archive, entries[folder + 'byteorder'])
         if order not in (b'little', b'big'):
@@ -328,7 +336,7 @@ def _read_archive(file: BinaryIO, tensors: _Tensors, load: Callable[..., SafeUnp
 
 
 def _read_legacy(
-    file: BinaryIO, tensors: _Tensors, load: Callable[..., SafeUnpickler], functions: dict
+    file: io.BufferedReader, tensors: _Tensors, load: Callable[..., SafeUnpickler], functions: dict
 ) -> Any:
     """Read a file of PyTorch before 1.6: pickles, then the bytes of the storages."""
     if MAGIC_NUMBER.to_bytes(10, 'little') not in file.read(32):
@@ -347,7 +355,7 @@ def _read_legacy(
 
     start = file.tell()
     load(file, persistent=remember, **plain).load()  # for the storages' sizes and their place
-    storages = {}
+    storages: dict[str, torch.UntypedStorage] = {}
     for key in load(file, **plain).load():
         dtype, _, size = described[key]
         count = int.from_bytes(file.read(8), 'little')
@@ -379,7 +387,7 @@ def _nothing(*args: Any) -> None:
     """Stands for a tensor while the storages are looked for."""
 
 
-def _fill(file: BinaryIO, storages: dict, key: str, size: int) -> None:
+def _fill(file: io.BufferedReader, storages: dict, key: str, size: int) -> None:
     if size > os.fstat(file.fileno()).st_size - file.tell():
         raise EOFError('the file ends too early')
     storages[key] = torch.UntypedStorage(size)

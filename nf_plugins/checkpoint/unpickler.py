@@ -61,8 +61,8 @@ class Limits:
 
 class _Dispatch(dict):
     def __missing__(self, code: int) -> Any:
-        known = pickletools.code2op.get(chr(code))
-        raise Refused(f'it uses the pickle opcode {known.name if known else code}')
+        names = {known.code: known.name for known in pickletools.opcodes}
+        raise Refused(f'it uses the pickle opcode {names.get(chr(code), code)}')
 
 
 _OPCODES = """PROTO STOP MARK POP POP_MARK DUP NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1
@@ -84,6 +84,13 @@ class SafeUnpickler(pickle._Unpickler):
         inert: Other names may be read as stand-ins; else each is refused.
     """
 
+    # Of Python's unpickler, whose types are not published.
+    stack: list[Any]
+    metastack: list[list[Any]]
+    memo: dict[int, Any]
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+
     def __init__(
         self,
         file: BinaryIO,
@@ -100,7 +107,7 @@ class SafeUnpickler(pickle._Unpickler):
         self.end = file.seek(0, io.SEEK_END)
         file.seek(place)
         self.limits, self.inert = limits, inert
-        self.functions = {
+        self.functions: dict[str, Callable[..., Any]] = {
             'builtins.dict': partial(self.make_dict, dict),
             'collections.OrderedDict': partial(self.make_dict, OrderedDict),
             'collections.Counter': partial(self.make_dict, Counter),
@@ -111,8 +118,10 @@ class SafeUnpickler(pickle._Unpickler):
         self.registered = {k: v for k, v in (registered or {}).items() if k not in self.functions}
         self.trusted = {id(value) for value in self.registered.values()}
         self.constants = constants
-        if persistent is not None:
-            self.persistent_load = persistent
+        self.persistent = persistent
+
+    def persistent_load(self, pid: Any) -> Any:
+        return super().persistent_load(pid) if self.persistent is None else self.persistent(pid)
 
     def load(self) -> Any:
         self.metastack, self.stack = [], []
@@ -125,13 +134,14 @@ class SafeUnpickler(pickle._Unpickler):
                 if not code:
                     raise EOFError('the file ends too early')
                 dispatch[code[0]](self)
-        except pickle._Stop as stop:
+        except pickle._Stop as stop:  # type: ignore[attr-defined]  # which is how a pickle ends
             if self.inert:  # else it is a tree, which whoever reads it follows to the leaves once
                 check_size(stop.value, self.end)
             return stop.value
         finally:  # what was read must not live as long as errors and references to `self`
             self.memo, self.stack, self.metastack, self.functions = {}, [], [], {}
-            self.append = self.persistent_load = None
+            self.persistent = None
+            del self.append
         raise Refused('it takes too many steps to read')
 
     def read(self, size: int) -> bytes:
@@ -179,8 +189,9 @@ class SafeUnpickler(pickle._Unpickler):
             return _refuse_name(function.name) if made is None else made
         if id(function) not in self.trusted:
             raise Refused(f'it calls a {type(function).__name__}')
-        make = function.__new__ if new else function
-        return make(*((function, *args) if new else args), **(kwargs or {}))
+        if new:
+            return function.__new__(function, *args, **(kwargs or {}))
+        return function(*args, **(kwargs or {}))
 
     def charge(self, args: Any, inner: bool = True) -> None:
         """Count the memory that a function may take to copy its arguments."""
@@ -273,7 +284,7 @@ class SafeUnpickler(pickle._Unpickler):
         state, target = self.stack.pop(), self.stack[-1]
         if id(type(target)) in self.trusted:
             self.append(state)
-            return super().load_build()
+            return super().load_build()  # type: ignore[misc]  # as above
         self.charge((state,))
         build = STATES.get(type(target))
         if build is None:
@@ -388,8 +399,8 @@ def check_size(root: Any, size: int) -> None:
             stack += containers
         else:
             stack.pop()
-            containers, leaves, text = inside.pop(id(value))
-            count = 1 + leaves + sum(sizes[id(part)][0] for part in containers)
+            containers, others, text = inside.pop(id(value))
+            count = 1 + others + sum(sizes[id(part)][0] for part in containers)
             depth = 1 + max((sizes[id(part)][1] for part in containers), default=0)
             text += _length(value) + sum(sizes[id(part)][2] for part in containers)
             if depth > DEPTH:

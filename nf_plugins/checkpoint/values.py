@@ -204,12 +204,12 @@ def _set_attributes(target: Any, state: Any) -> None:
 
 def _set_metadata(target: OrderedDict, state: Any) -> None:
     """Set ``_metadata`` of a state dict: the version of each module."""
-    modules = state.get('_metadata') if isinstance(state, dict) else None
+    modules: Any = state.get('_metadata') if isinstance(state, dict) else None
     _need(isinstance(modules, dict) and len(state) == 1, 'state dict')
     for metadata in modules.values():
         version = metadata.get('version') if isinstance(metadata, dict) else ''
         _need(isinstance(version, (int, type(None))), 'state dict')
-    target._metadata = modules
+    vars(target).update(_metadata=modules)
 
 
 STATES: dict[type, Callable[[Any, Any], Any]] = {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
-from typing import Any
+from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
@@ -13,9 +13,9 @@ from nf_plugins.spp.from_config import Options
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser that complains in one line, without its usage."""
+    """A parser whose errors are one line, without its usage."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         raise UsageError(f'{message} (see {self.prog} --help)')
 
 

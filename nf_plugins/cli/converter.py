@@ -60,8 +60,8 @@ def converter(
             path, key = split_weights_key(with_weights_key(args.src, args.weights_key))
             source, note = read(path, key)
         name = args.config or getattr(args, 'model', '')
-        files: dict[str, bytes | str] = {}
-        if args.config:
+        files: dict[str | os.PathLike, bytes | str | None] = {}
+        if named_model is None or args.config:
             cfg = load_config(args.config)
         else:
             with as_usage_error('bad arguments'):

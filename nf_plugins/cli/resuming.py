@@ -182,7 +182,7 @@ def latest_checkpoint(work_dir: str) -> str | None:
     """The checkpoint of a work dir with mmengine's usual names, as :func:`find_resumable`."""
     hook = CheckpointHook(interval=1)
     found = find_resumable(Training(None, hooks=[hook], work_dir=str(work_dir)))
-    return found and found.path
+    return None if found is None else found.path
 
 
 def finished(cfg: Config, found: Resumable) -> str | None:

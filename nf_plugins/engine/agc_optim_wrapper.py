@@ -16,7 +16,7 @@ from nf_plugins.registry import OPTIM_WRAPPERS
 from nf_plugins.utils.checks import check_type
 
 
-class _AGCMixin:
+class _AGCMixin(OptimWrapper):
     """Adds ``clip_grad=dict(type='agc', ...)`` to an optimizer wrapper of mmengine."""
 
     def __init__(self, optimizer: Optimizer, clip_grad: dict | None = None, **kwargs: Any) -> None:
@@ -33,7 +33,7 @@ class _AGCMixin:
             raise ValueError(
                 f'clip_grad of type agc takes clip_factor, eps and skip, got {", ".join(clip_grad)}'
             )
-        adaptive_clip_grad_([], **agc)  # complains about bad numbers now
+        adaptive_clip_grad_([], **agc)  # bad numbers are an error now, not at the first step
         # mmengine knows no such type; non-empty arguments make it unscale before it clips.
         check_type('optimizer', optimizer, Optimizer)
         super().__init__(optimizer=optimizer, clip_grad=dict(max_norm=1.0), **kwargs)
@@ -44,7 +44,7 @@ class _AGCMixin:
         """Keep the first model that is seen: ``skip`` means its names, of each moment."""
         if self._model is None:
             self._model = model
-            skipped_parameters(model, self.skip)  # complains about bad names now
+            skipped_parameters(model, self.skip)  # unknown names are an error now
 
     def initialize_count_status(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         self._see(model)
@@ -70,7 +70,7 @@ class _AGCMixin:
 
 
 @OPTIM_WRAPPERS.register_module()
-class AGCOptimWrapper(_AGCMixin, OptimWrapper):
+class AGCOptimWrapper(_AGCMixin):
     """Optimizer wrapper with adaptive gradient clipping.
 
     ``optim_wrapper=dict(type='AGCOptimWrapper', clip_grad=dict(type='agc',

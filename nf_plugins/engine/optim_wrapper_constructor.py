@@ -21,8 +21,12 @@ from nf_plugins.models.backbones.nf_block import NFBlock
 from nf_plugins.registry import OPTIM_WRAPPER_CONSTRUCTORS, class_of
 from nf_plugins.utils.checks import check_number
 
-GAINS = ((ScaledWSConv2d, 'gain'), (PWSConv2d, 'alpha'), (NFBlock, 'skip_gain'))
-GAINS += ((FixupBlock, 'scale'),)
+GAINS: tuple[tuple[type[nn.Module], str], ...] = (
+    (ScaledWSConv2d, 'gain'),
+    (PWSConv2d, 'alpha'),
+    (NFBlock, 'skip_gain'),
+    (FixupBlock, 'scale'),
+)
 """Modules, and the name of the gain in each."""
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -84,6 +88,7 @@ class NFOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         [((4, 3, 3, 3), 0.01), ((4,), 0.0), ((4,), 0.0)]
     """
 
+    base_wd: float | None
     DECAY_MULTS = dict(gain_decay_mult=0.0, bias_decay_mult=0.0, norm_decay_mult=0.0)
 
     def __init__(self, optim_wrapper_cfg: dict, paramwise_cfg: dict | None = None) -> None:
@@ -136,10 +141,13 @@ class NFOptimWrapperConstructor(DefaultOptimWrapperConstructor):
     def _layer_lr(self, model: nn.Module, name: str, group: dict) -> dict[str, Any]:
         """The learning rate of a parameter, by the depth of its layer."""
         backbone = getattr(model, 'backbone', None)
-        if hasattr(model, 'get_layer_depth'):
-            depth, layers = model.get_layer_depth(name)
-        elif hasattr(backbone, 'get_layer_depth'):
-            depth, layers = backbone.get_layer_depth(name, 'backbone.')
+        of_model, of_backbone = (
+            getattr(module, 'get_layer_depth', None) for module in (model, backbone)
+        )
+        if of_model is not None:
+            depth, layers = of_model(name)
+        elif of_backbone is not None:
+            depth, layers = of_backbone(name, 'backbone.')
         else:
             raise ValueError(
                 f'layer_decay_rate={self.layer_decay_rate} needs a model whose backbone has '

@@ -332,8 +332,8 @@ def _describe(data: Any) -> str:
     if isinstance(data, Tensor):
         return f'a tensor of {str(data.dtype).removeprefix("torch.")} {tuple(data.shape)}'
     if isinstance(data, dict):
-        items = [f'{key}={_describe(value)}' for key, value in [*data.items()][:4]]
-        return f'dict({", ".join(items)})'
+        pairs = [f'{key}={_describe(value)}' for key, value in [*data.items()][:4]]
+        return f'dict({", ".join(pairs)})'
     if isinstance(data, (list, tuple)):
         items = ', '.join(_describe(value) for value in data[:2])
         return f'a {type(data).__name__} of {len(data)} ({items}{", ..." * (len(data) > 2)})'

@@ -7,11 +7,15 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
 
 from nf_plugins.utils.checks import check_number, check_type
+
+if TYPE_CHECKING:  # its import takes a second
+    from torch.distributed.tensor import DTensor
 
 
 def _is_vector(x: Tensor) -> bool:
@@ -19,7 +23,7 @@ def _is_vector(x: Tensor) -> bool:
     return sum(size > 1 for size in x.shape) <= 1
 
 
-def _is_distributed(x: Tensor) -> bool:
+def _is_distributed(x: Tensor) -> TypeGuard[DTensor]:
     """Whether it is a DTensor, as the parameters of FSDP2 are."""
     return hasattr(x, 'device_mesh') and hasattr(x, 'placements')
 
@@ -162,9 +166,9 @@ def _named(params: nn.Module | Tensor | Iterable) -> list[tuple[str, Tensor]]:
     return named
 
 
-def _to_clip(named: list[tuple[str, Tensor]]) -> list[Tensor]:
-    """The parameters with something to clip, each once."""
-    params = {}
+def _to_clip(named: list[tuple[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+    """The parameters with something to clip, each once, and their gradients."""
+    found = {}
     for name, p in named:
         if _is_flat_piece(p):
             raise ValueError(
@@ -179,8 +183,8 @@ def _to_clip(named: list[tuple[str, Tensor]]) -> list[Tensor]:
                 f'{name or "a parameter"} of the shape {tuple(p.shape)}: skip it, or build its '
                 f'layer without sparse=True'
             )
-        params[id(p)] = p
-    return list(params.values())
+        found[id(p)] = p, p.grad
+    return list(found.values())
 
 
 @torch.no_grad()
@@ -251,47 +255,51 @@ def adaptive_clip_grad_(
 
 
 def _clip(named: list[tuple[str, Tensor]], clip_factor: float, eps: float) -> Tensor:
-    vectors: dict[tuple, list[Tensor]] = defaultdict(list)
-    matrices: dict[tuple, list[Tensor]] = defaultdict(list)
-    sharded = []
-    for p in _to_clip(named):
-        kind = p.device, p.dtype, p.grad.dtype
+    vectors: dict[tuple, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    matrices: dict[tuple, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+    sharded: list[tuple[DTensor, DTensor]] = []
+    for p, grad in _to_clip(named):
+        kind = p.device, p.dtype, grad.dtype
         if _is_distributed(p):
-            sharded.append(p)
+            sharded.append((p, cast('DTensor', grad)))  # as the gradient of a DTensor is one
         elif _is_vector(p):
-            vectors[kind].append(p)
+            vectors[kind].append((p, grad))
         else:
-            matrices[(p[0].numel(), *kind)].append(p)
+            matrices[p[0].numel(), kind].append((p, grad))
 
     limits = clip_factor, eps
     counts = [_clip_vectors(group, *limits) for group in vectors.values()]
-    for (unit, device, *_), group in matrices.items():
+    for (unit, (device, *_)), group in matrices.items():
         if device.type == 'cpu':  # where a copy costs more than a call
-            counts += [_clip_rows(p, p.grad, *limits) for p in group]
+            counts += [_clip_rows(p, grad, *limits) for p, grad in group]
         else:
-            weights = torch.cat([p.reshape(-1, unit) for p in group])
-            grads = torch.cat([p.grad.reshape(-1, unit) for p in group])
+            weights = torch.cat([p.reshape(-1, unit) for p, _ in group])
+            grads = torch.cat([grad.reshape(-1, unit) for _, grad in group])
             counts.append(_clip_rows(weights, grads, *limits))
-            rows = grads.split([len(p) for p in group])
-            rows = [r.view_as(p) for r, p in zip(rows, group)]
-            torch._foreach_copy_([p.grad for p in group], rows)
-    for p in sharded:
-        factor, clipped = _factors(unitwise_norm(p), unitwise_norm(p.grad), clip_factor, eps)
+            rows = grads.split([len(p) for p, _ in group])
+            rows = [r.view_as(p) for r, (p, _) in zip(rows, group)]
+            torch._foreach_copy_([grad for _, grad in group], rows)
+    for weight, grad in sharded:
+        factor, clipped = _factors(unitwise_norm(weight), unitwise_norm(grad), clip_factor, eps)
         # Not in place: where a sharded axis has length 1 the product has another placement.
-        p.grad.copy_((p.grad * factor).redistribute(placements=p.grad.placements))
+        product = cast('DTensor', grad * factor)
+        grad.copy_(product.redistribute(placements=grad.placements))
         counts.append((clipped.sum(), clipped.numel()))
     return _fraction(counts)
 
 
-def _clip_vectors(params: list[Tensor], clip_factor: float, eps: float) -> tuple[Tensor, int]:
-    grads = [p.grad for p in params]
+def _clip_vectors(
+    group: list[tuple[Tensor, Tensor]], clip_factor: float, eps: float
+) -> tuple[Tensor, int]:
+    params, grads = map(list, zip(*group))
     norms = []
     for tensors in (params, grads):
         norm = torch.stack(torch._foreach_norm(tensors, 2, _norm_dtype(tensors[0])))
         if _overflowed(norm):
             norm = torch.stack([_scaled_norm(x, None).view(()) for x in tensors])
         norms.append(norm)
-    factor, clipped = _factors(*norms, clip_factor, eps)
+    weight_norm, norm = norms
+    factor, clipped = _factors(weight_norm, norm, clip_factor, eps)
     if _norm_dtype(grads[0]) is None:  # else the product is computed in float32
         factor = factor.to(grads[0].dtype)
     torch._foreach_mul_(grads, list(factor.unbind()))
@@ -319,4 +327,4 @@ def _fraction(counts: list[tuple[Tensor, int]]) -> Tensor:
     clipped = [torch.stack(local).sum()] if local else []
     if sharded:  # added up before the one reduction over the ranks
         clipped.append(sum(sharded[1:], sharded[0]).full_tensor())
-    return sum(clipped) / total
+    return sum(clipped[1:], clipped[0]) / total

@@ -132,9 +132,9 @@ def _mean_and_square(
     if over and x.shape[2] > _SUM:
         parts = [piece for part in parts for piece in part.split(_SUM, 2)]
     mean, square = torch.zeros(2, x.shape[1], dtype=x.dtype)
-    buffer = None if shift is None else torch.empty(parts[0].numel(), dtype=x.dtype)
+    buffer = torch.empty(0 if shift is None else parts[0].numel(), dtype=x.dtype)
     for part in parts:
-        if buffer is not None:
+        if shift is not None:
             part = torch.sub(part, shift, out=buffer[: part.numel()].view(part.shape))
         sums = part.sum(over)
         squares = torch.linalg.vector_norm(part, dim=over).square_()

@@ -7,7 +7,7 @@ import inspect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
@@ -22,7 +22,7 @@ from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_type
 
 from .same_conv import SameConv2d
-from .standardized_conv import StandardizedConv2d
+from .standardized_conv import Pair, StandardizedConv2d
 
 _PLAIN = (nn.Conv2d, WrappedConv2d, Conv2dAdaptivePadding, SameConv2d)
 _HOOKS = [name for name in vars(nn.Module()) if '_hook' in name]
@@ -112,7 +112,7 @@ def convert(
         why = 'named by skip' if module in skipped else _why_left(module)
         if why:
             report.left[name] = why
-        elif isinstance(module, _ConvNd) and id(module) not in made:
+        elif isinstance(module, nn.Conv2d) and id(module) not in made:
             made[id(module)] = _replacement(module, layer, options)
     # Nothing is changed before all replacements could be built.
     for name, module in modules:
@@ -199,10 +199,10 @@ def _replacement(
         new = layer(
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,
-            conv.stride,
-            'same' if same else conv.padding,
-            conv.dilation,
+            cast(Pair, conv.kernel_size),
+            cast(Pair, conv.stride),
+            'same' if same else cast('str | Pair', conv.padding),
+            cast(Pair, conv.dilation),
             conv.groups,
             conv.bias is not None,
             conv.padding_mode,
@@ -211,7 +211,7 @@ def _replacement(
             **options,
         )
     # Not by setattr: the layer takes no new weight from others.
-    new._parameters.update(weight=weight, bias=conv.bias)
+    new._parameters.update(conv._parameters)
     for name, parameter in new.named_parameters():
         if name not in ('weight', 'bias'):
             parameter.requires_grad_(weight.requires_grad)

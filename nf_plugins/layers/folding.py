@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from mmcv.cnn.bricks import Conv2dAdaptivePadding
@@ -16,7 +17,7 @@ from nf_plugins.functional import fixed_same_padding
 from nf_plugins.registry import MODELS
 
 from .same_conv import SameConv2d
-from .standardized_conv import PWSConv2d, StandardizedConv2d
+from .standardized_conv import Pair, PWSConv2d, StandardizedConv2d
 
 DERIVED = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 """Hooks that make a weight from other parameters before each forward pass."""
@@ -60,7 +61,8 @@ def fold(model: nn.Module) -> nn.Module:
         >>> fold(net)[0]
         Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1), padding=(1, 1))
     """
-    owners = [module for module in model.modules() if hasattr(module, 'conv_factors')]
+    # Any: PyTorch's types do not know methods that only some modules have.
+    owners: list[Any] = [part for part in model.modules() if hasattr(part, 'conv_factors')]
     plain: dict[nn.Module, nn.Conv2d] = {}
     for owner in owners:
         for conv, factors in owner.conv_factors().items():
@@ -100,6 +102,7 @@ def plain_convolution(
         ValueError: See :func:`fold`.
     """
     kind = _check_foldable(conv)
+    conv = cast(nn.Conv2d, conv)  # as the check has found
     derived = [hook for hook in conv._forward_pre_hooks.values() if isinstance(hook, DERIVED)]
     changed = derived or parametrize.is_parametrized(conv) or kind is None
     if not changed and factor == 1 and isinstance(output_factor, float) and output_factor == 1:
@@ -108,8 +111,10 @@ def plain_convolution(
         for hook in derived:
             hook(conv, ())
         if isinstance(conv, StandardizedConv2d):
-            gain = output_factor if isinstance(output_factor, Tensor) else None
-            weight = conv.standardize(factor * (1.0 if gain is not None else output_factor), gain)
+            if isinstance(output_factor, Tensor):
+                weight = conv.standardize(factor, output_factor)
+            else:
+                weight = conv.standardize(factor * output_factor)
         else:
             weight = conv.weight * factor * output_factor
         bias = None if conv.bias is None else conv.bias * output_factor
@@ -129,7 +134,8 @@ def plain_convolution(
 
 def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
     """The class of a plain convolution, None for a standardized one, an error for others."""
-    kind, name = parametrize.type_before_parametrizations(conv), type(conv).__name__
+    kind: type | None = parametrize.type_before_parametrizations(conv)
+    name = type(conv).__name__
     if isinstance(conv, StandardizedConv2d):
         own = [n for n in COMPUTING if not any(getattr(kind, n) is getattr(k, n) for k in KNOWN)]
         if own:
@@ -174,13 +180,22 @@ def _is_trained(conv: nn.Module, name: str) -> bool:
 
 def _plain_like(conv: nn.Conv2d, kind: type[nn.Conv2d] | None, bias: bool) -> nn.Conv2d:
     """A plain convolution of the shape of another, without memory for its parameters."""
-    padding, options = conv.padding, dict(padding_mode=conv.padding_mode)
+    padding = conv.padding
     if padding == 'same':
         axes = zip(conv.kernel_size, conv.stride, conv.dilation)
-        fixed = tuple(fixed_same_padding(*axis) for axis in axes)
-        padding = 'same' if None in fixed else fixed
-    if kind is Conv2dAdaptivePadding or (padding == 'same' and max(conv.stride) > 1):
-        kind, padding, options = SameConv2d, 0, {}
-    shape = (conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, padding)
+        sizes = [fixed_same_padding(*axis) for axis in axes]
+        fixed = tuple(size for size in sizes if size is not None)
+        padding = fixed if len(fixed) == len(sizes) else 'same'
+    adaptive = kind is Conv2dAdaptivePadding or (padding == 'same' and max(conv.stride) > 1)
     with torch.device('meta'):
-        return (kind or nn.Conv2d)(*shape, conv.dilation, conv.groups, bias, **options)
+        return (SameConv2d if adaptive else nn.Conv2d)(
+            conv.in_channels,
+            conv.out_channels,
+            cast(Pair, conv.kernel_size),
+            cast(Pair, conv.stride),
+            0 if adaptive else cast('str | Pair', padding),
+            cast(Pair, conv.dilation),
+            conv.groups,
+            bias,
+            **({} if adaptive else dict(padding_mode=conv.padding_mode)),
+        )

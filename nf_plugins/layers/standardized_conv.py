@@ -16,7 +16,7 @@ import math
 import operator
 from dataclasses import replace
 from functools import reduce
-from typing import Any
+from typing import Any, Literal, TypeGuard
 
 import torch
 import torch.fx
@@ -41,6 +41,9 @@ from nf_plugins.functional.standardization import (
 )
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_pair
+
+Pair = tuple[int, int]
+"""The type of a size on both axes; PyTorch's types say ``tuple[int, ...]``."""
 
 
 class StandardizedConv2d(nn.Conv2d):
@@ -75,18 +78,22 @@ class StandardizedConv2d(nn.Conv2d):
     """
 
     deployed = False
+    kernel_size: Pair
+    stride: Pair
+    padding: str | Pair
+    dilation: Pair
 
     def __init__(
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | tuple[int, int],
-        stride: int | tuple[int, int] = 1,
-        padding: int | tuple[int, int] | str = 0,
-        dilation: int | tuple[int, int] = 1,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: int | Pair | str = 0,
+        dilation: int | Pair = 1,
         groups: int = 1,
         bias: bool = True,
-        padding_mode: str = 'zeros',
+        padding_mode: Literal['zeros', 'reflect', 'replicate', 'circular'] = 'zeros',
         **kwargs: Any,
     ) -> None:
         check_integer('in_channels', in_channels)
@@ -160,7 +167,7 @@ class StandardizedConv2d(nn.Conv2d):
 
         Args:
             x: The input.
-            skip_gain: A scalar that the output is multiplied by, but in the weight.
+            skip_gain: A scalar factor of the output; the weight and the bias are multiplied by it.
         """
         bias = self.bias
         if skip_gain is not None and bias is not None:
@@ -185,7 +192,7 @@ class StandardizedConv2d(nn.Conv2d):
             return F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
         if self.padding == 'valid':
             return x, (0, 0)
-        if self.padding != 'same':
+        if not isinstance(self.padding, str):
             return x, self.padding
         if isinstance(x, torch.fx.Proxy):
             return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
@@ -197,7 +204,8 @@ class StandardizedConv2d(nn.Conv2d):
         known = all(isinstance(size, int) for size in x.shape)
         if not known or any(before != after for before, after in pads):
             return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
-        return x, tuple(before for before, _ in pads)
+        (top, _), (left, _) = pads
+        return x, (top, left)
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.deployed:
@@ -298,7 +306,7 @@ def _refuse_merger(module: nn.Module, name: str, new: nn.Module | None) -> None:
                 raise TypeError(layer._advice(f'cannot be merged into a {type(new).__name__}'))
 
 
-def _is_standardized(module: nn.Module) -> bool:
+def _is_standardized(module: nn.Module) -> TypeGuard[StandardizedConv2d]:
     return isinstance(module, StandardizedConv2d) and not module.deployed
 
 
@@ -319,7 +327,7 @@ class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d')
     Args:
         *args: As :class:`torch.nn.Conv2d`: ``in_channels``, ``out_channels``,
             ``kernel_size``, ``stride``, ``padding`` (``'same'`` with any stride), ...
-        gamma: Gain of the activation in front, a constant.
+        gamma: Gain of the activation before the convolution, a constant.
         eps: Floor of the variance; None takes the default of the mode.
         eps_mode: 'clamp' (DeepMind, 1e-4) or 'add' (timm, 1e-5).
         gain_init: Start of the learnable gain of each filter, a parameter of shape
@@ -340,6 +348,8 @@ class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d')
         torch.Size([1, 8, 4, 4])
     """
 
+    gain: nn.Parameter | None
+
     def __init__(
         self,
         *args: Any,
@@ -354,7 +364,7 @@ class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d')
         self.gamma = check_number('gamma', gamma)
         self.gain_init = None if gain_init is None else check_number('gain_init', gain_init)
         super().__init__(*args, **kwargs)
-        if gain_init is None:
+        if self.gain_init is None:
             self.register_parameter('gain', None)
         else:
             self.gain = nn.Parameter(torch.full_like(self.weight[:, 0, 0, 0], self.gain_init))
@@ -364,7 +374,7 @@ class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d')
         nn.init.normal_(self.weight, std=self.fan_in**-0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
-        if hasattr(self, 'gain') and self.gain is not None:
+        if hasattr(self, 'gain') and self.gain is not None and self.gain_init is not None:
             nn.init.constant_(self.gain, self.gain_init)
 
     def standardization(self) -> Standardization:
@@ -413,6 +423,8 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
 
     keys_set_on_load = ('alpha_initialized',)
     """Keys that need not be in a state dict: weights without the flag are trained already."""
+
+    alpha_initialized: Tensor
 
     def __init__(
         self,

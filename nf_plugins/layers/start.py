@@ -31,20 +31,22 @@ def start(layer: nn.Module, init: Callable[..., None], **options: Any) -> None:
         0.0
     """
     init(layer, **options)
-    layer.reset_parameters = partial(_reset, layer, init, options)
+    vars(layer)['reset_parameters'] = partial(_reset, layer, init, options)
 
 
 def _reset(layer: nn.Module, init: Callable[..., None], options: dict[str, Any]) -> None:
-    type(layer).reset_parameters(layer)
+    kind: Any = type(layer)  # one of PyTorch's, which has the method
+    kind.reset_parameters(layer)
     init(layer, **options)
 
 
-def normal_weight(layer: nn.Module, std: float) -> None:
+def normal_weight(layer: nn.Conv2d | nn.Linear, std: float) -> None:
     """A Gaussian weight; the rest stays."""
     nn.init.normal_(layer.weight, std=std)
 
 
-def truncated_normal(layer: nn.Module, std: float) -> None:
+def truncated_normal(layer: nn.Conv2d, std: float) -> None:
     """A truncated Gaussian weight and no bias."""
     nn.init.trunc_normal_(layer.weight, std=std)
-    nn.init.zeros_(layer.bias)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)

@@ -71,7 +71,7 @@ _MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 _HALF = [127.5, 127.5, 127.5]
 
 
-def timm_model(name: str, num_classes: int = 1000) -> dict:
+def timm_config(name: str, num_classes: int = 1000) -> dict:
     """The mm config of one of timm's ``NormFreeNet`` models.
 
     Args:
@@ -87,7 +87,7 @@ def timm_model(name: str, num_classes: int = 1000) -> dict:
         ValueError: Unknown name.
 
     Example:
-        >>> timm_model('nf_resnet50')['backbone']['eps_mode']
+        >>> timm_config('nf_resnet50')['backbone']['eps_mode']
         'add'
     """
     backbone = TIMM_BACKBONES[check_choice('name', name, TIMM_BACKBONES)]
@@ -112,3 +112,6 @@ def timm_model(name: str, num_classes: int = 1000) -> dict:
         neck=dict(type='nf_plugins.ReLUNeck', in_channels=channels, act_cfg=dict(act_cfg)),
         head=dict(type='mmpretrain.LinearClsHead', num_classes=num_classes, in_channels=channels),
     )
+
+
+timm_model = timm_config  # its name in version 0.1.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -261,7 +262,8 @@ def _measured_blocks(
     stem = stem_of(residuals[0], tracer) if residuals else None
     if stem is not None:
         found.append(('stem', 'stem', stem, None))
-    for item in sorted([*residuals, *units], key=lambda item: item.node.index):
+    items: list[Residual | Unit] = [*residuals, *units]
+    for item in sorted(items, key=lambda item: item.node.index):
         kind = 'plain'
         if isinstance(item, Residual):
             kind = 'residual' if item.identity else 'transition'
@@ -361,16 +363,13 @@ def merge_ranks(measurements: list[Measurement]) -> None:
             ]
         )
         sizes = [size for s in stats for size in (1, len(s.mean), len(s.mean))]
-        merged: list[ChannelStatistics] | None = None
-        for vector in all_gather(flat):
-            parts = vector.split(sizes)
-            ranks = [
-                ChannelStatistics(int(count), mean, m2)
-                for count, mean, m2 in zip(parts[::3], parts[1::3], parts[2::3])
-            ]
-            merged = ranks if merged is None else [a + b for a, b in zip(merged, ranks)]
-        for m, s in zip(chosen, merged):
-            setattr(m, kind, s)
+        split = (vector.split(sizes) for vector in all_gather(flat))
+        ranks = (
+            [ChannelStatistics(int(n), mean, m2) for n, mean, m2 in zip(p[::3], p[1::3], p[2::3])]
+            for p in split
+        )
+        for m, of_ranks in zip(chosen, zip(*ranks)):
+            setattr(m, kind, functools.reduce(operator.add, of_ranks))
 
 
 def zero_parameter(

@@ -14,7 +14,7 @@ from nf_plugins.version import __version__
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
 
 SCHEMA = 'nf_plugins.spp/1'
 
@@ -248,7 +248,7 @@ class SignalProfile:
 
         return to_table(self)
 
-    def plot(self, ax: Axes | None = None, metric: str = 'avg_var') -> Figure:
+    def plot(self, ax: Axes | None = None, metric: str = 'avg_var') -> Figure | SubFigure:
         """Draw the three panels, or one metric into ``ax``.
 
         Args:

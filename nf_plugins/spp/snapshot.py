@@ -173,8 +173,8 @@ def _children(path: str, content: Any, hops: int) -> list[tuple[str, Any, int]]:
     return [(f'{path}.{k}', v, hops) for k, v in items if type(v) not in _ATOMS]
 
 
-def _copy(container: type, value: Any) -> dict | list:
-    """What is in a container, without a method of its own class."""
+def _copy(container: Any, value: Any) -> dict | list:
+    """What is in a container, read by a method of ``container``, one of ``_CONTAINERS``."""
     if issubclass(container, dict):
         return value.copy() if type(value) is dict else dict(container.items(value))
     return list(container.__iter__(value))
@@ -185,12 +185,13 @@ def _same(before: dict | list, now: dict | list, ordered: bool) -> bool:
         return False
     if not ordered:
         return set(map(id, before)) == set(map(id, now))
-    if isinstance(before, dict) and not all(map(operator.is_, before.values(), now.values())):
-        return False
+    if isinstance(before, dict) and isinstance(now, dict):
+        if not all(map(operator.is_, before.values(), now.values())):
+            return False
     return all(map(operator.is_, before, now))
 
 
-def _refill(container: type, value: Any, content: dict | list) -> None:
+def _refill(container: Any, value: Any, content: dict | list) -> None:
     now = value if type(value) is container else _copy(container, value)
     if _same(content, now, container is not set):
         return

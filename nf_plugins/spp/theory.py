@@ -8,7 +8,7 @@ from torch import nn
 
 from nf_plugins.functional import GAMMA
 
-from .trace import BATCH_NORMS, CONVOLUTIONS, MOVES, Node, Residual, Tracer
+from .trace import BATCH_NORMS, CONVOLUTIONS, MOVES, Node, Residual, Tracer, Unit
 
 if TYPE_CHECKING:
     from .profile import BlockSignal
@@ -65,7 +65,7 @@ def _untrained(norm: nn.Module | None) -> bool:
 
 
 def add_theory(
-    blocks: list[tuple[BlockSignal, Residual | None]], tracer: Tracer, mode: str
+    blocks: list[tuple[BlockSignal, Residual | Unit | None]], tracer: Tracer, mode: str
 ) -> None:
     r"""Fill in ``expected_var`` and ``expected_res_var``.
 
@@ -96,7 +96,7 @@ def add_theory(
         if mode != 'train':
             continue
         block.expected_res_var = branch_variance(residual.bare, modules)
-        if block.expected_res_var is None:
+        if block.expected_res_var is None or block.branch_gain is None:
             expected = None
             continue
         added = block.branch_gain**2 * block.expected_res_var
@@ -108,17 +108,18 @@ def add_theory(
 
 def _alpha(block: nn.Module | None) -> float | None:
     """alpha of a normalizer-free block with a theory: ours, and timm's ``NormFreeBlock``."""
-    if hasattr(block, 'expected_var'):
-        return None if block.expected_var is None else block.alpha
     alpha, beta = getattr(block, 'alpha', None), getattr(block, 'beta', None)
+    if hasattr(block, 'expected_var'):
+        return None if getattr(block, 'expected_var', None) is None else alpha
     return alpha if isinstance(alpha, float) and isinstance(beta, float) else None
 
 
 def _nf_variance(
     block: BlockSignal, module: nn.Module | None, before: float | None
 ) -> float | None:
-    if getattr(module, 'expected_var', None) is not None:
-        return module.expected_var
+    own = getattr(module, 'expected_var', None)
+    if own is not None:
+        return own
     alpha = _alpha(module)
     if alpha is None or before is None:
         return None

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
+from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .execution import entered, grad_mode, plain_execution, run
@@ -79,8 +80,8 @@ class Node:
     module: str
     axis: int | None  # of the channels
     dims: int
-    root: Node = None  # what it is a view of
-    idom: Node = None  # immediate dominator
+    root: Node = field(init=False)  # what it is a view of
+    idom: Node = field(init=False)  # immediate dominator; the input has none
     level: int = 0  # in the dominator tree
     depth: int = 0  # most heavy operations on a path from the input
     users: list[Node] = field(default_factory=list)
@@ -117,7 +118,7 @@ class Residual:
         channel_dim: Axis of the channels.
         pooled: Whether the shortcut is average-pooled.
         normalized: Whether the branch has an activation norm.
-        activated: Whether the block ends in an activation behind the addition.
+        activated: Whether the block ends in an activation after the addition.
         gains: What the branch is multiplied with between its end and the addition:
             numbers (alpha) and parameters (SkipInit gain, LayerScale).
     """
@@ -126,16 +127,16 @@ class Residual:
     identity: bool
     shape: tuple[int, ...]
     channel_dim: int
+    source: Node = field(repr=False)
+    shortcut: Node = field(repr=False)
+    end: Node = field(repr=False)  # of the branch, its operand in the addition
+    bare: Node = field(repr=False)  # the same without gains
     pooled: bool = False
     normalized: bool = False
     activated: bool = False
     gains: list[float | Tensor] = field(default_factory=list)
 
-    node: Node = field(default=None, repr=False)
-    source: Node = field(default=None, repr=False)
-    shortcut: Node = field(default=None, repr=False)
-    end: Node = field(default=None, repr=False)  # of the branch, its operand in the addition
-    bare: Node = field(default=None, repr=False)  # the same without gains
+    node: Node = field(init=False, repr=False)  # the sum
     owner: str = field(default='', repr=False)  # the module that runs the addition
     measured_branch: Any = field(default=None, repr=False)
     branch_scale: float = field(default=1.0, repr=False)
@@ -416,7 +417,7 @@ class Tracer(TorchDispatchMode):
             residual.measured_output = self.measure(tensor, residual.channel_dim)
 
     def follow_activation(self, tensor: Tensor, out: Tensor) -> None:
-        """An activation behind the addition, in the same module, is part of the block."""
+        """An activation after the addition, in the same module, is part of the block."""
         _, residual = self.pending.pop(id(tensor))
         if self.stack[-1] != '' and is_inside(self.stack[-1], residual.owner):
             residual.activated = True
@@ -440,9 +441,9 @@ class Tracer(TorchDispatchMode):
     def leave(self, module: nn.Module, output: Any) -> None:
         name = self.stack.pop()
         count = self.entries.pop()
-        for tensor, residual in list(self.pending.values()):
-            if residual.owner == name and id(tensor) in self.pending:
-                self.settle(tensor)
+        for pending, residual in list(self.pending.values()):
+            if residual.owner == name and id(pending) in self.pending:
+                self.settle(pending)
         repeated = module in self.repeated
         early = not self.candidates and name.count('.') == 0
         if count != len(self.candidates) or not (repeated or early):
@@ -483,8 +484,8 @@ class Tracer(TorchDispatchMode):
         ]
         kept = list(self.candidates)
         for outer in self.candidates:  # a skip around blocks is none itself
-            inner = {r.name for r in kept if r is not outer and r.node in branches[outer]}
-            types = [type(self.modules.get(name)) for name in inner - {outer.name}]
+            names = {r.name for r in kept if r is not outer and r.node in branches[outer]}
+            types = [type(self.modules.get(name)) for name in names - {outer.name}]
             if len(set(types)) < len(types):
                 kept.remove(outer)
         inner = {r for r in kept for outer in kept if r is not outer and r.node in branches[outer]}
@@ -567,7 +568,7 @@ def _has_weights(module: nn.Module) -> bool:
 
 def _repeated_modules(names: dict[nn.Module, str]) -> set[nn.Module]:
     """Modules like others: beside one of their class in a container, or several weights large."""
-    found = set()
+    found: set[nn.Module] = set()
     kinds = Counter(type(module) for module in names)
     for module in names:
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
@@ -606,7 +607,7 @@ def common_dominator(a: Node, b: Node) -> Node:
 
 
 def path_nodes(end: Node, start: Node, without: Collection[Node] = ()) -> set[Node]:
-    """Nodes behind ``start``, up to and with ``end``, that ``end`` is computed from."""
+    """The nodes after ``start`` that ``end`` is computed from, and ``end`` itself."""
     seen, todo = set(), [end]
     while todo:
         node = todo.pop()
@@ -658,7 +659,8 @@ def tracing(
     """Follow what a model does with ``inputs`` inside the block."""
     names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
     tracer = Tracer(names, measure, before_write)
-    thread, hooks = threading.get_ident(), []
+    thread = threading.get_ident()
+    hooks: list[RemovableHandle] = []
     # The compiled and what it was made of are one.
     watched = {module for module in names if '_orig_mod' not in module._modules}
     scripted = any(isinstance(module, torch.jit.ScriptModule) for module in watched)

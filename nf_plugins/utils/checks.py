@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral, Number, Real
-from typing import Any
+from typing import Any, TypeGuard
 
 LARGEST = 2**31 - 1
 """Of a size: no axis of a tensor that fits into memory beside others is longer."""
 
-_NUMBERS = {
+_NUMBERS: dict[str, Callable[[float], bool]] = {
     'a finite number': lambda x: True,
     'a positive number': lambda x: x > 0,
     'at least 0': lambda x: x >= 0,
@@ -59,14 +59,18 @@ def check_number(name: str, value: Any, kind: str = 'a finite number') -> float:
         ValueError: alpha must be a positive number, got nan
     """
     message = f'{name} must be {kind}, got {value!r}'
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is_real(value):
         raise TypeError(message)
     if not abs(value) <= sys.float_info.max or not _NUMBERS[kind](value):
         raise ValueError(message)
     return float(value)
 
 
-def _is_integer(value: Any) -> bool:
+def _is_real(value: Any) -> TypeGuard[float]:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _is_integer(value: Any) -> TypeGuard[int]:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
@@ -128,4 +132,5 @@ def check_pair(name: str, value: Any) -> tuple[int, int]:
     """
     if isinstance(value, Number):
         return (check_integer(name, value),) * 2
-    return check_integers(name, value, 2, 'a positive integer or ')
+    first, second = check_integers(name, value, 2, 'a positive integer or ')
+    return first, second

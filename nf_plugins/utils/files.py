@@ -55,7 +55,8 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str | None]) -
     for path in list(files):
         if _is_special(path):
             path.write_bytes(_encode(files.pop(path) or b''))
-    new = {path: _unused_name(path, 'tmp') for path in files if files[path] is not None}
+    written = {path: data for path, data in files.items() if data is not None}
+    new = {path: _unused_name(path, 'tmp') for path in written}
     old = {path: _unused_name(path, 'old') for path in files}
     for path in new:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +74,7 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str | None]) -
 
         try:
             for path, temporary in new.items():
-                _stage(temporary, path, _encode(files[path]))
+                _stage(temporary, path, _encode(written[path]))
             staged = True
             for path, aside in old.items():
                 if path not in fresh:

@@ -86,7 +86,7 @@ def scheduler_settings(name):
     return settings
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 @pytest.mark.parametrize('name', sorted(PARAM_SCHEDULERS.module_dict))
 def test_every_scheduler_goes_on(name, tmp_path):
     changes = dict(param_scheduler=scheduler_settings(name))
@@ -106,7 +106,7 @@ NOT_ALONE = dict(
 )
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 @pytest.mark.parametrize('name', sorted(OPTIMIZERS.module_dict))
 def test_every_optimizer_goes_on(name, tmp_path):
     if name in NOT_ALONE:
@@ -134,7 +134,7 @@ NOT_HERE = dict(
 )
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 @pytest.mark.parametrize('name', sorted(HOOKS.module_dict))
 def test_every_hook_goes_on(name, tmp_path):
     if name in NOT_HERE:
@@ -152,7 +152,7 @@ def test_every_hook_goes_on(name, tmp_path):
         assert_goes_on(tmp_path, custom_hooks=[hook])
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 @pytest.mark.parametrize(
     'changes',
     [

@@ -114,7 +114,7 @@ def test_the_running_batch_is_what_was_trained_on(tmp_path):
     assert record['input']['shape'] == [64, 1, 16, 16]
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_scalars_reach_the_visualizer(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -136,7 +136,7 @@ def test_scalars_reach_the_visualizer(tmp_path):
     assert {r['step']: r[tag] for r in local if tag in r} == pytest.approx(expected)
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_a_resumed_training_has_no_gaps_and_no_doubles(tmp_path):
     """Killed behind a record but before its checkpoint; the two timestamps differ."""
     hook = dict(by_epoch=False, interval=2)
@@ -154,7 +154,7 @@ def test_a_resumed_training_has_no_gaps_and_no_doubles(tmp_path):
     assert aside == ['iter_00000004.json', 'iter_00000006.json']
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_a_second_training_in_the_same_folder_is_another_one(tmp_path):
     hook = dict(interval=1)
     train(tmp_path, hook=hook, epochs=1, **NF)

@@ -9,7 +9,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from nf_plugins.checkpoint import safe_load
-from nf_plugins.models.timm_models import TIMM_BACKBONES, timm_model
+from nf_plugins.models.timm_models import TIMM_BACKBONES, timm_config
 
 from ..conftest import ROOT, relative_error
 
@@ -23,7 +23,7 @@ def parameter_count(model):
 
 def build(name, num_classes=1000):
     init_default_scope('mmpretrain')
-    return MODELS.build(timm_model(name, num_classes))
+    return MODELS.build(timm_config(name, num_classes))
 
 
 def test_every_model_is_known():
@@ -62,7 +62,7 @@ def test_same_weights_same_logits(name, tmp_path, monkeypatch, capsys):
     source, target = tmp_path / 'timm.pth', tmp_path / 'nf.pth'
     torch.save(theirs.state_dict(), source)
     config = tmp_path / 'config.py'
-    config.write_text(f"model = {timm_model(name, 10)!r}\ndefault_scope = 'mmpretrain'\n")
+    config.write_text(f"model = {timm_config(name, 10)!r}\ndefault_scope = 'mmpretrain'\n")
     tool = ROOT / 'tools/model_converters/timm_to_nf.py'
     arguments = [str(tool), str(source), str(target), '--config', str(config)]
     monkeypatch.setattr(sys, 'argv', arguments)
@@ -84,4 +84,4 @@ def logits(model, x):
 
 def test_unknown_name():
     with pytest.raises(ValueError, match='name must be one of nf_resnet26, .*, got .resnet50.'):
-        timm_model('resnet50')
+        timm_config('resnet50')

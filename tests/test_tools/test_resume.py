@@ -14,7 +14,7 @@ from nf_plugins.checkpoint import safe_load
 from ..test_checkpoint.test_safe_load import Harmful
 from .test_train import NF, TINY, command
 
-pytestmark = pytest.mark.stacks
+pytestmark = pytest.mark.versions
 
 RUNNER = """
 import sys

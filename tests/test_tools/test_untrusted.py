@@ -127,7 +127,7 @@ def test_nothing_is_executed(tool, args, message, workplace, monkeypatch, capsys
     assert not (workplace / 'out.pth').exists()
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_a_harmful_latest_checkpoint_is_not_overwritten(workplace, monkeypatch, capsys):
     """`--resume` alone takes the newest readable file; where there is none, nothing starts."""
     before = (workplace / 'work/epoch_1.pth').read_bytes()
@@ -143,7 +143,7 @@ class Inferencer(BaseInferencer):
     _init_pipeline = postprocess = visualize = None
 
 
-@pytest.mark.stacks
+@pytest.mark.versions
 def test_what_a_checkpoint_tells_mmengine_to_run_or_to_delete(workplace, monkeypatch, capsys):
     """Its config, in two places, and the best checkpoint so far, here a folder."""
     args = [NF, '--resume', 'orders.pth', '--work-dir', 'best', '--cfg-options', *SHORT]

@@ -12,7 +12,7 @@ import torch
 from mmengine.config import Config
 from timm.models import get_pretrained_cfg
 
-from nf_plugins.models.timm_models import TIMM_BACKBONES, timm_model
+from nf_plugins.models.timm_models import TIMM_BACKBONES, timm_config
 
 from ..conftest import ROOT
 from .test_converters import F0W8_CONFIG, PWS_CONFIG, build, run
@@ -95,7 +95,7 @@ def check(results, mean, std):
 @pytest.mark.parametrize('name', list(TIMM_BACKBONES))
 def test_timm_normalises_so(name):
     theirs = get_pretrained_cfg(name)
-    ours = timm_model(name)['data_preprocessor']
+    ours = timm_config(name)['data_preprocessor']
     np.testing.assert_allclose(np.array(ours['mean']) / 255, theirs.mean, rtol=1e-6)
     np.testing.assert_allclose(np.array(ours['std']) / 255, theirs.std, rtol=1e-6)
 

@@ -8,14 +8,14 @@ also writes ``nf.py``, the config that loads ``nf.pth`` and normalises images as
 
 from nf_plugins.checkpoint.tensors import read_and_say
 from nf_plugins.cli.converter import converter
-from nf_plugins.models.timm_models import timm_model
+from nf_plugins.models import timm_config
 from nf_plugins.models.weight_names import timm_rename
 
 
 def named_model(name, source):
     """The config of a model of timm with as many classes as the source has."""
     classes = [len(value) for key, value in source.items() if key.endswith('head.fc.bias')]
-    return timm_model(name, *classes[:1])
+    return timm_config(name, *classes[:1])
 
 
 main = converter('Convert weights of timm.', read_and_say, timm_rename, named_model)

@@ -21,7 +21,7 @@ from .formula import Standardization, standardize
 try:
     from . import kernels_triton
 except ImportError:  # Triton comes with PyTorch for CUDA
-    kernels_triton = None
+    kernels_triton = None  # type: ignore[assignment]
 
 
 def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> ModuleType | None:
@@ -32,9 +32,8 @@ def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Mo
         return None
     if _is_transformed():
         return None
-    if weight.is_cuda:
-        kernels = kernels_triton
-    else:
+    kernels: ModuleType | None = kernels_triton
+    if not weight.is_cuda:
         kernels = kernels_c if weight.is_cpu and dtype == weight.dtype else None
     if kernels is None or not x.device == weight.device == scale.device:
         return None

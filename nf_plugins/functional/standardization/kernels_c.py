@@ -38,19 +38,19 @@ class _NoCompiler(Exception):
 
 def supports(weight: Tensor) -> bool:
     """Whether the kernels exist here and take this dtype."""
-    return weight.dtype in _DTYPES and _library() is not None
+    return weight.dtype in _DTYPES and weight.dtype in _library()
 
 
 @functools.cache
-def _library() -> dict[torch.dtype, tuple] | None:
-    """The functions ``forward``, ``recompute`` and ``backward`` of each dtype."""
+def _library() -> dict[torch.dtype, tuple]:
+    """The functions ``forward``, ``recompute`` and ``backward`` of each dtype; empty without."""
     try:
         if os.environ.get('NF_PLUGINS_NO_KERNELS', '') not in ('', '0'):
             raise _NoCompiler('NF_PLUGINS_NO_KERNELS is set')
         return _functions(_loaded())
     except (_NoCompiler, OSError, AttributeError) as error:
         _say_once(f'the C kernels are off, and training on the CPU is slower: {_line(error)}')
-        return None
+        return {}
 
 
 def _functions(library: ctypes.CDLL) -> dict[torch.dtype, tuple]:
@@ -114,10 +114,10 @@ def _cached() -> Path:
         data = compiled.read_bytes()
         compiled.unlink()  # the linker's file has the mode of the umask
         handle = os.open(compiled, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, 'wb') as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        with os.fdopen(handle, 'wb') as opened:
+            opened.write(data)
+            opened.flush()
+            os.fsync(opened.fileno())
         target = folder / _name(key, data)
         os.replace(compiled, target)
     return target

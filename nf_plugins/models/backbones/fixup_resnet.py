@@ -49,8 +49,8 @@ class FixupBlock(ResidualBlock):
         if place.is_transition:
             self.downsample = conv(in_channels, out_channels, 1, place.stride)
             start(self.downsample, normal_weight, std=math.sqrt(2 / out_channels))
-        for layer in (self.conv1, self.conv2):
-            fan_out = mid * math.prod(layer.kernel_size)
+        for layer, kernel_size in ((self.conv1, 1), (self.conv2, 3)):
+            fan_out = mid * kernel_size**2
             start(layer, normal_weight, std=math.sqrt(2 / fan_out) * place.num_blocks**-0.25)
         start(self.conv3, normal_weight, std=0.0)
         for name in self.BIASES:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from nf_plugins.utils.checks import (
     LARGEST,
@@ -151,7 +152,7 @@ def resolve_arch(archs: Mapping[str, NFArch], arch: str | Mapping) -> NFArch:
     return override_arch(named, **overrides)
 
 
-def override_arch(arch: NFArch, **overrides: object) -> NFArch:
+def override_arch(arch: NFArch, **overrides: Any) -> NFArch:
     """Replace fields of an architecture; an unknown field is a ValueError."""
     known = [field.name for field in fields(NFArch)]
     for name in overrides:

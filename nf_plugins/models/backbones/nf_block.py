@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,7 @@ class NFBlock(ResidualBlock):
     """
 
     fold_scale = True
+    downsample: nn.Sequential | None
 
     def __init__(
         self,
@@ -160,7 +162,7 @@ class NFBlock(ResidualBlock):
 
     def reset_parameters(self) -> None:
         """Set the block's own parameter, the SkipInit gain, to its start."""
-        if self.skip_gain is not None:
+        if self.skip_gain is not None and self.skipinit is not None:
             nn.init.constant_(self.skip_gain, self.skipinit)
 
     def inner_forward(self, x: Tensor) -> Tensor:
@@ -182,6 +184,7 @@ class NFBlock(ResidualBlock):
         r"""Compute ``shortcut + drop_path(alpha * s * f(x))``, where f is the end of the branch."""
         attention = None if self.branch_ends_in_conv3 else self.attention
         folds = attention is not None or isinstance(self.conv3, StandardizedConv2d)
+        branch_scale: tuple[Tensor, ...]
         if self.fold_scale and folds:  # the weight of conv3, or the gates, contain alpha * s
             branch_scale, alpha, skip_gain = (self._branch_scale(),), 1.0, None
         else:
@@ -200,7 +203,7 @@ class NFBlock(ResidualBlock):
     def _branch_scale(self) -> Tensor:
         """Compute ``alpha * s``, a scalar."""
         if self.skip_gain is None:
-            return self.conv3.weight.new_full((), self.alpha)
+            return cast(Tensor, self.conv3.weight).new_full((), self.alpha)  # of a convolution
         return self.alpha * self.skip_gain
 
     @property
@@ -211,8 +214,10 @@ class NFBlock(ResidualBlock):
     def conv_factors(self) -> dict[nn.Module, tuple[float, float | Tensor]]:
         """Return the factors of each convolution, see :func:`nf_plugins.fold`."""
         later = [self.conv2, self.conv2b, self.conv3]
-        factors = {conv: (self.gamma, 1.0) for conv in later if conv is not None}
-        first = [self.conv1] if self.downsample is None else [self.conv1, self.downsample.conv]
+        factors: dict[nn.Module, tuple[float, float | Tensor]] = {
+            conv: (self.gamma, 1.0) for conv in later if conv is not None
+        }
+        first = [self.conv1] if self.downsample is None else [self.conv1, self.downsample[-1]]
         factors.update(dict.fromkeys(first, (self.gamma / self.beta, 1.0)))
         if self.branch_ends_in_conv3:
             scale = self.alpha if self.skip_gain is None else self.alpha * self.skip_gain
@@ -248,7 +253,8 @@ def make_shortcut(
         conv: Builder of the convolution.
         gamma: Factor of its input.
     """
-    layers, stride = OrderedDict(), place.stride
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    stride = place.stride
     if arch.downsample == 'avg' and stride > 1:
         # SAME padding: at the border the average is over the existing positions.
         layers['pool'] = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)

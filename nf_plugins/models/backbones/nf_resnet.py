@@ -92,7 +92,7 @@ class NFResNet(NFBackbone):
             widths=tuple(4 * base_channels * 2**i for i in range(4)),
             stem=stem,
             stem_channels=base_channels,
-            strides=strides,
+            strides=check_integers('strides', strides, 4),
             attention=attention or None,
             se_ratio=se_ratio,
             downsample=downsample,

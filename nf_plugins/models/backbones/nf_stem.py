@@ -56,6 +56,8 @@ class NFStem(nn.Module):
         bias: Whether the convolutions have a bias; None for the builder's choice.
     """
 
+    conv1: nn.Module
+
     def __init__(
         self,
         kind: str,
@@ -98,6 +100,7 @@ class NFStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for conv in self.later_convs:
+            assert self.act is not None  # as __init__ has checked
             x = conv(scaled(self.act(x), self.gamma))
         return self.pool(x) if self.has_pool else x
 

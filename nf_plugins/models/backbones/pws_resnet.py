@@ -42,6 +42,8 @@ class PWSBlock(ResidualBlock):
         with_cp: Recompute in the backward pass.
     """
 
+    conv3: nn.Module | None
+
     def __init__(
         self,
         conv: ConvBuilder,
@@ -71,7 +73,9 @@ class PWSBlock(ResidualBlock):
         self.downsample = None
         if place.is_transition:
             pool = avg_down and stride > 1
-            layers = [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)] * pool
+            layers: list[nn.Module] = []
+            if pool:
+                layers += [nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)]
             layers += [conv(in_channels, out_channels, 1, 1 if pool else stride)]
             self.downsample = nn.Sequential(*layers)
 
@@ -173,7 +177,6 @@ class PWSResNet(StagedBackbone):
                 check_config(name, cfg)
         super().__init__(num_stages, out_indices, frozen_stages, norm_eval, init_cfg)
         bottleneck, depths = self.ARCHS[depth]
-        depths = depths[:num_stages]
         self.depth = depth
 
         conv = ConvBuilder(conv_cfg, 'symmetric', bias=None)

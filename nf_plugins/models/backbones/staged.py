@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from mmengine.model import BaseModule
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from nf_plugins.layers import fold
+
+Block = TypeVar('Block', bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ class StagedBackbone(BaseModule):
 
     def make_stages(
         self,
-        make_block: Callable[[BlockPlace, nn.Module | None], nn.Module],
+        make_block: Callable[[BlockPlace, Block | None], Block],
         in_channels: int,
         depths: Sequence[int],
         widths: Sequence[int],
@@ -111,7 +114,8 @@ class StagedBackbone(BaseModule):
             strides: Stride of the first block of each stage.
             dilations: Dilation of the blocks of each stage.
         """
-        index, block = 0, None
+        index = 0
+        block: Block | None = None
         for stage, depth in enumerate(depths):
             blocks = []
             for index_in_stage in range(depth):

@@ -32,7 +32,7 @@ class ReLUNeck(BaseModule):
         ValueError: A norm without ``in_channels``, or another number of inputs.
 
     Shape:
-        - Input: ``(N, C, H, W)`` or a tuple of such, e.g. of all stages of a backbone.
+        - Input: ``(N, C, H, W)``, or a tuple of these, such as the outputs of all stages.
         - Output: ``(N, C)`` with ``avgpool``, else as the input; a tuple for a tuple.
 
     Source: the PWSConv repository.
@@ -53,18 +53,21 @@ class ReLUNeck(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        several = isinstance(in_channels, (list, tuple))
-        sizes = [] if in_channels is None else in_channels if several else [in_channels]
+        sizes: Sequence[object] = ()  # checked next
+        if isinstance(in_channels, (list, tuple)):
+            sizes = in_channels
+        elif in_channels is not None:
+            sizes = [in_channels]
         for size in sizes:
             check_integer('in_channels', size)
         check_number('drop_rate', drop_rate, 'in [0, 1)')
-        self.norm = None
+        self.norm: nn.Module | None = None
         if norm_cfg is not None:
             check_config('norm_cfg', norm_cfg)
             if not sizes:
                 raise ValueError(f'norm_cfg={norm_cfg!r} needs in_channels, got {in_channels!r}')
             norms = nn.ModuleList(build_norm_layer(norm_cfg, size)[1] for size in sizes)
-            self.norm = norms if several else norms[0]
+            self.norm = norms if isinstance(in_channels, (list, tuple)) else norms[0]
         self.act = build_activation_layer(check_config('act_cfg', act_cfg))
         self.avgpool = avgpool
         self.dropout = nn.Dropout(drop_rate)
@@ -72,9 +75,7 @@ class ReLUNeck(BaseModule):
     def forward(self, inputs: Tensor | Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
         if isinstance(inputs, Tensor):
             return self.forward((inputs,))[0]
-        norms = self.norm
-        if not isinstance(norms, nn.ModuleList):
-            norms = [norms] * len(inputs)
+        norms = [*self.norm] if isinstance(self.norm, nn.ModuleList) else [self.norm] * len(inputs)
         if len(norms) != len(inputs):
             raise ValueError(f'in_channels are of {len(norms)} inputs, got {len(inputs)}')
         return tuple(map(self.finish, inputs, norms))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from ..profile import BlockSignal, SignalProfile
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
 METRICS = {
     'avg_sq_mean': 'Average channel squared mean',
@@ -203,9 +204,10 @@ def new_figure(rows: int, height: float, dpi: int) -> Figure:
     """Return a figure with rows of three panels, which keep their labels apart."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(10, height), dpi=dpi, layout='constrained')
-    figure.get_layout_engine().set(w_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.08)
+    figure = Figure(figsize=(10, height), dpi=dpi, layout=layout)
     FigureCanvasAgg(figure)
     figure.subplots(rows, 3, sharex=True)
     return figure
@@ -221,7 +223,8 @@ def set_up_panel(ax: Axes, profiles: Sequence[SignalProfile], metric: str, scale
     first = min(block.index for profile in profiles for block in profile.blocks)
     margin = max(0.5, 0.03 * (last - first))
     ax.set_xlim(first - margin, last + margin)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    locator = cast('MaxNLocator', ax.xaxis.get_major_locator())  # that of every linear axis
+    locator.set_params(integer=True)
     ax.set_xlabel('Block index', fontsize=9)
     ax.set_ylabel(TITLES[metric], fontsize=9)
     ax.tick_params(labelsize=8)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from nf_plugins.utils.checks import check_choice
 
@@ -48,7 +48,7 @@ def plot_metric(ax: Axes, profiles: Sequence[SignalProfile], metric: str) -> Non
         colour = COLOURS[number % len(COLOURS)]
         index, values = curve(profile, metric)
         marker = None if len(index) > MANY_BLOCKS else MARKERS[number % len(MARKERS)]
-        look = dict(marker=marker, markersize=4, linewidth=1.4)
+        look: dict[str, Any] = dict(marker=marker, markersize=4, linewidth=1.4)
         ax.plot(index, values, color=colour, label=profile.label, **look)
         if metric in EXPECTED:
             expected = curve(profile, EXPECTED[metric])

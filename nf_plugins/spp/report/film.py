@@ -9,7 +9,7 @@ import math
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -29,6 +29,10 @@ from .axes import (
 )
 from .html import add_legend_entry, hover, page, panels, position, traces, values_of
 from .records import Record, check_comparable
+
+if TYPE_CHECKING:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.lines import Line2D
 
 FORMATS = ('gif', 'mp4', 'html')
 PACKAGES = {'gif': (), 'mp4': ('imageio', 'imageio_ffmpeg'), 'html': ('plotly',)}
@@ -99,9 +103,9 @@ class Painter:
         self.records, self.title = records, drawable_text(title)
         # Even numbers of pixels, which H.264 needs.
         self.figure = new_figure(1, 4, dpi=120)
-        self.canvas = self.figure.canvas
+        self.canvas = cast('FigureCanvasAgg', self.figure.canvas)  # which new_figure has made
         self.panels = dict(zip(METRICS, self.figure.axes))
-        self.lines = {}
+        self.lines: dict[str, Line2D] = {}
         profiles = [record.profile for record in records]
         for metric, ax in self.panels.items():
             set_up_panel(ax, profiles, metric, scale_of(profiles, metric))
@@ -187,7 +191,7 @@ def _mp4(frames: Iterator[np.ndarray], fps: float) -> tuple[bytes, int]:
             output_params=['-movflags', '+faststart'],
         ) as writer:
             for frame in frames:
-                writer.append_data(frame)
+                writer.append_data(frame)  # type: ignore[attr-defined]  # its base class is named
         count, _ = imageio_ffmpeg.count_frames_and_secs(path)
         return path.read_bytes(), count
 

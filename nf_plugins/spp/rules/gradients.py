@@ -54,8 +54,8 @@ def _gradient_ratio(blocks: list[BlockSignal]) -> tuple[list[BlockSignal], float
     if len(known) < 2:
         return known, 1.0
     # Of the totals: a stage with fewer positions has larger values for the same loss.
-    first, last = (b.grad_avg_var * math.prod(b.shape) for b in (known[0], known[-1]))
-    return known, first / last
+    totals = [b.grad_avg_var * math.prod(b.shape) for b in blocks if b.grad_avg_var]
+    return known, totals[0] / totals[-1]
 
 
 def _gradient_ends(known: list[BlockSignal]) -> str:
@@ -70,15 +70,19 @@ def _gradient_ends(known: list[BlockSignal]) -> str:
 def gradient_mean_shift(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
     """Channels whose gradient has a mean larger than its deviation."""
     shifted = [
-        b for b in blocks if b.grad_avg_var and b.grad_avg_sq_mean > MEAN_SHIFT * b.grad_avg_var
+        (b, b.grad_avg_sq_mean / b.grad_avg_var)
+        for b in blocks
+        if b.grad_avg_var
+        and b.grad_avg_sq_mean is not None
+        and b.grad_avg_sq_mean > MEAN_SHIFT * b.grad_avg_var
     ]
     if shifted:
-        first = shifted[-1]  # the one nearest to the loss
+        first, ratio = shifted[-1]  # the one nearest to the loss
         yield (
             'warning',
             first.index,
             f'the mean of the gradient shifts: at block {first.index} ({first.name}) its square '
-            f'is {first.grad_avg_sq_mean / first.grad_avg_var:.3g} times the variance. All '
+            f'is {ratio:.3g} times the variance. All '
             'positions then push a channel the same way, which the PWS paper (section 3) holds '
             "responsible for collapses; standardize the weights (conv_cfg=dict(type='PWS'))",
         )

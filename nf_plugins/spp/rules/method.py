@@ -22,15 +22,17 @@ def not_reset(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tup
         if block.kind != 'transition':
             start = block if start is None else start
             continue
-        if block.activated:
+        if before is None or block.activated:
             start = block
             continue
-        grown = before and start and before.avg_var > GROWTH * start.avg_var
+        grown = start is not None and before.avg_var > GROWTH * start.avg_var
         theory = block.expected_var
         # A factor that the blocks before have, too, is the stem's (stem_scale).
-        beyond = theory and before and block.avg_var > OFF_THEORY * theory
         beyond = (
-            beyond and before.expected_var and before.avg_var < OFF_THEORY * before.expected_var
+            theory
+            and block.avg_var > OFF_THEORY * theory
+            and before.expected_var
+            and before.avg_var < OFF_THEORY * before.expected_var
         )
         if (grown and block.avg_var >= before.avg_var) or beyond:
             expected = f', {theory:.3g} expected' if theory else ''
@@ -50,11 +52,13 @@ def not_reset(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tup
 def pooled_shortcut(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
     """Average pooling on the shortcut takes variance that beta assumes is there."""
     low = [
-        b for b in blocks if b.pooled and b.expected_var and b.avg_var < b.expected_var / OFF_THEORY
+        (b, b.avg_var / b.expected_var)
+        for b in blocks
+        if b.pooled and b.expected_var and b.avg_var < b.expected_var / OFF_THEORY
     ]
     if low:
-        first = low[0]
-        ratios = ', '.join(f'{b.avg_var / b.expected_var:.2g}' for b in low)
+        first = low[0][0]
+        ratios = ', '.join(f'{ratio:.2g}' for _, ratio in low)
         yield (
             'info',
             first.index,
