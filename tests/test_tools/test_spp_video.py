@@ -325,8 +325,8 @@ def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
     assert page.text_content('.gtitle') == 'A <title> (train mode)'
     assert page.locator('.cartesianlayer .subplot').count() == 3
     first, at_start = curves(page), ticks(page)
-    # Three measured curves and two expected ones; one has a gap.
-    assert page.locator('.scatterlayer .trace').count() == 5
+    # Three measured curves, two expected ones and an empty one for the legend; one has a gap.
+    assert page.locator('.scatterlayer .trace').count() == 6
     assert len(first) == 6
     # The panels and the controls fill the page.
     assert page.locator('.main-svg').first.bounding_box()['height'] == 700
