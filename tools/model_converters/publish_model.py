@@ -65,11 +65,12 @@ def main() -> None:
     target = dst.with_name(f'{dst.stem}-{digest}{dst.suffix}')
     with as_usage_error(f'cannot write {target}'):
         atomic_write(target, content)
-    dropped = [name for name in checkpoint if name not in ('meta', 'state_dict', *state)]
+    others = [name for name in checkpoint if name not in ('meta', 'state_dict', *state)]
+    dropped = [name[:50] if isinstance(name, str) else short(name) for name in others]
     if note:
         say(note)
     if dropped:
-        say('left out:', ', '.join(map(short, dropped)))
+        say('left out:', ', '.join(dropped))
     say(f'written: {target} ({len(state)} arrays, {os.path.getsize(target) / 1e6:.1f} MB)')
 
 
