@@ -47,9 +47,9 @@ class SPPHook(Hook):
     ``spp/<metric>/<block>``. ``tools/spp_video.py WORK_DIR`` makes them move. A second
     hook of this class in the same training has ``spp_2`` instead of ``spp``, and so on.
 
-    A record is written before the checkpoint of the same moment, and a resumed training
-    sets aside (``spp/superseded``) what was recorded behind its checkpoint: every
-    interval is there exactly once.
+    A record is written before the checkpoint of the same moment. A resumed training moves
+    the records that are later than its checkpoint to ``spp/superseded``, so that each
+    interval has exactly one record.
 
     Args:
         interval: Epochs or iterations between records.
@@ -84,7 +84,7 @@ class SPPHook(Hook):
         ValueError: input must be one of gaussian, batch, got 'images'
     """
 
-    priority = 'LOW'  # in front of the checkpoint
+    priority = 'LOW'  # it runs before the hook that writes checkpoints
 
     def __init__(
         self,
@@ -119,12 +119,12 @@ class SPPHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise SPPHookError('an iteration-based training has no epochs: SPPHook(by_epoch=False)')
-        self.after_train(runner)  # what an earlier training left behind
+        self.after_train(runner)  # removes what an earlier training has left
         mine = [hook for hook in runner.hooks if isinstance(hook, SPPHook)]
         number = next((i for i, hook in enumerate(mine, 1) if hook is self), 1)
         self._folder = 'spp' if number == 1 else f'spp_{number}'
         hub = runner.message_hub
-        # What a checkpoint says may be anything.
+        # This comes from a checkpoint, so it may be anything.
         training = hub.runtime_info.get('spp_training')
         named = isinstance(training, str) and re.fullmatch(r'[\w.-]{1,100}', training)
         if not named or (runner.iter == 0 and number == 1):
@@ -232,7 +232,7 @@ class SPPHook(Hook):
         )
 
     def _set_aside(self, runner: Runner) -> set[int]:
-        """Move away records behind the iteration that is resumed from; the others' iterations."""
+        """Move away records of later iterations than the resumed one; return those that stay."""
         recorded: set[int] = set()
         training = runner.message_hub.get_info('spp_training')
         for path in sorted(Path(runner.work_dir).glob(f'*/{self._folder}/*.json')):
