@@ -84,7 +84,7 @@ class SPPHook(Hook):
         ValueError: input must be one of gaussian, batch, got 'images'
     """
 
-    priority = 'LOW'  # it runs before the hook that writes checkpoints
+    priority = 'LOW'  # before the checkpoint is written
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class SPPHook(Hook):
     def before_train(self, runner: Runner) -> None:
         if self.by_epoch and isinstance(runner.train_loop, IterBasedTrainLoop):
             raise SPPHookError('an iteration-based training has no epochs: SPPHook(by_epoch=False)')
-        self.after_train(runner)  # removes what an earlier training has left
+        self.after_train(runner)  # what is left of an earlier training
         mine = [hook for hook in runner.hooks if isinstance(hook, SPPHook)]
         number = next((i for i, hook in enumerate(mine, 1) if hook is self), 1)
         self._folder = 'spp' if number == 1 else f'spp_{number}'
@@ -232,7 +232,7 @@ class SPPHook(Hook):
         )
 
     def _set_aside(self, runner: Runner) -> set[int]:
-        """Move away records of later iterations than the resumed one; return those that stay."""
+        """Move away records after the iteration to resume from; return the iterations kept."""
         recorded: set[int] = set()
         training = runner.message_hub.get_info('spp_training')
         for path in sorted(Path(runner.work_dir).glob(f'*/{self._folder}/*.json')):

@@ -1,4 +1,4 @@
-"""Run a network for measuring: in a chosen mode, without a trace left behind."""
+"""Run a network for measuring: in a chosen mode, and unchanged afterwards."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _RANDOM_DEPTH = ('droppath', 'stochasticdepth', 'dropconnect')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
-    """The backbone inside a model and its wrappers (compiled, parallel, averaged).
+    """Return the backbone inside a model and its wrappers (compiled, parallel, averaged).
 
     Args:
         model: A backbone, a model that has one as ``backbone``, or a wrapper of such.
@@ -104,7 +104,7 @@ def _set_mode(model: nn.Module, mode: str) -> None:
 
 
 def is_random_depth(module: nn.Module) -> bool:
-    """Whether a module is stochastic depth: by its class, or one that it is derived from.
+    """Tell whether a module is stochastic depth, by the names of its class and its base classes.
 
     Libraries have classes of their own, which share no base: DropPath of mmcv, mmengine,
     timm and here, torchvision's StochasticDepth, SwinDropPath, ConvNextDropPath, ...
@@ -161,7 +161,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that scale a branch and are all zero.
+    """Find the parameters that scale a branch and are all zero.
 
     These are SkipInit gains, gains of standardized convolutions, LayerScale and the
     weights of norms (``zero_init_residual``): vectors or single numbers, no biases.
@@ -186,7 +186,9 @@ def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:
 
 @contextmanager
 def plain_execution(model: nn.Module, batch: int, device: torch.device) -> Iterator[None]:
-    """No compiled graphs, no fused encoder layers, no recomputation; masks of sparse nets.
+    """Run a block without compiled graphs, fused encoder layers and recomputation.
+
+    The masks of sparse networks are all ones meanwhile.
 
     What torch has for the whole process alone is set for the time of the block, by one
     thread at a time; to all other threads it makes no difference, or none but in speed.
@@ -216,7 +218,7 @@ def _replaced(attributes: list[tuple[Any, str, Any]]) -> Iterator[None]:
 
 
 def _direct_checkpoints() -> list[tuple[Any, str, Any]]:
-    """torch's checkpointing without recomputation, in this thread.
+    """Return replacements of torch's checkpointing that recompute nothing in this thread.
 
     The function, and what it calls, for those who have imported the function before.
     """
@@ -251,7 +253,7 @@ _CHECKPOINT_OPTIONS = (
 
 
 def _masks(model: nn.Module, batch: int, device: torch.device) -> list[tuple[Any, str, Any]]:
-    """mmpretrain's sparse layers (SparK) share a mask of what is seen: here, all."""
+    """Return masks of ones for mmpretrain's sparse layers (SparK), which share one mask."""
     modules = {sys.modules.get(type(module).__module__) for module in model.modules()}
     helpers = {getattr(module, 'SparseHelper', None) for module in modules} - {None}
     seen = torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=device)
@@ -260,7 +262,7 @@ def _masks(model: nn.Module, batch: int, device: torch.device) -> list[tuple[Any
 
 @contextmanager
 def _compiler_off() -> Iterator[None]:
-    """Compiled parts run as they are written, so that the tracer sees their modules."""
+    """Run compiled parts as they are written, so that the tracer sees their modules."""
     stances: list[Any] = []
     with restoring(lambda: [stance.__exit__(None, None, None) for stance in stances]):
         stances.append(torch.compiler.set_stance('force_eager'))
@@ -269,7 +271,7 @@ def _compiler_off() -> Iterator[None]:
 
 @contextmanager
 def _no_fast_path(model: nn.Module) -> Iterator[None]:
-    """Encoder layers run as they are written: torch fuses none below a function mode."""
+    """Run encoder layers as they are written: in a function mode torch fuses none of them."""
     kinds = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
     if any(isinstance(module, kinds) for module in model.modules()):
         with entered(BaseTorchFunctionMode()):
@@ -280,7 +282,7 @@ def _no_fast_path(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def entered(mode: TorchDispatchMode | TorchFunctionMode) -> Iterator[None]:
-    """Run a block in a mode of torch, which it leaves wherever an exception is raised."""
+    """Run a block in a mode of torch, and leave the mode after an exception, too."""
 
     def leave() -> None:
         if any(entry is mode for entry in stack()):
@@ -303,7 +305,7 @@ def grad_mode(enabled: bool) -> Iterator[None]:
 
 
 def run(model: nn.Module, inputs: Tensor) -> Any:
-    """Call a backbone; to those of masked pre-training None says that nothing is masked."""
+    """Call a backbone; for masked pre-training, None as the mask says that nothing is masked."""
     try:
         parameters = list(inspect.signature(model.forward).parameters.values())[1:]
     except (TypeError, ValueError):  # a traced model has none

@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = ('.bmp', '.jpeg', '.jpg', '.png', '.ppm', '.tif', '.tiff', '.we
 
 
 def image_channels(backbone: nn.Module) -> int:
-    """Channels of the images that a backbone takes: those of its first convolution."""
+    """Return the channels of the images that a backbone takes: those of its first convolution."""
     for module in backbone.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels
@@ -32,7 +32,7 @@ def image_channels(backbone: nn.Module) -> int:
 
 
 def config_input_size(cfg: Config, default: int = 224) -> tuple[int, int]:
-    """Height and width of the images that a config trains on.
+    """Return height and width of the images that a config trains on.
 
     They are the ``img_size`` of the backbone (transformers are made for one size), else
     the last size in the training pipeline, else in the test pipeline.
@@ -73,7 +73,7 @@ _SIZES = {
 
 
 def output_size(transform: Mapping, scope: str = '') -> tuple[int, int] | None:
-    """Height and width of the images that a transform makes, or None where it tells nothing.
+    """Return height and width of the images that a transform makes, or None if it does not say.
 
     Args:
         transform: Its config.
@@ -114,13 +114,13 @@ def _pipeline(cfg: Config, loader: str) -> list[dict]:
 
 
 def gaussian_batch(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Unit Gaussian noise, the same for every device and network."""
+    """Return unit Gaussian noise, the same for every device and network."""
     check_integers('shape', shape, len(shape))
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 def dataset_batch(cfg: Config, split: str, batch_size: int, seed: int) -> Tensor:
-    """The first batch of a config's own data, after its pipeline and preprocessor.
+    """Read the first batch of a config's own data, after its pipeline and preprocessor.
 
     Args:
         cfg: A config with ``{split}_dataloader``.
@@ -153,7 +153,7 @@ def _preprocess(cfg: Config, data: Any, what: str) -> Tensor:
 
 
 def image_files(path: str | Path) -> list[Path]:
-    """An image file, or the images in a folder and below it, by name.
+    """Find an image file, or the images in a folder and below it, in the order of their names.
 
     Raises:
         ValueError: There is none.
@@ -173,7 +173,7 @@ def image_files(path: str | Path) -> list[Path]:
 def image_batch(
     cfg: Config, files: list[Path], size: tuple[int, int], channels: int, seed: int
 ) -> Tensor:
-    """Image files as a batch, by a config's own test pipeline and preprocessor.
+    """Read image files into a batch, with a config's own test pipeline and preprocessor.
 
     Args:
         cfg: A config. Without a test pipeline the images are resized to ``size``.

@@ -47,7 +47,7 @@ MANY_BLOCKS = 40
 
 
 def drawable_text(text: str, longest: int = 100) -> str:
-    """What a figure can show of a text: no control characters, no halves of characters, no book.
+    """Cut a text to what a figure can show: without control characters, and not too long.
 
     Example:
         >>> drawable_text('a' * 10**6)[-5:]
@@ -58,13 +58,13 @@ def drawable_text(text: str, longest: int = 100) -> str:
 
 
 def panels_of(profiles: Sequence[SignalProfile]) -> list[str]:
-    """The metrics to draw: three, or six where the gradient was measured."""
+    """Return the metrics to draw: three, or six where the gradient was measured."""
     gradients = any(profile.curve('grad_avg_var')[0] for profile in profiles)
     return [*METRICS, *(GRADIENT_METRICS if gradients else ())]
 
 
 def curve(profile: SignalProfile, field: str) -> tuple[list[int], list[float]]:
-    """Block indices and values of a field; NaN where a value is missing or not finite.
+    """Return block indices and values of a field; NaN where a value is missing or not finite.
 
     The stem's pooling is not part of the theory, so expected values start after it.
     """
@@ -77,19 +77,19 @@ def curve(profile: SignalProfile, field: str) -> tuple[list[int], list[float]]:
 
 
 def drawable(value: float | None) -> float:
-    """NaN for what cannot be drawn, 0 for what is too small for a logarithm."""
+    """Replace what cannot be drawn by NaN, and what is too small for a logarithm by 0."""
     if value is None or not abs(value) < 1e150:
         return math.nan
     return float(value) if abs(value) > 1e-150 else 0.0
 
 
 def transitions(blocks: Sequence[BlockSignal]) -> tuple[float, ...]:
-    """Where the stages begin: half a block before each transition."""
+    """Return where the stages begin: half a block before each transition."""
     return tuple(block.index - 0.5 for block in blocks if block.kind == 'transition')
 
 
 def describe(block: BlockSignal) -> str:
-    """The name, kind and shape of a block."""
+    """Return the name, kind and shape of a block as text."""
     return f'{block.name}, {block.kind}, {"x".join(map(str, block.shape))}'
 
 
@@ -109,7 +109,7 @@ class Scale:
 
     @classmethod
     def of(cls, values: Iterable[float]) -> Scale:
-        """The scale that shows all values: logarithmic where they span more than a factor 30.
+        """Return the scale that shows all values: logarithmic if they span more than a factor 30.
 
         Zeros (a branch that starts at zero) stay in sight on 'symlog'. Values that are not
         finite do not count.
@@ -162,7 +162,7 @@ class Scale:
         return SymmetricalLogTransform(base=10, linthresh=self.threshold, linscale=1)
 
     def place(self, values: Sequence[float]) -> list[float]:
-        """Where plotly, which has no such scale, has to draw values."""
+        """Return where plotly draws values, which has no symlog scale."""
         if self.kind != 'symlog':
             return list(values)
         return self._symlog().transform(np.asarray(values, dtype=float)).tolist()
@@ -193,7 +193,7 @@ def _power(value: float) -> str:
 
 
 def scale_of(profiles: Iterable[SignalProfile], metric: str) -> Scale:
-    """The scale of a panel that shows a metric, and what is expected of it, of all profiles."""
+    """Return the scale that shows a metric of all profiles, and what theory expects of it."""
     fields = [metric, *([EXPECTED[metric]] if metric in EXPECTED else [])]
     return Scale.of(
         value for profile in profiles for field in fields for value in curve(profile, field)[1]
@@ -214,7 +214,7 @@ def new_figure(rows: int, height: float, dpi: int) -> Figure:
 
 
 def set_up_panel(ax: Axes, profiles: Sequence[SignalProfile], metric: str, scale: Scale) -> None:
-    """Scale, labels, grid and stage boundaries (where all profiles share them) of a panel."""
+    """Set up scale, labels, grid and, where all profiles share them, stage boundaries."""
     scale.apply(ax)
     boundaries = {transitions(profile.blocks) for profile in profiles}
     for x in boundaries.pop() if len(boundaries) == 1 else ():

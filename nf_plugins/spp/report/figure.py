@@ -82,7 +82,7 @@ def plot_profiles(profiles: Sequence[SignalProfile], title: str | None = None) -
 
 
 def _add_legend(figure: Figure, profiles: Sequence[SignalProfile]) -> None:
-    """One row of names, or as many equal columns as fit."""
+    """Add one row of names, or equal columns where one row is too short."""
     from matplotlib.lines import Line2D
 
     handles, labels = figure.axes[0].get_legend_handles_labels()

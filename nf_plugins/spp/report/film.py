@@ -42,7 +42,7 @@ _COLOUR = COLOURS[0]
 
 
 def missing_packages(form: str) -> list[str]:
-    """Packages that a format needs and that are not installed."""
+    """Return the packages that a format needs and that are not installed."""
     names = [name for name in PACKAGES[form] if importlib.util.find_spec(name) is None]
     return [name.replace('_', '-') for name in names]
 
@@ -58,7 +58,7 @@ def render(
     title: str = '',
     advance: Callable[[], None] = _no_bar,
 ) -> bytes:
-    """The film as the content of a file.
+    """Return the film as the content of a file.
 
     Args:
         records: The records in order; each becomes one frame.
@@ -126,7 +126,7 @@ class Painter:
         self.figure.set_layout_engine('none')  # nothing moves from here on
 
     def _add_lines(self, ax: Any, metric: str) -> None:
-        """The curve of a panel, and the dashed one of what theory expects."""
+        """Add the curve of a panel, and the dashed one of what theory expects."""
         dense = len(self.records[0].profile.blocks) > MANY_BLOCKS
         look = dict(marker=None if dense else 'o', markersize=4, linewidth=1.4)
         fixed = dict(color=_COLOUR, scalex=False, scaley=False)
@@ -145,20 +145,20 @@ class Painter:
         self.counter.set_text(f'{number + 1} / {len(self.records)}')
 
     def frame(self, number: int) -> np.ndarray:
-        """A record as an image: ``(height, width, 3)``, uint8."""
+        """Return a record as an image: ``(height, width, 3)``, uint8."""
         self.show(number)
         self.canvas.draw()
         return np.array(np.asarray(self.canvas.buffer_rgba())[..., :3])
 
     def frames(self, advance: Callable[[], None]) -> Iterator[np.ndarray]:
-        """All records as images; ``advance`` is called after each."""
+        """Yield all records as images; ``advance`` is called after each."""
         for number in range(len(self.records)):
             yield self.frame(number)
             advance()
 
 
 def _gif(frames: Iterator[np.ndarray], fps: float) -> tuple[bytes, int]:
-    """A GIF, and its number of frames."""
+    """Return a GIF, and its number of frames."""
     from PIL import Image
 
     images = (Image.fromarray(frame) for frame in frames)
@@ -172,7 +172,7 @@ def _gif(frames: Iterator[np.ndarray], fps: float) -> tuple[bytes, int]:
 
 
 def _mp4(frames: Iterator[np.ndarray], fps: float) -> tuple[bytes, int]:
-    """An H.264 video that every player knows, and its number of frames."""
+    """Return an H.264 video that every player knows, and its number of frames."""
     import imageio.v2 as imageio
     import imageio_ffmpeg
 
@@ -199,7 +199,7 @@ def _mp4(frames: Iterator[np.ndarray], fps: float) -> tuple[bytes, int]:
 def film_page(
     records: Sequence[Record], fps: float, title: str, advance: Callable[[], None]
 ) -> str:
-    """An interactive page with a slider over the records."""
+    """Return an interactive page with a slider over the records."""
     profiles = [record.profile for record in records]
     figure, scales = panels(profiles, list(METRICS))
     fields = []  # of the curves, in the order in which they are added
@@ -237,7 +237,7 @@ def _frames(
 
 
 def _add_controls(figure: Any, records: Sequence[Record], fps: float) -> None:
-    """Play, pause and a slider with the moment of each record."""
+    """Add play, pause and a slider with the moment of each record."""
     still = dict(duration=0)
     at_once = dict(mode='immediate', frame=dict(duration=0, redraw=False), transition=still)
     play = dict(frame=dict(duration=1000 / fps, redraw=False), fromcurrent=True, transition=still)

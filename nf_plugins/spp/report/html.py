@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def plot_html(profiles: Sequence[SignalProfile], title: str = 'Signal propagation') -> str:
-    """The panels of :func:`plot_profiles` as an interactive page.
+    """Draw the panels of :func:`plot_profiles` into an interactive page.
 
     Args:
         profiles: One or more profiles, drawn over each other.
@@ -53,7 +53,7 @@ def plot_html(profiles: Sequence[SignalProfile], title: str = 'Signal propagatio
 
 
 def position(panel: int) -> dict[str, int]:
-    """Row and column of a panel."""
+    """Return row and column of a panel."""
     return dict(row=panel // 3 + 1, col=panel % 3 + 1)
 
 
@@ -91,7 +91,7 @@ def panels(
 
 
 def traces(profile: SignalProfile, metric: str, scale: Scale, number: int = 0) -> list[Scatter]:
-    """The curve of a metric, and the dashed one of what theory expects."""
+    """Return the curve of a metric, and the dashed one of what theory expects."""
     import plotly.graph_objects as go
 
     found = []
@@ -124,7 +124,7 @@ def traces(profile: SignalProfile, metric: str, scale: Scale, number: int = 0) -
 
 
 def values_of(profile: SignalProfile, field: str, scale: Scale) -> dict[str, Any]:
-    """Where the values of a field are drawn; on 'symlog' the values themselves, too."""
+    """Return where values are drawn; for a symlog scale the values themselves, too."""
     values = curve(profile, field)[1]
     data = dict(y=_nulls(scale.place(values)))
     if scale.kind == 'symlog':
@@ -133,7 +133,7 @@ def values_of(profile: SignalProfile, field: str, scale: Scale) -> dict[str, Any
 
 
 def hover(profile: SignalProfile, field: str) -> list[str]:
-    """What is said about each block of a curve; plotly would take tags in it for markup."""
+    """Return what is said about each block of a curve, escaped: plotly reads tags as markup."""
     shown = set(curve(profile, field)[0])
     blocks = [block for block in profile.blocks if block.index in shown]
     return [html.escape(drawable_text(describe(block)), quote=False) for block in blocks]
@@ -158,7 +158,7 @@ window.plotlyLoaded = text.text().then(code => {{ (0, eval)(code); }});
 
 
 def page(figure: Figure, title: str) -> str:
-    """A page with everything in it: plotly.js, packed to a third of its size, too."""
+    """Return a page that needs no other file; plotly.js in it is packed to a third of its size."""
     from plotly.offline import get_plotlyjs
 
     title = html.escape(drawable_text(title), quote=False)

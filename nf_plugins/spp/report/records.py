@@ -39,7 +39,7 @@ class Record:
 
     @property
     def label(self) -> str:
-        """The moment, such as 'epoch 3, iteration 120', and where the signal is not finite."""
+        """Say the moment, such as 'epoch 3, iteration 120', and where the signal is not finite."""
         text = f'epoch {self.epoch}, iteration {self.iter}'
         if self.epoch is None or self.iter is None:
             text = drawable_text(Path(self.source).name)

@@ -23,7 +23,7 @@ COLUMNS = {
 
 
 def to_table(profile: SignalProfile) -> str:
-    """The blocks as a table for a terminal; columns without a value are left out."""
+    """Return the blocks as a table for a terminal; columns without a value are left out."""
     shown = [c for c in COLUMNS if any(getattr(b, c) is not None for b in profile.blocks)]
     head = ('block', 'name', 'kind', 'shape', *(COLUMNS[column] for column in shown))
     rows = [
@@ -53,7 +53,7 @@ def _number(value: float | None) -> str:
 
 
 def profiles_to_csv(profiles: Sequence[SignalProfile]) -> str:
-    """The blocks of some profiles as comma-separated values, a line per block."""
+    """Return the blocks of some profiles as comma-separated values, a line per block."""
     buffer = io.StringIO()
     names = ['label', *(f.name for f in fields(BlockSignal))]
     writer = csv.DictWriter(buffer, names, lineterminator='\n')
