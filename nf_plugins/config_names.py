@@ -94,14 +94,14 @@ def install() -> None:
 
 def register_models(hub: Any) -> None:
     """Enter our classifiers into mmpretrain's ``ModelHub``."""
-    if hasattr(hub, '_knows_nf_plugins'):  # which it would refuse to know twice
+    if hasattr(hub, '_knows_nf_plugins'):  # it refuses a second registration
         return
     hub._knows_nf_plugins = True
     for family in FAMILIES:
         metafile = root() / 'configs' / family / 'metafile.yml'
         try:
             hub.register_model_index(metafile, config_prefix=root())
-        except ValueError as error:  # a name is another package's
+        except ValueError as error:  # another package has registered one of the names
             warnings.warn(
                 f'mmpretrain does not list all models of nf_plugins: {error}', stacklevel=2
             )

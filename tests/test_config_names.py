@@ -153,6 +153,7 @@ def test_names_in_an_installed_package(tmp_path):
     library = tmp_path / 'lib'
     setup = [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(library)]
     subprocess.run(setup, cwd=ROOT, check=True, capture_output=True)
+    assert (library / 'nf_plugins/py.typed').exists()
     count = sum('_base_' not in path.parts for path in CONFIGS.rglob('*.py'))
     code = f'import sys; FOLDER, COUNT = {str(library)!r}, {count}; sys.path.insert(0, FOLDER)'
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code + INSTALLED], check=False,

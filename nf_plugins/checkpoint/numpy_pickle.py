@@ -86,7 +86,7 @@ class PickledNumberDtype(PickledDtype):
 def _item_type(dtype: Any) -> np.dtype:
     """The dtype of an array's items, made anew: a given one may be forged.
 
-    A real dtype with a forged state comes where somebody else's unpickler made it.
+    Another unpickler may have made a real dtype with a forged state.
     """
     if isinstance(dtype, PickledDtype):
         dtype = dtype.dtype
@@ -99,7 +99,7 @@ def _item_type(dtype: Any) -> np.dtype:
 
 
 def _check_text(array: np.ndarray) -> None:
-    """Refuse code points that Python's strings cannot have."""
+    """Refuse code points that a string of Python cannot have."""
     if array.dtype.kind == 'U' and array.size:
         points = np.frombuffer(array.tobytes(), array.dtype.byteorder.replace('|', '=') + 'u4')
         if points.max() > sys.maxunicode:
@@ -113,7 +113,7 @@ class PickledArray(np.ndarray):
         _refuse('numpy.ndarray(...)')
 
     def __setstate__(self, state: tuple) -> None:
-        if self.size:  # its memory would be freed, whoever else looks at it
+        if self.size:  # numpy would free memory that other arrays may use
             _refuse('an array that gets its numbers twice')
         version, shape, dtype, is_fortran, data = state
         dtype = _item_type(dtype)

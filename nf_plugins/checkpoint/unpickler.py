@@ -135,10 +135,10 @@ class SafeUnpickler(pickle._Unpickler):
                     raise EOFError('the file ends too early')
                 dispatch[code[0]](self)
         except pickle._Stop as stop:  # type: ignore[attr-defined]  # which is how a pickle ends
-            if self.inert:  # else it is a tree, which whoever reads it follows to the leaves once
+            if self.inert:  # else it is a tree, of which readers look at each leaf once
                 check_size(stop.value, self.end)
             return stop.value
-        finally:  # what was read must not live as long as errors and references to `self`
+        finally:  # an error that refers to `self` must not keep in memory what was read
             self.memo, self.stack, self.metastack, self.functions = {}, [], [], {}
             self.persistent = None
             del self.append
@@ -206,7 +206,7 @@ class SafeUnpickler(pickle._Unpickler):
                 self.limits.copy(arg.nbytes)
 
     def check_key(self, key: Any, depth: int = 3) -> None:
-        """Refuse keys (and members of sets) whose hashing or comparing can take for ever."""
+        """Refuse keys (and members of sets) that take very long to hash or to compare."""
         if isinstance(key, (str, bytes, type(None))):
             return
         if isinstance(key, int) and -(2**31) <= key < 2**31:
@@ -373,8 +373,8 @@ def _refuse_name(name: str) -> None:
 def check_size(root: Any, size: int) -> None:
     """Refuse what is nested too deep, holds itself, or is huge when written out.
 
-    Values that are referred to several times count each time: whoever copies, prints or
-    stacks them needs that memory.
+    A value counts as often as something refers to it, because a copy or a printout needs
+    that memory.
 
     Args:
         root: What a file holds.

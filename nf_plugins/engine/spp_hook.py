@@ -47,9 +47,9 @@ class SPPHook(Hook):
     ``spp/<metric>/<block>``. ``tools/spp_video.py WORK_DIR`` makes them move. A second
     hook of this class in the same training has ``spp_2`` instead of ``spp``, and so on.
 
-    A record is written before the checkpoint of the same moment, and a resumed training
-    moves what was recorded after its checkpoint to ``spp/superseded``: every
-    interval is there exactly once.
+    A record is written before the checkpoint of the same moment. A resumed training moves
+    the records that are later than its checkpoint to ``spp/superseded``, so that each
+    interval has exactly one record.
 
     Args:
         interval: Epochs or iterations between records.
@@ -124,7 +124,7 @@ class SPPHook(Hook):
         number = next((i for i, hook in enumerate(mine, 1) if hook is self), 1)
         self._folder = 'spp' if number == 1 else f'spp_{number}'
         hub = runner.message_hub
-        # What a checkpoint says may be anything.
+        # This comes from a checkpoint, so it may be anything.
         training = hub.runtime_info.get('spp_training')
         named = isinstance(training, str) and re.fullmatch(r'[\w.-]{1,100}', training)
         if not named or (runner.iter == 0 and number == 1):

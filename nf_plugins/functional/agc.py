@@ -24,12 +24,12 @@ def _is_vector(x: Tensor) -> bool:
 
 
 def _is_distributed(x: Tensor) -> TypeGuard[DTensor]:
-    """Whether it is a DTensor, as the parameters of FSDP2 are."""
+    """Whether a tensor is a DTensor, as the parameters of FSDP2 are."""
     return hasattr(x, 'device_mesh') and hasattr(x, 'placements')
 
 
 def _is_flat_piece(x: Tensor) -> bool:
-    """Whether it belongs to the first FSDP, which flattens parameters and cuts anywhere."""
+    """Whether a parameter belongs to the first FSDP, which flattens and cuts parameters."""
     return getattr(x, '_fsdp_flattened', False)
 
 
@@ -39,7 +39,7 @@ def _norm_dtype(x: Tensor) -> torch.dtype | None:
 
 
 def _overflowed(norm: Tensor) -> bool:
-    """Whether a norm is not finite; asked on the CPU alone, as a device would be stalled."""
+    """Whether a norm on the CPU is not finite; False elsewhere: the answer would stall a GPU."""
     return norm.is_cpu and not _is_distributed(norm) and not math.isfinite(norm.detach().sum())
 
 

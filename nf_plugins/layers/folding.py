@@ -40,9 +40,9 @@ def fold(model: nn.Module) -> nn.Module:
     after the fold.
 
     The blocks of the normalizer-free networks fold their constant factors and the SkipInit gain,
-    too. A module does that by two methods: ``conv_factors()``, from each of its convolutions
-    to a factor of the input and one of the output that join the weight (and the bias), and
-    ``drop_factors()``, after which it does not apply them.
+    too. They have two methods for it. ``conv_factors()`` returns a dict from each convolution of
+    the block to a factor of its input and a factor of its output; the fold multiplies the weight
+    (and the bias) by them. After ``drop_factors()`` the block does not apply these factors itself.
 
     Args:
         model: Any module that holds standardized convolutions: a network, a classifier, a
@@ -89,7 +89,7 @@ def fold(model: nn.Module) -> nn.Module:
 def plain_convolution(
     conv: nn.Module, factor: float = 1.0, output_factor: float | Tensor = 1.0
 ) -> nn.Conv2d:
-    """The plain convolution that does what a convolution does, with factors in its weight.
+    """The plain convolution that computes the same as a convolution, with factors in its weight.
 
     Args:
         conv: A standardized convolution, a :class:`torch.nn.Conv2d`, a :class:`SameConv2d` or
@@ -173,7 +173,7 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def _is_trained(conv: nn.Module, name: str) -> bool:
-    """Whether a parameter, or one of those that it is computed from, wants a gradient."""
+    """Whether a parameter, or one that it is computed from, has ``requires_grad``."""
     own = (n.removeprefix('parametrizations.').startswith(name) for n, _ in conv.named_parameters())
     return any(p.requires_grad for mine, p in zip(own, conv.parameters()) if mine)
 

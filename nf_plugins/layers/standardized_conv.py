@@ -49,10 +49,10 @@ Pair = tuple[int, int]
 class StandardizedConv2d(nn.Conv2d):
     r"""A 2-D convolution with a standardized weight: the base of the layers here.
 
-    A subclass says how its weight is standardized and with which parameters; this
+    A subclass defines how its weight is standardized and with which parameters. This
     class adds TF-style SAME padding and the fold into a plain convolution. The weight is
-    standardized in each forward pass, in evaluation, too, whoever changed the parameters
-    in whatever way; :func:`nf_plugins.fold` makes inference free of it.
+    standardized in each forward pass, also in evaluation mode, so it is right after any
+    change of the parameters. After :func:`nf_plugins.fold` inference does without it.
 
     Args:
         in_channels: Channels of the input.
@@ -407,8 +407,8 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
         **kwargs: As :class:`torch.nn.Conv2d`.
 
     Shape:
-        As :class:`torch.nn.Conv2d`. ``alpha``: ``(out_channels, 1, 1, 1)``; it wants
-        no weight decay.
+        As :class:`torch.nn.Conv2d`. ``alpha``: ``(out_channels, 1, 1, 1)``; use no weight
+        decay for it.
 
     Raises:
         ValueError: Unknown ``mode``, negative ``gamma``, or a fan-in below 2.
@@ -442,7 +442,7 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.gamma = gamma * 2 / self.fan if equiv else gamma
         self.alpha = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
-        # The buffer persists; this flag spares a look at it (a device sync) per step.
+        # Reading the saved buffer in each step would wait for the device: hence this flag.
         self._may_initialize = initalpha
         if initalpha:  # 0 or 1: averages of models and DDP take numbers, not bools
             self.register_buffer('alpha_initialized', torch.zeros((), device=self.weight.device))
@@ -488,8 +488,8 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
         first = usable & (self.alpha_initialized == 0)
         self.alpha.copy_(torch.where(first, torch.sqrt(2 / var).to(self.alpha.dtype), self.alpha))
         self.alpha_initialized.copy_(usable.squeeze() | (self.alpha_initialized > 0))
-        # A batch without variance (all zeros) leaves it to the next one. A compiled graph
-        # cannot look at the buffer; it tries again until train() does.
+        # After a batch without variance (all zeros) the next batch sets alpha. A compiled graph
+        # cannot read the buffer: it computes this in each step until train() is called.
         if not torch.compiler.is_compiling():
             self._may_initialize = not self.alpha_initialized
 

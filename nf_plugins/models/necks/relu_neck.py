@@ -16,9 +16,9 @@ from nf_plugins.utils.checks import check_config, check_integer, check_number
 class ReLUNeck(BaseModule):
     """Norm (if any), activation and global average pooling.
 
-    The pre-activation networks here end with a residual sum. PWS networks want one
-    norm and a ReLU after it; normalizer-free ones no norm and their activation with
-    its gain: ``act_cfg=dict(type='GammaAct', act='ReLU')``.
+    The pre-activation networks here end with a residual sum. After it, PWS networks need one
+    norm and a ReLU. Normalizer-free networks need no norm, but their activation with its
+    gain: ``act_cfg=dict(type='GammaAct', act='ReLU')``.
 
     Args:
         in_channels: Channels of the input, or of each input; needed by the norm alone.

@@ -23,7 +23,7 @@ def gradient_explosion(profile: SignalProfile, blocks: list[BlockSignal]) -> Ite
         if any(b.normalized for b in blocks):
             severity = 'info'
             text += (
-                'The branches have norms: behind one the scale of the weights has no effect, so '
+                'The branches have norms: after one the scale of the weights has no effect, so '
                 'that such gradients at initialisation do little harm; warm the learning rate up'
             )
         else:
@@ -37,7 +37,7 @@ def gradient_explosion(profile: SignalProfile, blocks: list[BlockSignal]) -> Ite
 
 @RULES.register_module()
 def gradient_attenuation(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
-    """The gradient dies away towards the input."""
+    """The gradient vanishes towards the input."""
     known, ratio = _gradient_ratio(blocks)
     if ratio < GRADIENT_ATTENUATION:
         yield (

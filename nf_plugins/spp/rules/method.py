@@ -40,7 +40,7 @@ def not_reset(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tup
                 'warning',
                 block.index,
                 f'the variance is not reset at the transition in block {block.index} '
-                f'({block.name}): {before.avg_var:.3g} before, {block.avg_var:.3g} behind it'
+                f'({block.name}): {before.avg_var:.3g} before, {block.avg_var:.3g} after it'
                 f'{expected}. The shortcut has to read the activation divided by beta, or a '
                 'normalized one, and not the raw signal, or the growth of all stages multiplies',
             )
