@@ -29,6 +29,8 @@ from .inputs import (
 from .profile import SignalProfile
 from .report.records import Record
 
+__all__ = ['ConfiguredBackbone', 'Options', 'measure_config']
+
 
 @dataclass(frozen=True)
 class Options:

@@ -1,4 +1,7 @@
 from .fixup_resnet import FixupResNet
+from .nf_arch import NFArch
+from .nf_backbone import NFBackbone
+from .nf_block import NFBlockOptions
 from .nf_regnet import NFRegNet
 from .nf_resnet import NFResNet, SkipInitResNet
 from .nfnet import NFNet
@@ -7,6 +10,9 @@ from .resnet_v2 import ResNetV2
 
 __all__ = [
     'FixupResNet',
+    'NFArch',
+    'NFBackbone',
+    'NFBlockOptions',
     'NFNet',
     'NFRegNet',
     'NFResNet',
