@@ -59,7 +59,7 @@ demo: setup  ## train, test, inspect and film an NF-ResNet on the embedded digit
 	@echo "Signal propagation while training:    $(CURDIR)/$(DEMO)/training.html, .gif and .mp4"
 
 test: setup lint docs  ## all tests
-	$(PYTEST)
+	$(PYTEST) --durations=25
 
 check: setup lint  ## the quick tests
 	$(PYTEST) -m "not slow and not versions"

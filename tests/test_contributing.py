@@ -1,0 +1,57 @@
+"""The examples of CONTRIBUTING.md work, and the files that it names exist."""
+
+import re
+
+import pytest
+import torch
+from torch import nn
+
+from nf_plugins.functional import Standardization
+from nf_plugins.layers import StandardizedConv2d
+from nf_plugins.models import NFArch, NFBackbone
+from nf_plugins.registry import MODELS, RULES
+from nf_plugins.spp import analyze
+
+from .conftest import ROOT
+
+TEXT = (ROOT / 'CONTRIBUTING.md').read_text('utf-8')
+GIVEN = dict(MODELS=MODELS, NFArch=NFArch, NFBackbone=NFBackbone, RULES=RULES, nn=nn)
+GIVEN |= dict(Standardization=Standardization, StandardizedConv2d=StandardizedConv2d)
+
+
+@pytest.fixture
+def defined():
+    """What the examples define; the registries forget it afterwards."""
+    registries = (MODELS, MODELS.parent, RULES)
+    before = [dict(registry._module_dict) for registry in registries]
+    names = dict(GIVEN)
+    for example in re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL):
+        exec(example, names)
+    yield names
+    for registry, modules in zip(registries, before):
+        registry._module_dict.clear()
+        registry._module_dict.update(modules)
+
+
+def test_the_examples(defined):
+    net = MODELS.build(dict(type='MyNet'))
+    assert net(torch.randn(1, 3, 64, 64))[0].shape == (1, 512, 2, 2)
+    with torch.no_grad():
+        net.stem.conv1.gain.mul_(1e4)
+    verdicts = analyze(net, torch.randn(2, 3, 64, 64)).verdicts()
+    assert 'my_rule' in {verdict['rule'] for verdict in verdicts}
+
+    class Conv(defined['MyWSConv2d']):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs)
+            self.gain = nn.Parameter(torch.ones(self.out_channels))
+
+    squares = Conv(4, 8, 3).standardize().square().sum((1, 2, 3))
+    assert torch.allclose(squares, torch.ones(8), atol=1e-5)
+
+
+def test_the_files_exist():
+    names = re.findall(r'`((?:nf_plugins|tests|tools|benchmarks|docs|configs)/[\w./]*\w/?)`', TEXT)
+    assert len(names) > 10
+    missing = [name for name in names if not (ROOT / name).exists()]
+    assert [name for name in missing if 'my_' not in name] == []
