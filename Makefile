@@ -93,13 +93,13 @@ spp-figure: setup  ## the figure of the README
 docs-figures: setup  ## the figures of docs/reading_spps.md
 	MM=$$(python -c 'import mmpretrain; print(mmpretrain.__path__[0])')/.mim/configs \
 	IMAGES=$$(python -c 'import sklearn.datasets; print(sklearn.datasets.__path__[0])')/images \
-		python tools/analysis_tools/spp_figures.py docs/reading_spps.md
+		python docs/spp_figures.py docs/reading_spps.md
 
 study: setup  ## networks with and without norms on digits: 20 minutes on 2 cores; resumable
-	python tools/analysis_tools/study_digits.py
+	python -m benchmarks.study
 
 bench: setup  ## what norms and their absence cost: time, memory, clipping; a quarter of an hour
-	python tools/analysis_tools/benchmark.py --out benchmarks/results/cost_cpu.json
+	python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json
 
 clean:  ## remove what make made
 	rm -rf $(VENV) .compat build work_dirs *.egg-info

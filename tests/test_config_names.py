@@ -1,5 +1,6 @@
 """Our configs under their names, in mmengine and in mmpretrain."""
 
+import os
 import subprocess
 import sys
 
@@ -154,6 +155,14 @@ def test_names_in_an_installed_package(tmp_path):
     setup = [sys.executable, 'setup.py', '-q', 'build_py', '--build-lib', str(library)]
     subprocess.run(setup, cwd=ROOT, check=True, capture_output=True)
     assert (library / 'nf_plugins/py.typed').exists()
+    # What users call is there; benchmarks, oracles and what draws the docs are not.
+    assert os.listdir(library) == ['nf_plugins']
+    tools = {p.stem for p in (library / 'nf_plugins/.mim/tools').rglob('*.py')}
+    assert {'train', 'test', 'spp_analysis', 'spp_video', 'fold'} <= tools
+    foreign = {
+        p.stem for top in ('benchmarks', 'tests', 'docs') for p in (ROOT / top).rglob('*.py')
+    }
+    assert not tools & (foreign - {'__init__'})
     count = sum('_base_' not in path.parts for path in CONFIGS.rglob('*.py'))
     code = f'import sys; FOLDER, COUNT = {str(library)!r}, {count}; sys.path.insert(0, FOLDER)'
     result = subprocess.run([sys.executable, '-W', 'ignore', '-c', code + INSTALLED], check=False,

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+from benchmarks.cost.report import table as cost_table
 from nf_plugins.config import find_config
 from nf_plugins.spp import RULES
 
@@ -16,7 +17,7 @@ from .conftest import ROOT
 
 PAGES = [ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md'))]
 READING = ROOT / 'docs/reading_spps.md'
-FIGURES = runpy.run_path(str(ROOT / 'tools/analysis_tools/spp_figures.py'))
+FIGURES = runpy.run_path(str(ROOT / 'docs/spp_figures.py'))
 
 
 def commands(page):
@@ -102,27 +103,25 @@ def test_a_figure_is_made_of_the_commands_above_it(monkeypatch, tmp_path, capsys
     assert 'set the variable of $SIZE' in capsys.readouterr().err
 
 
-def test_the_table_of_costs_is_the_measured_one(monkeypatch):
+def test_the_table_of_costs_is_the_measured_one():
     """docs/cost.md has what benchmarks/results has."""
     page = (ROOT / 'docs/cost.md').read_text('utf-8')
     results = ROOT / 'benchmarks/results'
     table = (results / 'cost_cpu.md').read_text('utf-8').strip()
     assert table and table in page
     assert '(../benchmarks/results/cost_cpu.png)' in page
-    monkeypatch.syspath_prepend(str(ROOT / 'tools/analysis_tools'))
-    benchmark = runpy.run_path(str(ROOT / 'tools/analysis_tools/benchmark.py'))
     measured = json.loads((results / 'cost_cpu.json').read_text())
-    assert benchmark['table'](measured['results']).strip() == table
+    assert cost_table(measured['results']).strip() == table
 
 
-def test_the_table_of_backbones_is_the_measured_one(monkeypatch):
+def test_the_table_of_backbones_is_the_measured_one():
     """docs/mm_backbones.md has what benchmarks/results has, and a count by hand agrees."""
     pytest.importorskip('mmpretrain')
-    monkeypatch.syspath_prepend(str(ROOT / 'tools/analysis_tools'))
-    tool = runpy.run_path(str(ROOT / 'tools/analysis_tools/conv_cfg_coverage.py'))
+    from benchmarks.spp import conv_cfg_coverage as tool
+
     rows = json.loads((ROOT / 'benchmarks/results/conv_cfg.json').read_text('utf-8'))['rows']
     page = (ROOT / 'docs/mm_backbones.md').read_text('utf-8')
-    assert f'{tool["START"]}\n\n{tool["table"](rows)}\n\n{tool["END"]}' in page
+    assert f'{tool.START}\n\n{tool.table(rows)}\n\n{tool.END}' in page
     (row,) = (
         r for r in rows if r['type'] == 'SEResNet' and r['config'].startswith('seresnet/seresnet50')
     )

@@ -3,8 +3,6 @@
 import json
 import os
 import re
-import runpy
-import sys
 
 import cv2
 import numpy as np
@@ -17,6 +15,7 @@ from nf_plugins.config import build_model, load_config
 from nf_plugins.models import NFResNet
 
 from ..conftest import ROOT
+from ..tools import run_tool
 
 NF = str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py')
 BN = str(ROOT / 'configs/baselines/resnet-bn_digits.py')
@@ -69,17 +68,11 @@ TRAIN, TEST, SPP, VIDEO = 'train', 'test', 'spp_analysis', 'spp_video'
 FOLD, HAIKU, TIMM, PWS = (
     f'model_converters/{name}' for name in ('fold', 'haiku_to_nf', 'timm_to_nf', 'pwsconv_to_nf')
 )
-BENCHMARK, BENCHMARK_SPP, COVERAGE, CONV_CFG, FIGURES, STUDY = (
-    f'analysis_tools/{name}'
-    for name in (
-        'benchmark',
-        'benchmark_spp',
-        'spp_coverage',
-        'conv_cfg_coverage',
-        'spp_figures',
-        'study_digits',
-    )
+BENCHMARK, STUDY = 'benchmarks.cost.benchmark', 'benchmarks.study.__main__'
+BENCHMARK_SPP, COVERAGE, CONV_CFG = (
+    f'benchmarks.spp.{name}' for name in ('benchmark_spp', 'spp_coverage', 'conv_cfg_coverage')
 )
+FIGURES = '../docs/spp_figures'
 CASES = [
     (TRAIN, ['missing.py'], 'no config at missing.py'),
     (TRAIN, ['broken.py'], 'cannot read the config broken.py.*(syntax|never closed)'),
@@ -322,20 +315,10 @@ def files(folder):
     return sorted(os.path.join(root, name) for root, _, names in os.walk(folder) for name in names)
 
 
-def run(tool, args, monkeypatch):
-    """The exit status of a tool, in this process."""
-    path = ROOT / 'tools' / f'{tool}.py'
-    monkeypatch.syspath_prepend(str(path.parent))
-    monkeypatch.setattr(sys, 'argv', [path.name, *args])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(path), run_name='__main__')
-    return status.value.code
-
-
 @pytest.mark.parametrize(('tool', 'args', 'message'), CASES)
 def test_bad_input(tool, args, message, workplace, monkeypatch, capfd):
     before = files(workplace)
-    assert run(tool, args, monkeypatch) == 2
+    assert run_tool(tool, *args) == 2
     (line,) = capfd.readouterr().err.strip().splitlines()
     assert line.startswith('error: ')
     assert re.search(message, line), line
@@ -355,14 +338,14 @@ def test_bad_input(tool, args, message, workplace, monkeypatch, capfd):
     ],
 )
 def test_an_accelerator_that_is_not_there(tool, args, workplace, monkeypatch, capsys):
-    assert run(tool, args, monkeypatch) == 2
+    assert run_tool(tool, *args) == 2
     assert capsys.readouterr().err.startswith('error: ')
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
 def test_a_read_only_folder(workplace, monkeypatch, capsys):
     (workplace / 'locked').mkdir(mode=0o500)
-    assert run(SPP, [NF, '--out-dir', 'locked/out'], monkeypatch) == 2
+    assert run_tool(SPP, *[NF, '--out-dir', 'locked/out']) == 2
     assert 'cannot write into locked/out' in capsys.readouterr().err
 
 
@@ -370,7 +353,7 @@ def test_a_read_only_folder(workplace, monkeypatch, capsys):
 def test_data_that_cannot_be_trained_on(name, workplace, monkeypatch, capsys):
     args = [NF, '--work-dir', 'work', '--cfg-options', f'train_dataloader.{name}']
     args.append(f'experiment_name={name}')  # mmengine's own, the second, may come twice
-    assert run(TRAIN, args, monkeypatch) == 2
+    assert run_tool(TRAIN, *args) == 2
     assert re.search('^error: cannot prepare the training of', capsys.readouterr().err, re.M)
 
 
@@ -396,7 +379,7 @@ def test_images_of_every_kind(config, workplace, monkeypatch):
     for name, image in IMAGES.items():
         image.save(workplace / 'alle Bilder ☃' / name)
     args = [config, '--input', 'alle Bilder ☃', '--batch-size', '20', '--format', 'json']
-    assert run(SPP, [*args, '--out-dir', 'o', '--input-size', '17', '33'], monkeypatch) == 0
+    assert run_tool(SPP, *[*args, '--out-dir', 'o', '--input-size', '17', '33']) == 0
     shape = json.loads((workplace / 'o/spp.json').read_text())['input']['shape']
     assert shape[0] == len(IMAGES)
 
@@ -412,16 +395,16 @@ def test_names_with_spaces_and_unicode_and_one_image(size, workplace, monkeypatc
     options = ['--batch-size', '1', '--input-size', *size]
     out = str(folder / 'out é ☃')
     label = ['--label', 'größe $x_$ ☃', '--format', 'json', 'csv']
-    assert run(SPP, [*source, *options, '--out-dir', out, *label], monkeypatch) == 0
+    assert run_tool(SPP, *[*source, *options, '--out-dir', out, *label]) == 0
     assert json.loads((folder / 'out é ☃/spp.json').read_text())['config'] == source[0]
     film = str(folder / 'film ☃.html')
-    assert run(VIDEO, [*source, *options, '--out', film, '--title', '<ü> ☃'], monkeypatch) == 0
+    assert run_tool(VIDEO, *[*source, *options, '--out', film, '--title', '<ü> ☃']) == 0
     assert '☃' in (folder / 'film ☃.html').read_text(encoding='utf-8')
 
 
 def test_folding_with_names_of_unicode(workplace, monkeypatch):
     cfg = load_config(NF)
     torch.save(dict(state_dict=build_model(cfg, NF).state_dict()), 'ganz ☃.pth')
-    assert run(FOLD, [NF, 'ganz ☃.pth', 'größe dir/gefaltet ☃.pth'], monkeypatch) == 0
-    assert run(SPP, ['größe dir/gefaltet ☃.py', 'größe dir/gefaltet ☃.pth', '--format', 'json',
-                     '--out-dir', 'o'], monkeypatch) == 0  # fmt: skip
+    assert run_tool(FOLD, *[NF, 'ganz ☃.pth', 'größe dir/gefaltet ☃.pth']) == 0
+    source = ['größe dir/gefaltet ☃.py', 'größe dir/gefaltet ☃.pth']
+    assert run_tool(SPP, *source, '--format', 'json', '--out-dir', 'o') == 0

@@ -1,6 +1,7 @@
+"""The study on the digits: a few steps of it, its tables, its workers."""
+
 import argparse
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -18,50 +19,47 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
+from benchmarks.common import quiet
+from benchmarks.study import arguments, figures, results, runs, tables, workers
+from benchmarks.study.__main__ import main
 from nf_plugins.datasets import Digits
 
 from ..conftest import ROOT
 
-TOOL = ROOT / 'tools/analysis_tools/study_digits.py'
 TINY = ['--quick', '--networks', 'plain', 'nf-agc', '--workers', '0']
 TIMES = ('seconds', 'cpu_seconds')
 
 
-@pytest.fixture(scope='module')
-def study():
-    spec = importlib.util.spec_from_file_location('study_digits', TOOL)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules['study_digits'] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
+@pytest.fixture(autouse=True, scope='module')
+def _one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    yield module
+    yield
     torch.set_num_threads(threads)
-    del sys.modules['study_digits']
 
 
 @pytest.fixture(autouse=True)
-def _fresh(study):
+def _fresh():
     """No config is cached: reading one sets the default scope, as in a process of its own."""
-    study.config_of.cache_clear()
+    runs.config_of.cache_clear()
 
 
 @pytest.fixture
-def run(study, monkeypatch, tmp_path):
+def run(monkeypatch, tmp_path):
     """Run the tool in this process, and count the trainings."""
     trained = []
 
-    def counted(which, setting, original=study.train):
+    def counted(which, setting, original=runs.train):
         trained.append(which)
         return original(which, setting)
 
-    monkeypatch.setattr(study, 'train', counted)
+    monkeypatch.setattr(runs, 'train', counted)
 
     def run(*args, out=tmp_path / 'out', status=0):
         trained.clear()
-        monkeypatch.setattr(sys, 'argv', [str(TOOL), '--out', str(out), *map(str, args)])
+        monkeypatch.setattr(sys, 'argv', ['study', '--out', str(out), *map(str, args)])
         with pytest.raises(SystemExit) as stop:
-            study.main()
+            main()
         assert stop.value.code == status
         return trained
 
@@ -78,7 +76,7 @@ def without_times(rows):
 
 
 @pytest.mark.slow
-def test_a_quick_study_and_its_resumption(run, study, capsys):
+def test_a_quick_study_and_its_resumption(run, capsys):
     assert len(run(*TINY)) == 8
     assert '8 runs to do, 0 are there' in capsys.readouterr().out
     names = ['accuracy.png', 'lr.png', 'results.json', 'spp.png', 'table.md']
@@ -104,7 +102,7 @@ def test_a_quick_study_and_its_resumption(run, study, capsys):
             assert [b['index'] for b in blocks] == list(range(9))
             assert all(b['avg_var'] > 0 for b in blocks)
     for network in ('nf-agc', 'plain'):
-        label = study.NETWORKS[network].label
+        label = runs.NETWORKS[network].label
         best = max(r['accuracy'] for r in rows if (r['network'], r['batch_size']) == (network, 4))
         (line, *_) = [x for x in table.splitlines() if x.startswith(f'| {label} ')]
         assert line.split('|')[2].split()[0] == f'{best:.1f}'
@@ -113,7 +111,7 @@ def test_a_quick_study_and_its_resumption(run, study, capsys):
     content['runs'] = rows[::2]
     (run.out / 'results.json').write_text(json.dumps(content))
     done = run(*TINY)
-    assert sorted(done) == sorted(study.Run(*key) for key in keys[1::2])
+    assert sorted(done) == sorted(runs.Run(*key) for key in keys[1::2])
     again = read(run.out)['runs']
     assert again[::2] == rows[::2]
     assert without_times(again) == without_times(rows)
@@ -132,7 +130,7 @@ def test_a_study_grows(run):
 
 
 @pytest.mark.slow
-def test_divergence_is_counted(run, study):
+def test_divergence_is_counted(run):
     torch.manual_seed(0)
     absurd = ['--batch-sizes', 16, '--min-steps', 5, '--seeds', 0, 1]
     run(*TINY, *absurd, '--lrs', 1e-4, 1e6)
@@ -149,33 +147,33 @@ def test_divergence_is_counted(run, study):
     assert line == f'| plain | {chance} of 2 (0) | 2 of 2 (2) | {2 + chance} of 4 (2) |'
 
 
-def test_equal_seeds_are_drawn(study):
+def test_equal_seeds_are_drawn():
     """Their mean is not exactly their value: an error bar of -1e-14 is refused by matplotlib."""
     args = argparse.Namespace(networks=['bn'], batch_sizes=[4], lrs=[0.2], seeds=[0, 1, 2])
     row = dict(accuracy=98.607, diverged=None)
-    grid = study.Grid(dict.fromkeys(study.runs_of(args), row), args)
+    grid = results.Grid(dict.fromkeys(arguments.runs_of(args), row), args)
     assert grid.mean('bn', 4, 0.2) != 98.607
-    study.accuracy_figure(grid)
+    figures.accuracy_figure(grid)
 
 
-def test_chance_level(study):
-    which = study.Run('plain', 16, 1e-3, 0)
+def test_chance_level():
+    which = runs.Run('plain', 16, 1e-3, 0)
     quick = dict(epochs=0.01, min_steps=2, test_images=50)
-    assert study.train(which, study.Setting(**quick, chance=100))['diverged'] == 'chance'
-    assert study.train(which, study.Setting(**quick, chance=-1))['diverged'] is None
+    assert runs.train(which, runs.Setting(**quick, chance=100))['diverged'] == 'chance'
+    assert runs.train(which, runs.Setting(**quick, chance=-1))['diverged'] is None
 
 
 @pytest.mark.slow
-def test_it_learns(study):
+def test_it_learns():
     """The whole loop: a normalised network knows most digits after 60 steps."""
-    row = study.train(study.Run('bn', 32, 0.05, 0), study.Setting(epochs=0.1, min_steps=60))
+    row = runs.train(runs.Run('bn', 32, 0.05, 0), runs.Setting(epochs=0.1, min_steps=60))
     assert row['steps'] == 60
     assert row['accuracy'] > 70
     assert row['train_loss'] < 1.5
 
 
-def test_the_data(study):
-    data = study.load_data(study.Setting(image_size=8))
+def test_the_data():
+    data = runs.load_data(runs.Setting(image_size=8))
     assert data.train.shape == (9, 1438, 1, 8, 8)
     assert data.test.shape == (359, 1, 8, 8)
     assert data.train[4].mean().abs() < 0.01
@@ -190,11 +188,11 @@ def test_the_data(study):
 
 
 @pytest.mark.parametrize('network', ['bn', 'gn', 'pws', 'nf', 'nf-agc', 'plain'])
-def test_the_networks_are_those_of_the_configs(network, study):
+def test_the_networks_are_those_of_the_configs(network):
     """The same modules at half the width, and the config's parameter groups."""
-    about = study.NETWORKS[network]
-    with study.quiet():
-        model, optimizer = study.build(network, 0.3, 0.1)
+    about = runs.NETWORKS[network]
+    with quiet():
+        model, optimizer = runs.build(network, 0.3, 0.1)
         shipped = MODELS.build(Config.fromfile(ROOT / 'configs' / about.config).model)
     ours, theirs = (Counter(type(m) for m in net.modules()) for net in (model, shipped))
     assert ours == theirs
@@ -212,8 +210,8 @@ def test_the_networks_are_those_of_the_configs(network, study):
     assert {group['lr'] for group in optimizer.param_groups} == {0.3}
 
 
-def test_the_schedule(study):
-    factors = [study.schedule(step, 100) for step in range(100)]
+def test_the_schedule():
+    factors = [runs.schedule(step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == 1 == max(factors)
     assert factors[55] == pytest.approx(0.5)
@@ -269,42 +267,44 @@ def test_another_setting_is_refused(run, capsys):
     assert (run.out / 'results.json').read_bytes() == before
 
 
-def test_the_page_has_the_results(study):
+def test_the_page_has_the_results():
     """docs/study_digits.md says what benchmarks/results has."""
-    results = ROOT / 'benchmarks/results/study_digits'
+    folder = ROOT / 'benchmarks/results/study_digits'
     page = (ROOT / 'docs/study_digits.md').read_text()
-    content = read(results)
-    assert content['setting'] == json.loads(json.dumps(dataclasses.asdict(study.Setting())))
-    rows = {study.Run(*(row[k] for k in study.Run._fields)): row for row in content['runs']}
+    content = read(folder)
+    assert content['setting'] == json.loads(json.dumps(dataclasses.asdict(runs.Setting())))
+    rows = {runs.Run(*(row[k] for k in runs.Run._fields)): row for row in content['runs']}
     sizes = [4, 16, 64, 256, 512]  # one more than the tool takes by itself
-    args = argparse.Namespace(networks=list(study.NETWORKS), **{**study.FULL, 'batch_sizes': sizes})
-    assert sorted(rows) == sorted(study.runs_of(args))
+    args = argparse.Namespace(
+        networks=list(runs.NETWORKS), **{**arguments.FULL, 'batch_sizes': sizes}
+    )
+    assert sorted(rows) == sorted(arguments.runs_of(args))
     seconds = dict.fromkeys(sizes, 0.0)
     for run, row in rows.items():
         seconds[run.batch_size] += row['cpu_seconds']
     total, without = sum(seconds.values()), sum(seconds.values()) - seconds[256]
     assert f'The 450 runs took {total:.0f} CPU seconds' in page
     assert f'batch size 256 took {without:.0f}, or {without / 120:.0f} minutes' in page
-    assert set(study.FULL['batch_sizes']) == {*sizes} - {256} and without / 120 < 20
-    table = study.table(study.Grid(rows, args), study.Setting())
-    assert (results / 'table.md').read_text() == table
+    assert set(arguments.FULL['batch_sizes']) == {*sizes} - {256} and without / 120 < 20
+    table = tables.table(results.Grid(rows, args), runs.Setting())
+    assert (folder / 'table.md').read_text() == table
     lines = {line.lstrip('#') for line in page.splitlines()}
     for line in table.splitlines():
         assert line.lstrip('#') in lines
     for name in ('accuracy', 'lr', 'spp'):
-        assert (results / f'{name}.png').exists()
+        assert (folder / f'{name}.png').exists()
         assert f'(../benchmarks/results/study_digits/{name}.png)' in page
 
 
-def test_two_studies_at_once(run, study, capsys):
+def test_two_studies_at_once(run, capsys):
     run.out.mkdir()
-    with study.only_one(run.out):
+    with results.only_one(run.out):
         assert run(*TINY, status=2) == []
     assert 'another study is writing into' in capsys.readouterr().err
 
 
-def test_a_failing_worker(run, study, monkeypatch, capsys):
-    monkeypatch.setattr(study, '__file__', os.devnull)  # an empty program
+def test_a_failing_worker(run, monkeypatch, capsys):
+    monkeypatch.setattr(workers, 'COMMAND', [sys.executable, os.devnull])  # an empty program
     assert run(*TINY, '--workers', 1, status=2) == []
     assert 'a worker ended early' in capsys.readouterr().err
     assert read(run.out)['runs'] == []
@@ -323,10 +323,19 @@ def test_a_run_that_is_impossible(workers, run, capsys):
 
 
 @pytest.mark.slow
-def test_killed_and_resumed(run, study, tool_env):
+def test_killed_and_resumed(run, tool_env):
     """Worker processes; kill -9 keeps what is finished, and the workers end by themselves."""
     args = [*TINY[:-2], '--lrs', '0.05', '0.1', '0.2', '0.4']
-    command = [sys.executable, '-W', 'ignore', str(TOOL), *args, '--out', str(run.out)]
+    command = [
+        sys.executable,
+        '-W',
+        'ignore',
+        '-m',
+        'benchmarks.study',
+        *args,
+        '--out',
+        str(run.out),
+    ]
     process = subprocess.Popen(
         command, env=tool_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )

@@ -1,6 +1,6 @@
 """What an analysis costs beside a bare forward pass, and beside timm's.
 
-    python tools/analysis_tools/benchmark_spp.py --out benchmarks/results/spp.json
+    python -m benchmarks.spp.benchmark_spp --out benchmarks/results/spp.json
 
 Times are medians of interleaved runs in one process; memory is the peak resident set of
 fresh processes beyond that of the same process before the pass.
@@ -15,18 +15,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from measuring import forget_peak, interleaved, machine, memory, peak_beyond
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import nf_plugins.models  # noqa: F401 (registers them)
+from benchmarks.common import command, machine, quiet
+from benchmarks.cost.measuring import forget_peak, interleaved, memory, peak_beyond
 from nf_plugins.cli.arguments import ArgumentParser, positive
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import as_usage_error
 from nf_plugins.spp import analyze
 from nf_plugins.utils.files import atomic_write
 
+MODULE = 'benchmarks.spp.benchmark_spp'
 SHAPE = (8, 3, 224, 224)
 
 
@@ -71,9 +72,9 @@ def medians(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
+@quiet()
 def report_peak(job: str) -> None:
     """Print the MiB that a job needs beyond the model and the input."""
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
     model, x = resnet50(), torch.randn(SHAPE)
     small = torch.randn(2, 3, 64, 64)
     run = dict(bare=bare, analyze=analyze)[job]
@@ -85,13 +86,13 @@ def report_peak(job: str) -> None:
 
 
 @command_line
+@quiet()
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=positive, default=9)
     parser.add_argument('--out', type=Path, help='JSON file')
     with as_usage_error('bad arguments'):
         args = parser.parse_args()
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
     x, results = torch.randn(SHAPE), {}
 
     model = resnet50()
@@ -100,7 +101,7 @@ def main() -> None:
     )
     results['ResNet-50'] = dict(seconds=seconds, time_ratio=seconds['analyze'] / seconds['bare'])
     peaks = {
-        job: statistics.median(peak_beyond('benchmark_spp', 'report_peak', job) for _ in range(3))
+        job: statistics.median(peak_beyond(MODULE, 'report_peak', job) for _ in range(3))
         for job in seconds
     }
     results['ResNet-50'].update(peak_mib=peaks, memory_ratio=peaks['analyze'] / peaks['bare'])
@@ -133,8 +134,7 @@ def main() -> None:
     analyze(deep, x)
     results['ResNet-V2-600'] = dict(seconds_with_building=time.perf_counter() - start)
 
-    command = 'python tools/analysis_tools/benchmark_spp.py'
-    found = dict(machine=dict(**machine(), input=SHAPE), command=command, results=results)
+    found = dict(machine=dict(**machine(), input=SHAPE), command=command(MODULE), results=results)
     text = json.dumps(found, indent=1) + '\n'
     print(text)
     if args.out:

@@ -1,6 +1,6 @@
 """The figures of a page: what the commands above each of them measure, in one picture.
 
-    python tools/analysis_tools/spp_figures.py docs/reading_spps.md
+    python docs/spp_figures.py docs/reading_spps.md
 
 For each picture of the page runs the commands ``python tools/spp_analysis.py ...`` of the
 fenced block before it, and draws all their networks into that picture. ``$NAME`` in
@@ -16,7 +16,6 @@ import shlex
 import sys
 from pathlib import Path
 
-from mmengine.logging import MMLogger
 from PIL import Image
 
 from nf_plugins.cli.arguments import ArgumentParser
@@ -26,8 +25,12 @@ from nf_plugins.spp import SignalProfile
 from nf_plugins.spp.plot import plot_profiles
 from nf_plugins.utils.files import atomic_write
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / 'tools'))
 import spp_analysis
+
+from benchmarks.common import quiet
 
 BLOCK = re.compile(r'^```bash\n(.*?)^```|^!\[[^]]*\]\(([^)]+)\)', re.DOTALL | re.MULTILINE)
 
@@ -68,6 +71,7 @@ def png(profiles: list[SignalProfile]) -> bytes:
 
 
 @command_line
+@quiet()
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('page', type=Path, help='a page in markdown')
@@ -77,7 +81,6 @@ def main() -> None:
         figures = figures_of(args.page.read_text(encoding='utf-8'))
     if not figures:
         raise UsageError(f'{args.page} has no picture after a command of spp_analysis.py')
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
     for picture, runs in figures.items():
         path = args.page.parent / picture
         if args.only and path.name not in args.only:

@@ -1,7 +1,7 @@
 """What networks with and without norms cost: training, inference, memory, clipping.
 
-    python tools/analysis_tools/benchmark.py --out benchmarks/results/cost_cpu.json
-    python tools/analysis_tools/benchmark.py --device cuda --out benchmarks/results/cost_cuda.json
+    python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json
+    python -m benchmarks.cost.benchmark --device cuda --out benchmarks/results/cost_cuda.json
 
 Times are medians of interleaved runs in one process, as ratios to the plain network: the
 NF-ResNet-50 with ordinary convolutions and no factors at all. Beside the JSON file come a
@@ -10,9 +10,7 @@ table (.md) and a figure (.png) of the same name.
 
 from __future__ import annotations
 
-import io
 import json
-import shlex
 import statistics
 import sys
 from collections.abc import Callable
@@ -20,20 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from measuring import Times, forget_peak, interleaved, machine, memory, peak_beyond
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 import nf_plugins.models  # noqa: F401 (registers them)
+from benchmarks.common import command, machine, quiet
 from nf_plugins.cli.arguments import ArgumentParser, positive
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import as_usage_error
 from nf_plugins.functional import adaptive_clip_grad_
 from nf_plugins.utils.files import atomic_write_all
 
+from .measuring import Times, forget_peak, interleaved, memory, peak_beyond
+from .report import figure, table
+
+MODULE = 'benchmarks.cost.benchmark'
 PLAIN = dict(
     conv_cfg=None,
     alpha=1.0,
@@ -171,9 +172,9 @@ def saved_bytes(name: str, shape: tuple[int, ...]) -> int:
     return sum(kept.values())
 
 
+@quiet()
 def report_peak(name: str, shape: str) -> None:
     """Print the MiB that two training steps need beyond the network and the input."""
-    quiet()
     batch, _, size, _ = json.loads(shape)
     small = training_step(build(name), Setting('cpu', 'fp32', False, 2, 64))
     small()  # imports and libraries' own buffers
@@ -251,10 +252,6 @@ def factor_passes(net: nn.Module, batch: int = 7) -> int:
     return counter.count
 
 
-def quiet() -> None:
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
-
-
 def settings_of(args: Any) -> list[Setting]:
     if args.device == 'cpu':
         return [Setting('cpu', 'fp32', False, 8, size) for size in args.sizes]
@@ -266,93 +263,66 @@ def settings_of(args: Any) -> list[Setting]:
     ]
 
 
-def table(results: dict[str, dict]) -> str:
-    """The results in Markdown."""
-    lines = []
-    for part in ('training step', 'inference'):
-        found = results.get(part, {})
-        if not found:
-            continue
-        names = list(dict.fromkeys(name for times in found.values() for name in times))
-        lines += [
-            f'| {part} : plain | ' + ' | '.join(names) + ' |',
-            '| --- |' + ' ---: |' * len(names),
-        ]
-        for label, times in found.items():
-            cells = [f'{times[n]["ratio"]:.3f}' if n in times else '' for n in names]
-            lines.append(f'| {label} | ' + ' | '.join(cells) + ' |')
-        lines.append('')
-    sizes = results.get('memory', {})
-    for label, values in sizes.items():
-        lines += [f'| {label} | MiB | : plain |', '| --- | ---: | ---: |']
-        lines += [
-            f'| {name} | {value:.0f} | {value / values["plain"]:.3f} |'
-            for name, value in values.items()
-        ]
-        lines.append('')
-    if 'clipping' in results:
-        ms = {name: value['ms'][1] for name, value in results['clipping'].items()}
-        ratio = results['clipping']['ours']['ratio']
-        lines += [
-            '| AGC, NFNet-F0 | ms |',
-            '| --- | ---: |',
-            *(f'| {name} | {value:.1f} |' for name, value in ms.items()),
-            f'| ratio | {ratio:.3f} |',
-            '',
-        ]
-    if 'factors' in results:
-        lines += ['| passes that multiply activations by a number | |', '| --- | ---: |']
-        lines += [f'| {name} | {count} |' for name, count in results['factors'].items()]
-        lines.append('')
-    if 'parameters' in results:
-        lines += ['| parameters, without a classifier | million |', '| --- | ---: |']
-        lines += [f'| {name} | {n / 1e6:.3f} |' for name, n in results['parameters'].items()]
-        lines.append('')
-    return '\n'.join(lines)
+def measure_setting(names: list[str], setting: Setting, args: Any) -> dict[str, dict]:
+    """Measure the times of one setting, and on a GPU the memory."""
+
+    def measured(jobs: dict[str, Callable[[], None]]) -> dict:
+        return {setting.label: summary(interleaved(jobs, args.rounds, warmup=2))}
+
+    found: dict[str, dict] = {}
+    if 'step' in args.parts:
+        found['training step'] = measured(
+            {name: training_step(build(name), setting) for name in names}
+        )
+    if 'inference' in args.parts:
+        jobs = {name: inference(build(name), setting) for name in names}
+        jobs |= {
+            f'{name} deployed': inference(deployed(name), setting)
+            for name in DEPLOYED
+            if name in names
+        }
+        found['inference'] = measured(jobs)
+    if 'memory' in args.parts and args.device == 'cuda':
+        label = f'peak memory of a training step, {setting.label}'
+        found['memory'] = {label: {name: cuda_peak(name, setting) for name in names}}
+    return found
 
 
-def figure(results: dict[str, dict]) -> bytes:
-    """Bars of the ratios, with the quartiles, as PNG."""
-    import matplotlib
+def cpu_memory(names: list[str], setting: Setting, args: Any) -> dict[str, dict]:
+    """Measure the bytes that training steps save, and their peaks."""
+    shape = (args.saved_batch, 3, args.sizes[0], args.sizes[0])
+    saved = {name: saved_bytes(name, shape) / 2**20 for name in names}
+    peak_shape = json.dumps(setting.shape)
+    peaks = {name: peak_beyond(MODULE, 'report_peak', name, peak_shape) for name in names}
+    return {
+        f'saved for the backward pass, {"x".join(map(str, shape))}': saved,
+        f'peak resident memory of a training step, {setting.label}': peaks,
+    }
 
-    matplotlib.use('Agg')
-    from matplotlib import pyplot as plt
 
-    panels = [
-        (f'{part}\n{label}', times)
-        for part in ('training step', 'inference')
-        for label, times in results.get(part, {}).items()
-    ]
-    columns = min(4, len(panels))
-    rows = -(-len(panels) // columns)
-    fig, axes = plt.subplots(rows, columns, figsize=(3.4 * columns, 2.9 * rows), squeeze=False)
-    for ax in axes.flat[len(panels) :]:
-        ax.remove()
-    for ax, (title, times) in zip(axes.flat, panels):
-        names = list(times)
-        values = [times[name]['ratio'] for name in names]
-        low, high = zip(*(times[name]['ratio_quartiles'] for name in names))
-        errors = [
-            [max(0.0, v - x) for v, x in zip(values, low)],
-            [max(0.0, x - v) for v, x in zip(values, high)],
-        ]
-        colours = ['0.6' if name == 'plain' else '#0072b2' for name in names]
-        ax.barh(names, values, color=colours, xerr=errors, error_kw=dict(lw=1, ecolor='0.3'))
-        for y, value in enumerate(values):
-            ax.text(0.02, y, f'{value:.2f}', va='center', color='white', fontsize=8)
-        ax.axvline(1, color='0.3', lw=0.8, ls='--')
-        ax.invert_yaxis()
-        ax.set_title(title, fontsize=9)
-        ax.tick_params(labelsize=8)
-        ax.set_xlabel('time : plain', fontsize=8)
-    fig.tight_layout()
-    buffer = io.BytesIO()
-    fig.savefig(buffer, dpi=130)
-    plt.close(fig)
-    return buffer.getvalue()
+def measure(names: list[str], args: Any) -> dict[str, dict]:
+    """Measure the parts that were asked for."""
+    results: dict[str, dict] = {}
+    settings = settings_of(args)
+    for setting in settings:
+        print(setting.label, file=sys.stderr, flush=True)
+        for part, found in measure_setting(names, setting, args).items():
+            results.setdefault(part, {}).update(found)
+    if 'memory' in args.parts and args.device == 'cpu':
+        results['memory'] = cpu_memory(names, settings[0], args)
+    if 'agc' in args.parts:
+        results['clipping'] = clipping(args.device, 3 * args.rounds)
+    if 'factors' in args.parts and args.device == 'cpu':
+        results['factors'] = {name: factor_passes(build(name)) for name in names}
+    if 'parameters' in args.parts:
+        results['parameters'] = {
+            name: sum(p.numel() for p in build(name).parameters()) for name in names
+        }
+    return results
 
 
 @command_line
+@quiet()
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
@@ -365,60 +335,17 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='JSON file')
     with as_usage_error('bad arguments'):
         args = parser.parse_args()
-    quiet()
     if args.device == 'cuda':
         with as_usage_error('--device cuda needs a GPU'):
             torch.zeros(1, device='cuda')
     torch.manual_seed(0)
     names = args.networks or [*CONFIGS, TIMM]
     names = list(dict.fromkeys(['plain', *names]))
-    results: dict[str, dict] = {}
-    settings = settings_of(args)
-
-    def measured(jobs: dict[str, Callable[[], None]]) -> dict:
-        return summary(interleaved(jobs, args.rounds, warmup=2))
-
-    for setting in settings:
-        print(setting.label, file=sys.stderr, flush=True)
-        if 'step' in args.parts:
-            jobs = {name: training_step(build(name), setting) for name in names}
-            results.setdefault('training step', {})[setting.label] = measured(jobs)
-        if 'inference' in args.parts:
-            jobs = {name: inference(build(name), setting) for name in names}
-            jobs |= {
-                f'{name} deployed': inference(deployed(name), setting)
-                for name in DEPLOYED
-                if name in names
-            }
-            results.setdefault('inference', {})[setting.label] = measured(jobs)
-        if 'memory' in args.parts and args.device == 'cuda':
-            label = f'peak memory of a training step, {setting.label}'
-            peaks = {name: cuda_peak(name, setting) for name in names}
-            results.setdefault('memory', {})[label] = peaks
-    if 'memory' in args.parts and args.device == 'cpu':
-        shape = (args.saved_batch, 3, args.sizes[0], args.sizes[0])
-        saved = {name: saved_bytes(name, shape) / 2**20 for name in names}
-        peak_shape = json.dumps(settings[0].shape)
-        peaks = {name: peak_beyond('benchmark', 'report_peak', name, peak_shape) for name in names}
-        results['memory'] = {
-            f'saved for the backward pass, {"x".join(map(str, shape))}': saved,
-            f'peak resident memory of a training step, {settings[0].label}': peaks,
-        }
-    if 'agc' in args.parts:
-        results['clipping'] = clipping(args.device, 3 * args.rounds)
-    if 'factors' in args.parts and args.device == 'cpu':
-        results['factors'] = {name: factor_passes(build(name)) for name in names}
-
-    if 'parameters' in args.parts:
-        results['parameters'] = {
-            name: sum(p.numel() for p in build(name).parameters()) for name in names
-        }
-
+    results = measure(names, args)
     text = table(results)
     print(text)
     if args.out:
-        command = shlex.join(['python', 'tools/analysis_tools/benchmark.py', *sys.argv[1:]])
-        found = dict(machine=machine(), command=command, results=results)
+        found = dict(machine=machine(), command=command(MODULE), results=results)
         with as_usage_error(f'cannot write {args.out}'):
             files = {args.out: json.dumps(found, indent=1) + '\n'}
             files[args.out.with_suffix('.md')] = text

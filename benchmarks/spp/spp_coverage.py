@@ -1,35 +1,32 @@
 """How well the residual blocks of mmpretrain's backbones are found.
 
-    python tools/analysis_tools/spp_coverage.py --out coverage.json
+    python -m benchmarks.spp.spp_coverage --out coverage.json
 
 analyzes every distinct backbone of mmpretrain's own configs and compares the number of
 residual additions with the number counted from the classes of its blocks
-(``residual_counts.py``, which was written from their source). Prints a line per type.
+(``tests/oracles/residual_counts.py``, which was written from their source). Prints a line per type.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import re
 import time
 from collections import defaultdict
 from pathlib import Path
 
-import mmpretrain
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import track_iter_progress
-from residual_counts import Case, build, count_residuals, distinct_backbones
 
+from benchmarks.common import command, machine, quiet
 from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.spp import analyze
 from nf_plugins.utils.files import atomic_write
+from tests.oracles.residual_counts import Case, build, count_residuals, distinct_backbones
 
 
 def check(case: Case, max_params: float) -> dict:
@@ -59,6 +56,7 @@ def check(case: Case, max_params: float) -> dict:
 
 
 @command_line
+@quiet()
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--types', nargs='+', help='only these backbone types')
@@ -66,7 +64,6 @@ def main() -> int:
     parser.add_argument('--out', type=Path, help='JSON file with a row per backbone')
     with as_usage_error('bad arguments'):
         args: argparse.Namespace = parser.parse_args()
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
     cases = [c for c in distinct_backbones() if not args.types or c.cfg['type'] in args.types]
     if not cases:
         raise UsageError(f'no config of mmpretrain has a backbone of {", ".join(args.types)}')
@@ -92,15 +89,8 @@ def main() -> int:
         f'{sum(r["found"] for r in ran)} found'
     )
     if args.out:
-        machine = dict(
-            cpus=os.cpu_count(),
-            machine=platform.machine(),
-            python=platform.python_version(),
-            torch=torch.__version__,
-            mmpretrain=mmpretrain.__version__,
-            command='python tools/analysis_tools/spp_coverage.py',
-        )
-        text = json.dumps(dict(machine=machine, rows=rows), indent=1)
+        described = dict(**machine(), command=command('benchmarks.spp.spp_coverage'))
+        text = json.dumps(dict(machine=described, rows=rows), indent=1)
         text = re.sub(r'\n  +(?=[^{])', ' ', text)  # a row per line
         with as_usage_error(f'cannot write {args.out}'):
             atomic_write(args.out, text + '\n')

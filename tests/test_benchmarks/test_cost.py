@@ -1,26 +1,13 @@
 """The benchmark of costs, on a network small enough for a test."""
 
-import importlib
 import json
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 from mmengine.registry import MODELS
 
-import nf_plugins.models  # noqa: F401
-
-FOLDER = Path(__file__).parents[2] / 'tools/analysis_tools'
-
-
-@pytest.fixture
-def benchmark(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
-    module = importlib.import_module('benchmark')
-    yield module
-    for name in ('benchmark', 'measuring'):
-        del sys.modules[name]
+from benchmarks.cost import benchmark
 
 
 @pytest.mark.parametrize(
@@ -33,11 +20,11 @@ def benchmark(monkeypatch):
         dict(type='PWSResNet', depth=18, base_channels=4, stem_channels=4, norm_cfg=None),
     ],
 )
-def test_no_activation_is_multiplied_by_a_number(benchmark, config):
+def test_no_activation_is_multiplied_by_a_number(config):
     assert benchmark.factor_passes(MODELS.build(config)) == 0
 
 
-def test_the_counter_counts(benchmark):
+def test_the_counter_counts():
     """Two of timm's 16 blocks' passes over activations each way, and our own unfolded ones."""
     assert benchmark.factor_passes(benchmark.build('timm NF')) >= 2 * 16
     net = MODELS.build(dict(type='NFResNet', depth=26, base_channels=4, skipinit=0.5))
@@ -47,7 +34,7 @@ def test_the_counter_counts(benchmark):
     assert benchmark.factor_passes(net) >= 2 * 8
 
 
-def test_saved_bytes_are_those_of_the_plain_net(benchmark, monkeypatch):
+def test_saved_bytes_are_those_of_the_plain_net(monkeypatch):
     small = dict(depth=26, base_channels=8)
     configs = {
         'plain': dict(type='NFResNet', **small, **benchmark.PLAIN),
@@ -58,7 +45,7 @@ def test_saved_bytes_are_those_of_the_plain_net(benchmark, monkeypatch):
     assert plain <= ours < 1.05 * plain
 
 
-def test_quartiles_lie_among_the_measured_times(benchmark):
+def test_quartiles_lie_among_the_measured_times():
     found = benchmark.summary({'plain': [0.001, 0.009], 'NF': [0.004]})
     assert found['plain']['ms'] == [3, 5, 7]
     assert found['NF']['ms'] == [4, 4, 4]
@@ -66,7 +53,7 @@ def test_quartiles_lie_among_the_measured_times(benchmark):
 
 
 @pytest.mark.slow
-def test_the_tool(benchmark, monkeypatch, tmp_path, capsys):
+def test_the_tool(monkeypatch, tmp_path, capsys):
     small = dict(type='NFResNet', depth=26, base_channels=4)
     configs = {'plain': dict(small, **benchmark.PLAIN), 'NF': small, 'BN': small}
     monkeypatch.setattr(benchmark, 'CONFIGS', configs)
@@ -102,7 +89,7 @@ def test_the_tool(benchmark, monkeypatch, tmp_path, capsys):
         (['--parts', 'step', 'nope'], 'invalid choice'),
     ],
 )
-def test_bad_arguments(benchmark, monkeypatch, capsys, arguments, message):
+def test_bad_arguments(monkeypatch, capsys, arguments, message):
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', *arguments])
     with pytest.raises(SystemExit) as stop:
         benchmark.main()
@@ -112,7 +99,7 @@ def test_bad_arguments(benchmark, monkeypatch, capsys, arguments, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason='there is a GPU')
-def test_a_gpu_where_there_is_none(benchmark, monkeypatch, capsys):
+def test_a_gpu_where_there_is_none(monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['benchmark.py', '--device', 'cuda'])
     with pytest.raises(SystemExit) as stop:
         benchmark.main()

@@ -1,6 +1,6 @@
 """Residual additions of mmpretrain's backbones, read from their sources.
 
-    python tools/analysis_tools/residual_counts.py
+    python -m tests.oracles.residual_counts
 
 prints, per backbone type among mmpretrain's configs, how many block-level residual
 additions one forward pass executes. It shares no code with the tracer it is to check:
@@ -22,7 +22,6 @@ import ast
 import functools
 import inspect
 import json
-import logging
 import textwrap
 import warnings
 from collections import Counter
@@ -39,6 +38,8 @@ from mmengine.config import Config
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import MODELS
 from torch import nn
+
+from benchmarks.common import quiet
 
 CONFIGS = Path(mmpretrain.__file__).parent / '.mim' / 'configs'
 # Where a config keeps a backbone. The later ones belong to multimodal and retrieval models.
@@ -290,18 +291,6 @@ def _literals(path: Path) -> dict:
     return merged._cfg_dict.to_dict()
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('ignore')
-            yield
-    finally:
-        logging.disable(level)
-
-
 def _configs() -> Iterator[tuple[str, dict]]:
     for path in sorted(CONFIGS.rglob('*.py')):
         name = path.relative_to(CONFIGS).as_posix()
@@ -374,7 +363,8 @@ def _size(cfg: dict, config: dict) -> tuple[int, int]:
 @functools.cache
 def _cases() -> tuple[Case, ...]:
     cases: dict[str, Case] = {}
-    with _quiet():
+    with quiet(), warnings.catch_warnings():
+        warnings.simplefilter('ignore')
         configs = list(_configs())
     for place in PLACES:
         for name, config in configs:
@@ -406,9 +396,11 @@ def _device(device: str) -> Iterator[None]:
     with (
         mock.patch.object(torch, 'linspace', functools.partial(torch.linspace, device='cpu')),
         DefaultScope.overwrite_default_scope('mmpretrain'),
-        _quiet(),
+        quiet(),
+        warnings.catch_warnings(),
         torch.device(device),
     ):
+        warnings.simplefilter('ignore')
         yield
 
 

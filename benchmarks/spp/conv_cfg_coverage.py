@@ -1,6 +1,6 @@
 """How many convolutions of mmpretrain's backbones ``conv_cfg`` reaches, and ``convert``.
 
-    python tools/analysis_tools/conv_cfg_coverage.py --out benchmarks/results/conv_cfg.json \
+    python -m benchmarks.spp.conv_cfg_coverage --out benchmarks/results/conv_cfg.json \
         --docs docs/mm_backbones.md
 
 builds every distinct backbone of mmpretrain's own configs (without memory for the weights)
@@ -16,18 +16,18 @@ from pathlib import Path
 
 import mmpretrain
 import torch
-from mmengine.logging import MMLogger
 from mmengine.utils import track_iter_progress
-from residual_counts import Case, build, distinct_backbones
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 import nf_plugins
+from benchmarks.common import quiet
 from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.utils.files import atomic_write
+from tests.oracles.residual_counts import Case, build, distinct_backbones
 
 CONV_CFG = dict(type='nf_plugins.ScaledWS')
 START, END = '<!-- table: conv_cfg_coverage.py -->', '<!-- end of the table -->'
@@ -85,6 +85,7 @@ def table(rows: list[dict]) -> str:
 
 
 @command_line
+@quiet()
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--out', type=Path, help='JSON file with a row per backbone')
@@ -96,7 +97,6 @@ def main() -> int:
             page = args.docs.read_text('utf-8')
         if START not in page or END not in page:
             raise UsageError(f'{args.docs} has no place for the table: {START} ... {END}')
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
     rows = [check(case) for case in track_iter_progress(distinct_backbones())]
     totals = Counter(map(outcome, rows))
     text = table(rows)

@@ -1,0 +1,73 @@
+"""What all benchmarks share: the description of the machine, the command, silence."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from mmengine.logging import MMLogger
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = (
+    'triton',
+    'timm',
+    'onedl-mmengine',
+    'mmengine',
+    'onedl-mmpretrain',
+    'mmpretrain',
+    'nfplugins',
+)
+
+
+def machine() -> dict:
+    """Describe what a result depends on beside the code: processor, system, libraries."""
+    found = dict(
+        cpu=_processor(),
+        cpus=os.cpu_count(),
+        threads=torch.get_num_threads(),
+        system=platform.system(),
+        machine=platform.machine(),
+        python=platform.python_version(),
+    )
+    if torch.cuda.is_available():
+        found['gpu'] = torch.cuda.get_device_name()
+    found['torch'] = torch.__version__
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _processor() -> str:
+    """The name of the processor's model, as far as the system says it."""
+    path = Path('/proc/cpuinfo')
+    for line in path.read_text().splitlines() if path.exists() else ():
+        if line.startswith('model name'):
+            return line.partition(':')[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def command(module: str) -> str:
+    """The command of this process, to be written beside its results."""
+    return shlex.join(['python', '-m', module, *sys.argv[1:]])
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Let mmengine's logger write errors only; it lists the settings of each parameter."""
+    logger = MMLogger.get_current_instance()
+    level = logger.level
+    logger.setLevel('ERROR')
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

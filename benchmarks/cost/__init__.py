@@ -1,0 +1,1 @@
+"""What networks with and without norms cost, and how times and memory are measured."""

@@ -1,0 +1,1 @@
+"""What an analysis costs, and which blocks and convolutions of mmpretrain are found."""

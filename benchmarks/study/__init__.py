@@ -1,0 +1,1 @@
+"""The study of networks with and without norms on the digits."""

@@ -1,0 +1,1 @@
+"""Independent counts, which share no code with what they check."""
