@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
 
 DATA = Path(__file__).parent / 'data'
@@ -30,6 +32,15 @@ def _scope():
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _log_levels():
+    """A tool that makes mmengine's logger quiet does so for its own test alone."""
+    before = {name: logger.level for name, logger in MMLogger._instance_dict.items()}
+    yield
+    for name, logger in MMLogger._instance_dict.items():
+        logger.setLevel(before.get(name, logging.NOTSET))
 
 
 @pytest.fixture(scope='session')

@@ -167,7 +167,9 @@ def _lock(handle: int, folder: Path) -> None:
 def check_regular(path: str | os.PathLike) -> None:
     """Raise an OSError if something is at ``path`` that is no regular file, or a link to one."""
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError(f'{path} is a link, a folder or a special file; remove it')
+        kind = 'a folder' if os.path.isdir(path) else 'a special file'
+        kind = 'a link' if os.path.islink(path) else kind
+        raise OSError(f'{path} is {kind}, and a file is to be written there: remove it')
 
 
 def check_writable_dir(path: str | os.PathLike) -> None:
