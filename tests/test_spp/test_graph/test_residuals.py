@@ -13,9 +13,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nf_plugins.layers import DropPath
 from nf_plugins.spp import analyze, find_residuals
-from nf_plugins.spp.trace import is_inside
+from nf_plugins.spp.graph.residuals import is_inside
 
-from ..conftest import ROOT
+from ...conftest import ROOT
 
 sys.path.insert(0, str(ROOT / 'tools/analysis_tools'))
 import residual_counts
