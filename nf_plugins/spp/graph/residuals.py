@@ -91,7 +91,7 @@ def walk_back_gains(
         factors: What the addition itself multiplies it with.
 
     Returns:
-        The branch's end; all factors but 1; what was measured in front of the innermost
+        The branch's end; all factors but 1; what was measured before the innermost
         gain, if there is one; and the number between that, or else the operand, and the end.
     """
     factors, measured, scale, end = list(factors), None, 1.0, branch
