@@ -2,8 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-# Two processes, as a test keeps one core busy; the tests of a file stay together.
-PYTEST = python -m pytest -n 2 --dist loadfile
+# Two processes of one thread each: with two threads they wait for each other. The tests of a file
+# stay together, for what they share.
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 DEMO := work_dirs/demo
 CONFIG := nf-resnet_digits.py
 

@@ -25,9 +25,8 @@ from nf_plugins.spp import SignalProfile
 from nf_plugins.spp.plot import plot_profiles
 from nf_plugins.utils.files import atomic_write
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / 'tools'))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / 'tools'))
 import spp_analysis
 
 from benchmarks.common import quiet

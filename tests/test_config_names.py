@@ -159,9 +159,8 @@ def test_names_in_an_installed_package(tmp_path):
     assert os.listdir(library) == ['nf_plugins']
     tools = {p.stem for p in (library / 'nf_plugins/.mim/tools').rglob('*.py')}
     assert {'train', 'test', 'spp_analysis', 'spp_video', 'fold'} <= tools
-    foreign = {
-        p.stem for top in ('benchmarks', 'tests', 'docs') for p in (ROOT / top).rglob('*.py')
-    }
+    folders = [ROOT / name for name in ('benchmarks', 'tests', 'docs')]
+    foreign = {p.stem for folder in folders for p in folder.rglob('*.py')}
     assert not tools & (foreign - {'__init__'})
     count = sum('_base_' not in path.parts for path in CONFIGS.rglob('*.py'))
     code = f'import sys; FOLDER, COUNT = {str(library)!r}, {count}; sys.path.insert(0, FOLDER)'

@@ -32,6 +32,11 @@ MOVED = {
     'nf_plugins.functional.triton_standardization': {
         'standardization.kernels_triton': ['forward', 'backward', 'supports'],
     },
+    'nf_plugins.spp.trace': {
+        'graph': ['Node', 'Residual', 'Tracer', 'Unit', 'find_residuals', 'tracing'],
+        'graph.ops': ['ACTIVATIONS', 'ADDITIONS', 'CONVOLUTIONS', 'MOVES', 'NORMS'],
+        'graph.residuals': ['classify', 'is_inside', 'walk_back_gains'],
+    },
 }
 
 

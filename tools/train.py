@@ -9,6 +9,7 @@ import argparse
 
 import torch
 from mmengine.config import Config
+from mmengine.runner import Runner
 
 from nf_plugins.checkpoint.fit import check_checkpoint
 from nf_plugins.checkpoint.resume import Training
@@ -85,16 +86,8 @@ def go_on(cfg: Config, resume: str | None, training: Training) -> Resumable | No
     return found
 
 
-@command_line
-def main() -> int:
-    with as_usage_error('bad arguments'):
-        args = parse_args()
-    cfg = load_config(args.config, args.cfg_options)
-    if any(cfg.get(name) is None for name in ('train_dataloader', 'train_cfg', 'optim_wrapper')):
-        raise UsageError(f'{args.config} has no train_dataloader, train_cfg and optim_wrapper')
-    model = build_model(cfg, args.config)
-    prepare(cfg, args, ['train_dataloader', 'val_dataloader', 'test_dataloader'])
-
+def apply_options(cfg: Config, args: argparse.Namespace) -> None:
+    """Put the options of the command line into the config."""
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.no_persistent_workers:
@@ -105,6 +98,35 @@ def main() -> int:
         if not torch.cuda.is_available():
             raise UsageError('--amp needs an accelerator, and there is none')
         use_mixed_precision(cfg.optim_wrapper)
+
+
+def train(runner: Runner) -> int:
+    """Train; the exit status is 1 where a hook stopped the training."""
+    try:
+        runner.train()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()
+    except TrainingStopped as stop:
+        say(f'stopped: {stop}', error=True)
+        return 1
+    finally:
+        # A process that leaves while others still talk to it takes them down (gloo).
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+    return 0
+
+
+@command_line
+def main() -> int:
+    with as_usage_error('bad arguments'):
+        args = parse_args()
+    cfg = load_config(args.config, args.cfg_options)
+    if any(cfg.get(name) is None for name in ('train_dataloader', 'train_cfg', 'optim_wrapper')):
+        raise UsageError(f'{args.config} has no train_dataloader, train_cfg and optim_wrapper')
+    model = build_model(cfg, args.config)
+    prepare(cfg, args, ['train_dataloader', 'val_dataloader', 'test_dataloader'])
+
+    apply_options(cfg, args)
     training = plan_training(cfg, args.config, model, check_optim_wrapper(cfg, args.config, model))
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
@@ -127,18 +149,7 @@ def main() -> int:
     about = f'cannot prepare the training of {args.config}'
     with as_usage_error_with_data(about, cfg, ['train_dataloader', 'val_dataloader']):
         _ = runner.train_loop, runner.val_loop
-    try:
-        runner.train()
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
-    except TrainingStopped as stop:
-        say(f'stopped: {stop}', error=True)
-        return 1
-    finally:
-        # A process that leaves while others still talk to it takes them down (gloo).
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-    return 0
+    return train(runner)
 
 
 if __name__ == '__main__':

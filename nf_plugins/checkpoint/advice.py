@@ -60,6 +60,7 @@ def _dict_keys(file: io.BytesIO) -> list[str]:
 
 
 def _step(operation: Any, argument: Any, stack: list, memo: dict) -> None:
+    """Do one operation of a pickle."""
     name = operation.name
     if name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
         memo[len(memo) if argument is None else int(argument)] = stack[-1]
@@ -69,11 +70,7 @@ def _step(operation: Any, argument: Any, stack: list, memo: dict) -> None:
         mark = next(i for i in range(len(stack) - 1, -1, -1) if stack[i] is pickletools.markobject)
         items = stack[mark + 1 :]
         del stack[mark:]
-        if name == 'SETITEMS' and isinstance(stack[-1], dict):
-            stack[-1].update((k, None) for k in items[::2] if isinstance(k, str))
-        elif name in ('DICT', 'LIST', 'TUPLE', 'FROZENSET', 'INST', 'OBJ'):
-            found = {k: None for k in items[::2] if isinstance(k, str)}
-            stack.append(found if name == 'DICT' else None)
+        _take_items(name, items, stack)
     elif name == 'SETITEM':
         key, _ = stack[-2:]
         del stack[-2:]
@@ -82,16 +79,31 @@ def _step(operation: Any, argument: Any, stack: list, memo: dict) -> None:
     elif name == 'MARK':
         stack.append(pickletools.markobject)
     elif name not in ('STOP', 'PROTO', 'FRAME'):
-        taken, left = len(operation.stack_before), len(operation.stack_after)
-        first = stack[-taken] if taken else None
-        del stack[len(stack) - taken :]
-        if name == 'EMPTY_DICT':
-            stack.append({})
-        elif 'UNICODE' in name:
-            stack.append(argument)
-        elif name == 'BUILD':  # the object stays, with another state
-            stack.append(first)
-        elif name == 'REDUCE':  # an OrderedDict gets its keys afterwards
-            stack.append({})
-        else:
-            stack.extend([None] * left)
+        _push_result(operation, argument, stack)
+
+
+def _take_items(name: str, items: list, stack: list) -> None:
+    """Do an operation on all items after the last mark."""
+    keys = {key: None for key in items[::2] if isinstance(key, str)}
+    if name == 'SETITEMS' and isinstance(stack[-1], dict):
+        stack[-1].update(keys)
+    elif name in ('DICT', 'LIST', 'TUPLE', 'FROZENSET', 'INST', 'OBJ'):
+        stack.append(keys if name == 'DICT' else None)
+
+
+def _push_result(operation: Any, argument: Any, stack: list) -> None:
+    """Do an operation on a fixed number of items."""
+    name = operation.name
+    taken, left = len(operation.stack_before), len(operation.stack_after)
+    first = stack[-taken] if taken else None
+    del stack[len(stack) - taken :]
+    if name == 'EMPTY_DICT':
+        stack.append({})
+    elif 'UNICODE' in name:
+        stack.append(argument)
+    elif name == 'BUILD':  # the object stays, with another state
+        stack.append(first)
+    elif name == 'REDUCE':  # an OrderedDict gets its keys afterwards
+        stack.append({})
+    else:
+        stack.extend([None] * left)

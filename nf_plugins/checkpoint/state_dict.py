@@ -93,7 +93,7 @@ def _at(checkpoint: Any, key: str) -> Any:
 
 
 def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without what wrappers put in front of its keys."""
+    """A state dict without what wrappers put before its keys."""
     renamed: dict[str, Any] = {}
     averaged = any(_OUTER.match(key) for key in state)
     for key, value in state.items():
@@ -112,7 +112,7 @@ def find_weights(
     """Find the state dict in a checkpoint.
 
     It is looked for under :data:`WEIGHTS_KEYS`, in that order, in dicts in dicts, too; where
-    there is none, the checkpoint itself is one. Its keys lose what wrappers put in front of
+    there is none, the checkpoint itself is one. Its keys lose what wrappers put before
     them: ``module.``, ``_orig_mod.``, ``_fsdp_wrapped_module.``,
     ``_checkpoint_wrapped_module.`` and ``_forward_module.``.
 

@@ -16,7 +16,7 @@ from nf_plugins.errors import CheckpointError, UsageError, printable
 def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
     """Decorate a tool's ``main``: its exit status, or 2 with one line for bad input.
 
-    Bad input is a UsageError, or a checkpoint that cannot be loaded, whoever wants it.
+    Bad input is a UsageError, or a checkpoint that cannot be loaded, by our code or by mmengine's.
     A full disk stops the tool in the same way. Checkpoints are loaded weights-only while it
     runs.
     """

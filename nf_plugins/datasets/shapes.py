@@ -23,7 +23,7 @@ class Shapes(BaseDataset):
         seed: Seed of the drawing: another one gives other images.
         size: Height and width of the images.
         pipeline: Transforms, see :class:`mmengine.dataset.BaseDataset`. An item has what
-            mmseg's loading transforms leave behind: ``img``, uint8 of shape
+            mmseg's loading transforms leave after: ``img``, uint8 of shape
             (size, size, 3), ``gt_seg_map``, uint8 of shape (size, size), and their sizes.
         **kwargs: As :class:`mmengine.dataset.BaseDataset`.
 

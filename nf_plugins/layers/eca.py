@@ -20,7 +20,7 @@ class ECA(nn.Module):
 
     Args:
         channels: Channels :math:`C` of the input and output.
-        factor: The factor in front of the gate, see :class:`SqueezeExcite`.
+        factor: The factor before the gate, see :class:`SqueezeExcite`.
 
     Source: Wang et al. 2020, "ECA-Net"; the factor: timm's ``nfnet.py``.
 

@@ -34,7 +34,7 @@ class SqueezeExcite(nn.Module):
     Args:
         channels: Channels of the input and output.
         hidden_channels: Channels between the two layers.
-        factor: The factor in front of the gate.
+        factor: The factor before the gate.
 
     Source: DeepMind's ``nfnets/base.py``; the factor: its networks' blocks.
 

@@ -2,10 +2,10 @@
 
 from .analyze import analyze
 from .execution import unwrap, zero_gains
+from .graph import Residual, find_residuals
 from .profile import BlockSignal, SignalProfile
 from .report import plot_html, plot_metric, plot_profiles, profiles_to_csv
 from .rules import RULES, diagnose
-from .trace import Residual, find_residuals
 
 __all__ = [
     'RULES',

@@ -18,9 +18,19 @@ from nf_plugins.functional import ChannelStatistics, channel_statistics
 from nf_plugins.utils.checks import check_choice, check_type
 
 from .execution import entered, grad_mode, plain_execution, preserved, run, seed_all, unwrap
+from .graph import (
+    Node,
+    Residual,
+    Tracer,
+    Unit,
+    plain_units,
+    stem_of,
+    tracing,
+    zero_parameter,
+)
+from .graph.ops import ACTIVATIONS, MOVES, NORMS, POOLINGS
 from .profile import BlockSignal, SignalProfile
 from .theory import add_theory
-from .trace import ACTIVATIONS, HEAVY, MOVES, NORMS, POOLINGS, Node, Residual, Tracer, Unit, tracing
 
 
 @dataclass(eq=False)
@@ -113,7 +123,7 @@ def analyze(
     """Measure how a signal propagates through the residual blocks of any network.
 
     One forward pass; the model is unchanged afterwards. The residual additions are found
-    by following the tensors (:mod:`nf_plugins.spp.trace`), so that nothing need be known
+    by following the tensors (:mod:`nf_plugins.spp.graph`), so that nothing need be known
     of the model. A network without any is measured at its repeated modules.
 
     Analyses in several threads wait for one another. Other threads may train other networks
@@ -259,7 +269,7 @@ def _measured_blocks(
     residuals = tracer.residuals()
     units = plain_units(tracer.units, residuals, tracer.modules)
     found: list[tuple[str, str, Measurement, Residual | Unit | None]] = []
-    stem = stem_of(residuals[0], tracer) if residuals else None
+    stem: Measurement | None = stem_of(residuals[0], tracer) if residuals else None
     if stem is not None:
         found.append(('stem', 'stem', stem, None))
     items: list[Residual | Unit] = [*residuals, *units]
@@ -304,48 +314,10 @@ def _fill_branch(block: BlockSignal, residual: Residual, numbers: _Numbers) -> N
     block.normalized = residual.normalized
 
 
-def stem_of(first: Residual, tracer: Tracer) -> Measurement | None:
-    """What the first block reads: the input of its module, or else of the addition."""
-    node = tracer.read_by.get(first.name)
-    if node is not None and node.depth == first.source.depth:  # else the module has the stem
-        return tracer.inputs_measured[node]
-    return tracer.inputs_measured.get(first.source)
-
-
-def plain_units(
-    units: list[Unit], residuals: list[Residual], modules: dict[str, nn.Module]
-) -> list[Unit]:
-    """Modules to measure that have no residual addition.
-
-    Beside residual blocks these are the modules of the same classes (an inverted
-    residual that changes the shape). Without any residual block they are the outermost
-    repeated modules that are more than a sequence of others, else the stages.
-    """
-    if residuals:
-        classes = {type(modules[r.name]) for r in residuals if r.name in modules}
-        return [unit for unit in units if unit.kind in classes]
-    chosen = [u for u in units if u.repeated and not _is_sequence(modules[u.name])]
-    if len(chosen) < 2:
-        chosen = [u for u in units if '.' not in u.name] or units
-    names = {u.name for u in chosen}
-
-    def nested(name: str) -> bool:
-        return any(name.startswith(f'{outer}.') for outer in names)
-
-    return [u for u in chosen if not nested(u.name)]
-
-
 def _ends_in_activation(node: Node) -> bool:
     if node.op in (*MOVES, *POOLINGS, 'cat'):
         return all(_ends_in_activation(parent) for parent in node.parents)
     return node.op in ACTIVATIONS
-
-
-def _is_sequence(module: nn.Module) -> bool:
-    children = list(module.children())
-    if isinstance(module, nn.Sequential):
-        return True
-    return len(children) == 1 and isinstance(children[0], (nn.Sequential, nn.ModuleList))
 
 
 def merge_ranks(measurements: list[Measurement]) -> None:
@@ -370,29 +342,3 @@ def merge_ranks(measurements: list[Measurement]) -> None:
         )
         for m, of_ranks in zip(chosen, zip(*ranks)):
             setattr(m, kind, functools.reduce(operator.add, of_ranks))
-
-
-def zero_parameter(
-    residual: Residual, model: nn.Module, modules: dict[str, nn.Module]
-) -> str | None:
-    """The parameter, all zero, that silences a branch."""
-    names = {id(p): name for name, p in model.named_parameters()}
-    by_memory = {p.data_ptr(): name for name, p in model.named_parameters() if p.numel()}
-    for gain in residual.gains:
-        if isinstance(gain, Tensor) and not gain.any():
-            return names.get(id(gain)) or by_memory.get(gain.data_ptr())
-    seen: set[Node] = set()
-    todo = [residual.bare]
-    while todo:
-        node = todo.pop()
-        if node in seen or node.index <= residual.source.index:
-            continue
-        seen.add(node)
-        if node.op not in HEAVY and node.op not in NORMS:
-            todo.extend(node.parents)
-        for name, parameter in modules.get(node.module, nn.Module()).named_parameters(
-            recurse=False
-        ):
-            if name != 'bias' and not parameter.any():
-                return f'{node.module}.{name}'
-    return None

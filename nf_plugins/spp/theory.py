@@ -8,7 +8,8 @@ from torch import nn
 
 from nf_plugins.functional import GAMMA
 
-from .trace import BATCH_NORMS, CONVOLUTIONS, MOVES, Node, Residual, Tracer, Unit
+from .graph import Node, Residual, Tracer, Unit
+from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES
 
 if TYPE_CHECKING:
     from .profile import BlockSignal

@@ -61,38 +61,52 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str | None]) -
     for path in new:
         path.parent.mkdir(parents=True, exist_ok=True)
     with _locked({path.parent for path in files}):
-        fresh = [path for path in new if not os.path.lexists(path)]
-        staged = whole = False
+        _exchange(written, new, old)
 
-        def put_back() -> None:
-            for path, aside in old.items():
-                with suppress(OSError):
-                    os.replace(aside, path)
-            for path in fresh if staged else ():
-                if not new[path].exists():
-                    path.unlink(missing_ok=True)
 
+def _exchange(
+    written: Mapping[Path, bytes | str], new: Mapping[Path, Path], old: Mapping[Path, Path]
+) -> None:
+    """Put new files in the place of old ones, or leave all as it is.
+
+    Args:
+        written: File -> its content.
+        new: File -> the temporary name of its content.
+        old: Each file, also those to remove -> the name under which the old one is put aside.
+    """
+    fresh = [path for path in new if not os.path.lexists(path)]
+    staged = whole = False
+    try:
+        for path, temporary in new.items():
+            _stage(temporary, path, _encode(written[path]))
+        staged = True
+        for path, aside in old.items():
+            if path not in fresh:
+                with suppress(FileNotFoundError):
+                    os.rename(path, aside)
+        for path, temporary in new.items():
+            os.rename(temporary, path)
+        whole = True
+    finally:
         try:
-            for path, temporary in new.items():
-                _stage(temporary, path, _encode(written[path]))
-            staged = True
-            for path, aside in old.items():
-                if path not in fresh:
-                    with suppress(FileNotFoundError):
-                        os.rename(path, aside)
-            for path, temporary in new.items():
-                os.rename(temporary, path)
-            whole = True
-        finally:
-            try:
-                if not whole:
-                    put_back()
-            finally:  # once more after a second Ctrl-C
-                if not whole:
-                    put_back()
-                for leftover in (*new.values(), *(old.values() if whole else ())):
-                    with suppress(OSError):
-                        os.unlink(leftover)
+            if not whole:
+                _put_back(new, old, fresh if staged else [])
+        finally:  # once more after a second Ctrl-C
+            if not whole:
+                _put_back(new, old, fresh if staged else [])
+            for leftover in (*new.values(), *(old.values() if whole else ())):
+                with suppress(OSError):
+                    os.unlink(leftover)
+
+
+def _put_back(new: Mapping[Path, Path], old: Mapping[Path, Path], fresh: Iterable[Path]) -> None:
+    """Give the old files their names, and remove the new ones that replaced none."""
+    for path, aside in old.items():
+        with suppress(OSError):
+            os.replace(aside, path)
+    for path in fresh:
+        if not new[path].exists():
+            path.unlink(missing_ok=True)
 
 
 def _is_special(path: Path) -> bool:
@@ -167,7 +181,9 @@ def _lock(handle: int, folder: Path) -> None:
 def check_regular(path: str | os.PathLike) -> None:
     """Raise an OSError if something is at ``path`` that is no regular file, or a link to one."""
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
-        raise OSError(f'{path} is a link, a folder or a special file; remove it')
+        kind = 'a folder' if os.path.isdir(path) else 'a special file'
+        kind = 'a link' if os.path.islink(path) else kind
+        raise OSError(f'{path} is {kind}, and a file is to be written there: remove it')
 
 
 def check_writable_dir(path: str | os.PathLike) -> None:

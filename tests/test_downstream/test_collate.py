@@ -99,6 +99,7 @@ def test_mmpretrain_collates_as_its_own_tool_does(option, tmp_path, monkeypatch)
     from nf_plugins.cli import runner
 
     args = dict(work_dir=str(tmp_path), launcher='none', local_rank=0, no_pin_memory=bool(option))
+    args['config'] = 'nf-resnet_digits'
     args = type('Args', (), args)()
     found = {}
     for scope in ('mmpretrain', 'mmseg', 'mmdet'):

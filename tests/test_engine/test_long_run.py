@@ -81,7 +81,7 @@ def test_a_long_run(tmp_path):
         f'hooks {set(watch.hooks)}, tensors {set(watch.tensors[part:])}'
     )
     assert growth < 16, watch.memory
-    for counts in (watch.handles[part:], watch.hooks[part:]):
-        assert len(set(counts)) == 1, counts
-    # Fewer for a moment where gradients are gone already, never more.
-    assert max(watch.tensors[-part:]) <= max(watch.tensors[part : 2 * part]), watch.tensors
+    assert len(set(watch.hooks[part:])) == 1, watch.hooks
+    # More or fewer for a moment (a file is open, gradients are gone), but they do not grow.
+    for counts in (watch.handles, watch.tensors):
+        assert max(counts[-part:]) <= max(counts[part : 2 * part]), counts

@@ -45,6 +45,8 @@ def run_tool(tool, args, log):
         runpy.run_path(str(ROOT / f'tools/{tool}.py'), run_name='__main__')
     except SystemExit as stop:
         os._exit(int(stop.code or 0))
+    except KeyboardInterrupt:  # while the tool imports: so says Python, too
+        os._exit(130)
     except BaseException:
         traceback.print_exc()
     finally:

@@ -22,6 +22,6 @@ def constant_channels(profile: SignalProfile, blocks: list[BlockSignal]) -> Iter
             f'{worst.constant_channels:.0%} of the channels of block {worst.index} '
             f'({worst.name}) do not vary, over all images and positions; the same is so in '
             f'{len(constant)} of {len(blocks)} blocks beyond {CONSTANT_CHANNELS:.0%}. They are '
-            'dead (ReLU behind a negative mean) or cut off by a zero gain: a larger batch tells '
+            'dead (ReLU after a negative mean) or cut off by a zero gain: a larger batch tells '
             'whether they ever fire; a lower learning rate or a leaky activation keeps them alive',
         )

@@ -11,9 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from nf_plugins.layers import DropPath
 from nf_plugins.spp import analyze, find_residuals
-from nf_plugins.spp.trace import is_inside
+from nf_plugins.spp.graph.residuals import is_inside
 
-from ..oracles import residual_counts
+from ...oracles import residual_counts
 
 
 def branch(channels=8, out=None):

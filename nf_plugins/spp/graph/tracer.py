@@ -1,0 +1,417 @@
+"""Record one forward pass as a graph of activations."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_iter
+from torch.utils.hooks import RemovableHandle
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from ..execution import entered, grad_mode, plain_execution, run
+from ..snapshot import restoring
+from .nodes import Node, channel_axis, common_dominator
+from .ops import (
+    ACTIVATIONS,
+    ADDITIONS,
+    CONVOLUTIONS,
+    HEAVY,
+    MOVES,
+    NORMS,
+    SCALINGS,
+    adds_zero,
+    is_alias,
+    real,
+    written_tensors,
+)
+from .residuals import Residual, classify, is_inside, residual_blocks, walk_back_gains
+from .units import Unit, has_weights, repeated_modules
+
+
+@dataclass
+class _Call:
+    """An operation on tensors of the graph."""
+
+    func: Any
+    args: tuple
+    kwargs: dict[str, Any]
+    given: list[tuple[Node, Tensor]]  # its arguments that are in the graph
+    op: str = field(init=False)  # its name in the tables
+
+    def __post_init__(self) -> None:
+        self.op = self.func.__name__.partition('.')[0]
+        if self.op == 'convolution' and self.args[6]:
+            self.op = 'conv_transpose'
+
+    @property
+    def mutates(self) -> bool:
+        """Whether it writes into its first argument."""
+        return bool(self.op.endswith('_') and isinstance(self.args[0], Tensor))
+
+    @property
+    def moves(self) -> bool:
+        """Whether its output has the values of its first argument."""
+        return self.op in MOVES or (self.op == 'add' and adds_zero(self.args))
+
+
+class Tracer(TorchDispatchMode):
+    """Follows one forward pass; use :func:`tracing`.
+
+    Args:
+        names: Module -> path.
+        measure: Called with a tensor and its channel axis; what it returns is kept with
+            the residual addition. None measures nothing.
+        before_write: Called with each tensor that an operation is about to write into.
+    """
+
+    def __init__(
+        self,
+        names: dict[nn.Module, str],
+        measure: Callable[[Tensor, int], Any] | None = None,
+        before_write: Callable[[Tensor], None] | None = None,
+    ) -> None:
+        super().__init__()
+        self.names = names
+        self.modules = {name: module for module, name in names.items()}
+        self._measure = measure
+        self._before_write = before_write
+        self.nodes: list[Node] = []
+        self.node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.base_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.stack: list[str] = ['']
+        self.entries: list[int] = [0]  # candidates when a module was entered
+        self.candidates: list[Residual] = []
+        self.units: list[Unit] = []
+        self.pending: dict[int, tuple[Tensor, Residual]] = {}
+        # Up to the first residual addition: what the modules read, to find the stem's output.
+        self.read_by: dict[str, Node] = {}
+        self.inputs_measured: dict[Node, Any] = {}
+        self.repeated = repeated_modules(names)
+
+    def measure(self, tensor: Tensor, axis: int) -> Any:
+        """Measure a tensor; what that computes is not part of the graph."""
+        if self._measure is None:
+            return None
+        with _disable_current_modes():
+            return self._measure(tensor, axis)
+
+    # ---------------------------------------------------------------- the graph
+    def add_node(self, tensor: Tensor, op: str, parents: list[Node], axis: int | None) -> Node:
+        node = Node(
+            len(self.nodes), op, tuple(parents), self.stack[-1], axis, tensor.dim(), depth=0
+        )
+        node.root = node
+        self.nodes.append(node)
+        if parents:
+            for parent in parents:
+                parent.users.append(node)
+            node.depth = max(p.depth for p in parents) + (op in HEAVY or 'attention' in op)
+            idom = parents[0]
+            for parent in parents[1:]:
+                idom = common_dominator(idom, parent)
+            node.idom, node.level = idom, idom.level + 1
+        self.node_of[tensor] = node
+        return node
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if self._before_write is not None and func._schema.is_mutable:
+            for tensor in written_tensors(func, args, kwargs):
+                self._before_write(tensor)
+        given = [
+            (self.node_of[x], x)
+            for x in tree_iter((args, kwargs))
+            if isinstance(x, Tensor) and x in self.node_of
+        ]
+        if not given:
+            return func(*args, **kwargs)
+        call = _Call(func, args, kwargs, given)
+        for _, tensor in given:
+            if id(tensor) in self.pending and call.op not in ACTIVATIONS:
+                self.settle(tensor)
+        residual = self.find_residual(call.op, args, kwargs) if call.op in ADDITIONS else None
+        scaling = self.scaling(call.op, args) if call.op in SCALINGS else {}
+        result = func(*args, **kwargs)
+        outputs = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        for out in outputs[:1] if call.op in NORMS else outputs:  # the others: saved statistics
+            if out.is_floating_point() or out.is_complex():
+                node = self.record(call, out)
+                for name, value in scaling.items():
+                    setattr(node, name, value)
+        if outputs and outputs[0] in self.node_of:
+            self.follow(call, outputs[0], residual)
+        if call.mutates:
+            self.propagate_mutation(args[0])
+        return result
+
+    def record(self, call: _Call, out: Tensor) -> Node:
+        """Add an output of an operation to the graph."""
+        parents = list(dict.fromkeys(node for node, _ in call.given))
+        node = self.add_node(
+            out, call.op, parents, channel_axis(call.op, out, call.args, call.given)
+        )
+        source, tensor = call.given[0]
+        if call.moves and out.numel() == tensor.numel():
+            node.root = source.root
+        if not call.mutates and is_alias(call.func) and isinstance(call.args[0], Tensor):
+            self.base_of[out] = call.args[0]
+        if call.op in CONVOLUTIONS and len(call.args) > 1:
+            node.weight = call.args[1]
+        return node
+
+    def follow(self, call: _Call, out: Tensor, residual: Residual | None) -> None:
+        """Note that an operation's first output is a residual sum, or the activation of one."""
+        if residual is not None:
+            node = self.node_of[out]
+            node.axis, node.sum, residual.node = residual.channel_dim, residual, node
+            residual.shape = tuple(out.shape)
+            self.candidates.append(residual)
+            self.pending[id(out)] = (out, residual)
+        elif call.op in ACTIVATIONS and id(call.given[0][1]) in self.pending:
+            self.follow_activation(call.given[0][1], out)
+
+    def propagate_mutation(self, tensor: Tensor) -> None:
+        """A write through a view changes what it is a view of."""
+        base = self.base_of.get(tensor)
+        while base is not None and base is not tensor:
+            known = self.node_of.get(base)
+            written = self.node_of[tensor]
+            self.add_node(
+                base,
+                'copy_',
+                [written] if known is None else [known, written],
+                written.axis if known is None else known.axis,
+            )
+            tensor, base = base, self.base_of.get(base)
+
+    # ------------------------------------------------------- the residual rules
+    def find_residual(self, op: str, args: tuple, kwargs: dict) -> Residual | None:
+        """Whether an addition closes a residual block; measures its branch if so."""
+        factors: list[float | Tensor] = []
+        a = args[0]
+        if op.startswith('addcmul'):
+            pair = [x for x in args[1:3] if x in self.node_of]
+            if not pair:
+                return None
+            b = max(pair, key=lambda x: (x.shape == a.shape, self.node_of[x].depth))
+            factors += [x for x in args[1:3] if x is not b]
+            factors.append(kwargs.get('value', 1))
+        elif op.startswith('lerp'):
+            b = args[1]
+            factors.append(args[2])
+        else:
+            b = args[1]
+        operands = (a, b)
+        if not all(isinstance(x, Tensor) and x in self.node_of for x in operands):
+            return None
+        if a.shape != b.shape or a.dim() < 2 or not a.is_floating_point():
+            return None
+        nodes = self.node_of[a], self.node_of[b]
+        found = classify(*nodes)
+        if found is None:
+            return None
+        first, source, identity = found
+        if op.startswith('sub'):
+            if first == 1:  # a difference to the stream, as of PoolFormer's token mixer
+                return None
+            factors.append(-1)
+        if first == 0 and op in ('add', 'add_', 'sub', 'sub_'):
+            factors.append(kwargs.get('alpha', 1))
+        shortcut, branch = nodes[first], nodes[1 - first]
+        tensor = operands[1 - first]
+        axis = shortcut.axis if shortcut.axis is not None else branch.channel_dim
+        bare, gains, measured, scale = walk_back_gains(branch, factors)
+        if not self.candidates and identity and source not in self.inputs_measured:
+            if shortcut.root is source:
+                self.inputs_measured[source] = self.measure(operands[first], axis)
+        return Residual(
+            name='',
+            identity=identity,
+            shape=(),
+            channel_dim=axis,
+            gains=gains,
+            source=source,
+            shortcut=shortcut,
+            end=branch,
+            bare=bare,
+            owner=self.stack[-1],
+            measured_branch=self.measure(tensor, axis) if measured is None else measured,
+            branch_scale=scale,
+        )
+
+    def scaling(self, op: str, args: tuple) -> dict[str, Any]:
+        """What an activation is multiplied with: attributes of the product's node.
+
+        That is a number, a parameter (one value, or one per channel), or a mask over the
+        samples. Before the latter two the activation is measured: it may be at the end of
+        a branch, and a gain of zero leaves nothing to measure.
+        """
+        x, factor = args[:2]
+        if not isinstance(factor, Tensor):
+            value = real(factor)
+            if value != 0:
+                return dict(scale=1 / value if op.startswith('div') else value)
+            factor = torch.zeros(())
+        elif not (isinstance(x, Tensor) and x in self.node_of):
+            if op.endswith('_') or op.startswith('div'):
+                return {}
+            x, factor = factor, x
+        if not isinstance(x, Tensor) or not isinstance(factor, Tensor):
+            return {}
+        if x.dim() < 2 or factor in self.node_of or factor.dim() > x.dim():
+            return {}
+        axis = self.node_of[x].channel_dim
+        own = factor.dim() - x.dim()  # the axes of the factor are the last ones
+        varying = [d for d in range(x.dim()) if d + own >= 0 and factor.shape[d + own] != 1]
+        constant = not isinstance(factor, nn.Parameter) and not factor.requires_grad
+        if varying in ([], [0]) and factor.dim() == x.dim() and constant:
+            return dict(dropped=True, before=self.measure(x, axis))
+        if varying not in ([], [axis]):
+            return {}
+        if constant and factor.dim() == 0 and factor.device.type == 'cpu' and factor != 0:
+            return dict(scale=1 / real(factor) if op.startswith('div') else real(factor))
+        gain = 1 / factor if op.startswith('div') else factor
+        return dict(gain=gain, before=self.measure(x, axis))
+
+    # ------------------------------------------------------------------ outputs
+    def settle(self, tensor: Tensor) -> None:
+        """Measure a block's output, right before something uses it."""
+        _, residual = self.pending.pop(id(tensor))
+        if residual.measured_output is None:
+            residual.measured_output = self.measure(tensor, residual.channel_dim)
+
+    def follow_activation(self, tensor: Tensor, out: Tensor) -> None:
+        """An activation after the addition, in the same module, is part of the block."""
+        _, residual = self.pending.pop(id(tensor))
+        if self.stack[-1] != '' and is_inside(self.stack[-1], residual.owner):
+            residual.activated = True
+            self.pending[id(out)] = (out, residual)
+        elif residual.measured_output is None:
+            residual.measured_output = self.measure(tensor, residual.channel_dim)
+
+    # ------------------------------------------------------------------ modules
+    def enter(self, module: nn.Module, args: tuple) -> None:
+        name = self.names.get(module, self.stack[-1])
+        tensor = next((x for x in tree_iter(args) if isinstance(x, Tensor)), None)
+        if tensor is not None and tensor in self.node_of:
+            node = self.node_of[tensor]
+            if not self.candidates and node.index and next(module.children(), None) is not None:
+                self.read_by.setdefault(name, node)
+                if node not in self.inputs_measured:
+                    self.inputs_measured[node] = self.measure(tensor, node.channel_dim)
+        self.stack.append(name)
+        self.entries.append(len(self.candidates))
+
+    def leave(self, module: nn.Module, output: Any) -> None:
+        name = self.stack.pop()
+        count = self.entries.pop()
+        for pending, residual in list(self.pending.values()):
+            if residual.owner == name and id(pending) in self.pending:
+                self.settle(pending)
+        repeated = module in self.repeated
+        early = not self.candidates and name.count('.') == 0
+        if count != len(self.candidates) or not (repeated or early):
+            return
+        tensor = next((x for x in tree_iter(output) if isinstance(x, Tensor)), None)
+        if tensor is None or tensor not in self.node_of or tensor.dim() < 2:
+            return
+        if name and has_weights(module):
+            node = self.node_of[tensor]
+            value = self.measure(tensor, node.channel_dim)
+            unit = Unit(name, type(module), repeated, tuple(tensor.shape), node, value)
+            self.units.append(unit)
+
+    def finish(self, output: Any) -> None:
+        """Note what the network returns."""
+        for tensor in tree_iter(output):
+            if isinstance(tensor, Tensor) and tensor in self.node_of:
+                self.node_of[tensor].root.returned = True
+
+    def residuals(self) -> list[Residual]:
+        """The residual blocks in order of execution, named."""
+        return residual_blocks(self.candidates, self.modules)
+
+
+@contextmanager
+def tracing(
+    model: nn.Module,
+    inputs: Tensor,
+    measure: Callable[[Tensor, int], Any] | None = None,
+    before_write: Callable[[Tensor], None] | None = None,
+) -> Iterator[Tracer]:
+    """Follow what a model does with ``inputs`` inside the block."""
+    names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
+    tracer = Tracer(names, measure, before_write)
+    thread = threading.get_ident()
+    hooks: list[RemovableHandle] = []
+    # The compiled and what it was made of are one.
+    watched = {module for module in names if '_orig_mod' not in module._modules}
+    scripted = any(isinstance(module, torch.jit.ScriptModule) for module in watched)
+
+    def enter(module: nn.Module, args: tuple) -> None:
+        # Others may use the network as well.
+        if module in watched and threading.get_ident() == thread:
+            tracer.enter(module, args)
+
+    def leave(module: nn.Module, args: tuple, output: Any) -> None:
+        if module in watched and threading.get_ident() == thread:
+            tracer.leave(module, output)
+
+    def clean() -> None:
+        for hook in hooks:
+            hook.remove()
+        tracer.pending.clear()
+
+    with restoring(clean):
+        if scripted:  # such modules take no hooks of their own
+            hooks.append(nn_module.register_module_forward_pre_hook(enter))
+            hooks.append(nn_module.register_module_forward_hook(leave))
+        for module in () if scripted else watched:
+            hooks.append(module.register_forward_pre_hook(enter, prepend=True))
+            hooks.append(module.register_forward_hook(leave, prepend=True))
+        tracer.add_node(inputs, 'input', [], 1 if inputs.dim() == 4 else None)
+        with entered(tracer):
+            yield tracer
+
+
+def stem_of(first: Residual, tracer: Tracer) -> Any:
+    """What was measured of the first block's input: its module's, or else its addition's."""
+    node = tracer.read_by.get(first.name)
+    if node is not None and node.depth == first.source.depth:  # else the module has the stem
+        return tracer.inputs_measured[node]
+    return tracer.inputs_measured.get(first.source)
+
+
+def find_residuals(model: nn.Module, inputs: Tensor) -> list[Residual]:
+    """The residual additions that a model executes on a batch, in order.
+
+    Nothing is measured, so model and batch may be on the meta device.
+
+    Args:
+        model: Any network, in the mode that it shall run in.
+        inputs: A batch.
+
+    Returns:
+        The residual additions.
+
+    Example:
+        >>> from nf_plugins.models import NFResNet
+        >>> found = find_residuals(NFResNet(26, base_channels=8), torch.randn(1, 3, 64, 64))
+        >>> [(r.name, r.identity) for r in found[:3]]
+        [('layer1.0', False), ('layer1.1', True), ('layer2.0', False)]
+    """
+    with (
+        grad_mode(False),
+        plain_execution(model, len(inputs), inputs.device),
+        tracing(model, inputs) as tracer,
+    ):
+        tracer.finish(run(model, inputs))
+    return tracer.residuals()
