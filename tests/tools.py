@@ -1,10 +1,9 @@
-"""Run the command line tools, in this process or in another one."""
+"""Run the command line tools in this process."""
 
 from __future__ import annotations
 
 import importlib
 import runpy
-import subprocess
 import sys
 from unittest import mock
 
@@ -34,17 +33,3 @@ def run_tool(tool: str, *args: object) -> int:
         else:
             runpy.run_path(str(ROOT / f'tools/{tool}.py'), run_name='__main__')
     return stop.value.code or 0
-
-
-def command(tool: str, *args: object) -> list[str]:
-    """The command of a script in the folder ``tools``."""
-    return [sys.executable, str(ROOT / f'tools/{tool}.py'), *map(str, args)]
-
-
-def run_process(
-    command: list[str], env: dict[str, str], timeout: float = 300
-) -> subprocess.CompletedProcess[str]:
-    """Run a command in another process, whatever its exit status."""
-    return subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
