@@ -125,6 +125,10 @@ def type_name(kind: Any) -> str:
 class RuleRegistry(root.Registry, Mapping):
     """The rules of the diagnosis: a mapping from name to function, in the order of the report."""
 
+    def _register_module(self, module: Any, module_name: Any = None, force: bool = False) -> None:
+        before = self._module_dict.get(module_name or module.__name__)
+        super()._register_module(module, module_name, force or _same_source(before, module))
+
     def __getitem__(self, name: str) -> Callable:
         self.import_from_location()
         return self.module_dict[name]
