@@ -52,6 +52,32 @@ def test_links_and_pictures_exist(page):
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
+def test_tests_that_a_page_names_exist(page):
+    text = page.read_text('utf-8')
+    for path in re.findall(r'\btests/[\w/]+\.py', text):
+        assert (ROOT / path).exists(), path
+    sources = [path.read_text('utf-8') for path in (ROOT / 'tests').rglob('test_*.py')]
+    defined = {name for source in sources for name in re.findall(r'\bdef (test_\w+)\(', source)}
+    named = set(re.findall(r'`(test_\w+)`', text))
+    assert named <= defined, named - defined
+
+
+def test_every_promise_names_its_test():
+    """Each bold promise of the page on trust, and each of its other parts, names a test."""
+    text = (ROOT / 'docs/trust.md').read_text('utf-8')
+    parts = re.split(
+        r'^## (?=How a|What is taken|Downloads|Files that|Records|The kernel|Threads)',
+        text,
+        flags=re.MULTILINE,
+    )[1:]
+    assert len(parts) == 7
+    for part in parts:
+        promises = re.split(r'\n\n(?=\*\*)', part)
+        for promise in promises[1:] or promises:
+            assert 'test_' in promise, promise
+
+
 def test_the_pictures_are_those_of_the_commands(variables):
     figures = FIGURES['figures_of'](READING.read_text('utf-8'))
     pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', READING.read_text('utf-8'))

@@ -8,6 +8,8 @@ import sys
 import threading
 import time
 import types
+import urllib.error
+import urllib.request
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -206,6 +208,30 @@ def test_redirects_are_followed(status, server):
     server.answers['/elsewhere/y.pth'] = send(content(4))
     assert load(f'{server.url}/x.pth') == 4.0
     assert [name.split('.')[0] for name in kept(server)] == ['x']
+
+
+@pytest.mark.parametrize(
+    ('start', 'to', 'followed'),
+    [
+        ('https', 'http://example.org/x.pth', False),
+        ('https', 'https://example.org/x.pth', True),
+        ('http', 'http://example.org/x.pth', True),
+        ('http', 'https://example.org/x.pth', True),
+        ('http', 'ftp://example.org/x.pth', False),
+        ('https', 'ftp://example.org/x.pth', False),
+        ('http', 'file:///etc/passwd', False),
+        ('https', 'data:,x', False),
+    ],
+)
+def test_redirects_never_leave_the_web_nor_https(start, to, followed):
+    request = urllib.request.Request(f'{start}://127.0.0.1/x.pth')
+    handler = next(h for h in download._OPENER.handlers if isinstance(h, download._Redirects))
+    redirect = (request, io.BytesIO(), 302, 'Found', {}, to)
+    if followed:
+        assert handler.redirect_request(*redirect).full_url == to
+    else:
+        with pytest.raises(urllib.error.HTTPError, match='redirected to'):
+            handler.redirect_request(*redirect)
 
 
 def test_the_hash_in_a_name(server):

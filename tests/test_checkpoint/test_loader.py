@@ -95,7 +95,7 @@ WAYS = [
 
 
 @pytest.mark.parametrize('way', WAYS)
-def test_every_way_ends_at_the_same_door(way, folder):
+def test_every_way_ends_at_the_same_reader(way, folder):
     loaded = CheckpointLoader.load_checkpoint(way.format(name='good', **vars(folder)), 'cpu')
     name = 'weight' if way.startswith('mmcls') else 'backbone.weight'  # of mmcls the backbone
     assert torch.equal(loaded['state_dict'][name], torch.arange(3.0))

@@ -371,6 +371,21 @@ class TestItRefuses:
         assert 'Permission denied' in err
         assert not (place.work_dir / 'epoch_3.pth').exists()
 
+    @pytest.mark.parametrize('name', ['last_checkpoint', 'tiny.py'])
+    @pytest.mark.parametrize('kind', ['link', 'dangling', 'folder', 'pipe'])
+    @pytest.mark.parametrize('args', [['--resume'], ['--no-validate']], ids=['resume', 'start'])
+    def test_where_a_start_would_write_through_a_link(self, args, kind, name, place):
+        place.work_dir.mkdir()
+        path, victim = place.work_dir / name, place.folder / 'victim'
+        victim.write_text('mine')
+        if kind in ('link', 'dangling'):
+            path.symlink_to(victim if kind == 'link' else '/nowhere')
+        elif kind == 'folder':
+            path.mkdir()
+        else:
+            os.mkfifo(path)
+        assert name in refuses(place, *args)
+
     @pytest.mark.parametrize('kind', ['dangling', 'folder', 'pipe', 'nothing'])
     def test_the_named_one(self, kind, trained, place):
         place.copy(trained('plain'))
