@@ -32,6 +32,10 @@ MOVED = {
     'nf_plugins.functional.triton_standardization': {
         'standardization.kernels_triton': ['forward', 'backward', 'supports'],
     },
+    'nf_plugins.layers.standardized_conv': {
+        'scaled_ws': ['ScaledWSConv2d'],
+        'pws': ['PWSConv2d'],
+    },
     'nf_plugins.spp.trace': {
         'graph': ['Node', 'Residual', 'Tracer', 'Unit', 'find_residuals', 'tracing'],
         'graph.ops': ['ACTIVATIONS', 'ADDITIONS', 'CONVOLUTIONS', 'MOVES', 'NORMS'],

@@ -137,7 +137,7 @@ for name in [*names, 'nf_plugins', *reversed(names)]:
     before = sys.modules[name]
     importlib.reload(before)
 assert MODELS.get('ScaledWS') is MODELS.get('nf_plugins.ScaledWS')
-assert MODELS.get('ScaledWS') is sys.modules['nf_plugins.layers.standardized_conv'].ScaledWSConv2d
+assert MODELS.get('ScaledWS') is sys.modules['nf_plugins.layers.scaled_ws'].ScaledWSConv2d
 importlib.reload(sys.modules['nf_plugins.models.backbones'])
 MODELS.build(dict(type='nf_plugins.NFResNet', depth=26))
 print(len(names), 'done')

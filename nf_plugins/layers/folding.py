@@ -16,15 +16,16 @@ from torch.nn.utils.weight_norm import WeightNorm
 from nf_plugins.functional import fixed_same_padding
 from nf_plugins.registry import MODELS
 
+from .pws import PWSConv2d
 from .same_conv import SameConv2d
-from .standardized_conv import Pair, PWSConv2d, StandardizedConv2d
+from .standardized_conv import Pair, StandardizedConv2d
 
 DERIVED = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
 """Hooks that make a weight from other parameters before each forward pass."""
 
 KNOWN = (StandardizedConv2d, PWSConv2d)
 COMPUTING = ('__call__', 'forward', '_pad', 'standardize')
-"""What a subclass cannot change for a fold, in which its law alone counts."""
+"""What a subclass may not change, because a fold computes the standardization alone."""
 
 
 @torch.inference_mode(False)  # whose tensors could not be trained later

@@ -13,34 +13,23 @@ an adapter that is put around the layer.
 from __future__ import annotations
 
 import math
-import operator
 from dataclasses import replace
-from functools import reduce
-from typing import Any, Literal, TypeGuard
+from typing import Any, Literal
 
 import torch
 import torch.fx
 import torch.nn.functional as F
-from mmengine.dist import all_gather
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
 from torch.nn.utils import parametrize
 
-from nf_plugins.functional import (
-    ChannelStatistics,
-    channel_statistics,
-    pad_same,
-    same_padding,
-)
+from nf_plugins.functional import pad_same, same_padding
 from nf_plugins.functional.standardization import (
-    EPS,
     Standardization,
     standardize,
     standardized_conv2d,
     standardized_weight,
 )
-from nf_plugins.registry import MODELS
-from nf_plugins.utils.checks import check_choice, check_integer, check_number, check_pair
+from nf_plugins.utils.checks import check_integer, check_pair
 
 Pair = tuple[int, int]
 """The type of a size on both axes; PyTorch's types say ``tuple[int, ...]``."""
@@ -277,238 +266,10 @@ class StandardizedConv2d(nn.Conv2d):
         return super().extra_repr() + (', deployed' if self.deployed else '')
 
 
-def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> None:
-    """Refuse to put a layer into an adapter (as peft's) that merges its own weight into it.
+def __getattr__(name: str) -> Any:
+    """The layers, which version 0.1.0 had here: pickles of whole models name them so."""
+    if name in ('ScaledWSConv2d', 'PWSConv2d'):
+        from nf_plugins import layers
 
-    ``base_layer.weight.data += delta`` changes a parameter as an optimizer does, so only the
-    construction of the adapter can be told apart from that.
-    """
-    if name == 'base_layer' and isinstance(layer, StandardizedConv2d) and hasattr(module, 'merge'):
-        if not layer.deployed:
-            raise TypeError(layer._advice(f'cannot be adapted by {type(module).__name__}'))
-
-
-def _refuse_merger(module: nn.Module, name: str, new: nn.Module | None) -> None:
-    """Refuse what others compute from the weights of layers to put it into their place.
-
-    That is the convolution ``branch_reparam`` (``reparam_conv``, ``lkb_reparam``) of RepVGG and
-    its kind, beside the branches; what ``fuse()`` of a block of timm returns; and oneDNN's.
-    """
-    old = module._modules.get(name)
-    if old is None:
-        merges = 'reparam' in name and isinstance(new, nn.Conv2d)
-    else:
-        fused = hasattr(old, 'fuse') or type(new).__module__ == 'torch.utils.mkldnn'
-        merges = fused and new is not None and not any(map(_is_standardized, new.modules()))
-    if merges:
-        for layer in (module if old is None else old).modules():
-            if _is_standardized(layer):
-                raise TypeError(layer._advice(f'cannot be merged into a {type(new).__name__}'))
-
-
-def _is_standardized(module: nn.Module) -> TypeGuard[StandardizedConv2d]:
-    return isinstance(module, StandardizedConv2d) and not module.deployed
-
-
-register_module_module_registration_hook(_refuse_adapter)
-register_module_module_registration_hook(_refuse_merger)
-
-
-@MODELS.register_module('ScaledWS')
-class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d') asks for a base
-    r"""Convolution with Scaled Weight Standardization, ``conv_cfg=dict(type='ScaledWS')``.
-
-    .. math:: \hat W = g \gamma \frac{W - \mu}{\sqrt{\max(N \sigma^2, \epsilon)}}
-
-    See :func:`~nf_plugins.functional.scaled_standardize_weight` for the symbols.
-    With a unit Gaussian input and ``gain`` 1 each output has variance
-    :math:`\gamma^2` over the draw of the input.
-
-    Args:
-        *args: As :class:`torch.nn.Conv2d`: ``in_channels``, ``out_channels``,
-            ``kernel_size``, ``stride``, ``padding`` (``'same'`` with any stride), ...
-        gamma: Gain of the activation before the convolution, a constant.
-        eps: Floor of the variance; None takes the default of the mode.
-        eps_mode: 'clamp' (DeepMind, 1e-4) or 'add' (timm, 1e-5).
-        gain_init: Start of the learnable gain of each filter, a parameter of shape
-            ``(out_channels,)``; None leaves it out.
-        **kwargs: As :class:`torch.nn.Conv2d`.
-
-    Shape:
-        As :class:`torch.nn.Conv2d`.
-
-    Raises:
-        ValueError: Unknown ``eps_mode``, negative ``eps``, or a fan-in below 2.
-
-    Source: Brock et al. 2021a, section 4.2; DeepMind's ``nfnets/base.py``.
-
-    Example:
-        >>> conv = ScaledWSConv2d(3, 8, 3, stride=2, padding='same')
-        >>> conv(torch.randn(1, 3, 7, 7)).shape
-        torch.Size([1, 8, 4, 4])
-    """
-
-    gain: nn.Parameter | None
-
-    def __init__(
-        self,
-        *args: Any,
-        gamma: float = 1.0,
-        eps: float | None = None,
-        eps_mode: str = 'clamp',
-        gain_init: float | None = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        self.eps_mode = check_choice('eps_mode', eps_mode, EPS)
-        self.eps = EPS[eps_mode] if eps is None else check_number('eps', eps, 'at least 0')
-        self.gamma = check_number('gamma', gamma)
-        self.gain_init = None if gain_init is None else check_number('gain_init', gain_init)
-        super().__init__(*args, **kwargs)
-        if self.gain_init is None:
-            self.register_parameter('gain', None)
-        else:
-            self.gain = nn.Parameter(torch.full_like(self.weight[:, 0, 0, 0], self.gain_init))
-
-    def reset_parameters(self) -> None:
-        """Gaussian weights of variance ``1 / fan_in`` (standardization hides the scale)."""
-        nn.init.normal_(self.weight, std=self.fan_in**-0.5)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-        if hasattr(self, 'gain') and self.gain is not None and self.gain_init is not None:
-            nn.init.constant_(self.gain, self.gain_init)
-
-    def standardization(self) -> Standardization:
-        return Standardization.scaled(self.fan_in, self.eps, self.eps_mode, self.gamma)
-
-    def filter_scale(self) -> Tensor:
-        return self.weight.new_ones(self.out_channels) if self.gain is None else self.gain
-
-    def extra_repr(self) -> str:
-        return f'{super().extra_repr()}, gamma={self.gamma:.4g}, {self.eps_mode} eps={self.eps:g}'
-
-
-@MODELS.register_module('PWS')
-class PWSConv2d(StandardizedConv2d, nn.Conv2d):
-    r"""Convolution with Parametric Weight Standardization, ``conv_cfg=dict(type='PWS')``.
-
-    .. math:: \hat W = \sqrt{2 / n}\, \alpha \frac{W - \mu}{\sqrt{\sigma^2 + \gamma}}
-
-    Args:
-        *args: As :class:`torch.nn.Conv2d`: ``in_channels``, ``out_channels``,
-            ``kernel_size``, ``stride``, ``padding`` (``'same'`` with any stride), ...
-        gamma: Added to the variance of the weight.
-        mode: 'fan_in' or 'fan_out': the :math:`n` of the formula.
-        equiv: Scale ``gamma`` by ``2 / n``, so that it is relative to the variance
-            of a He-initialised weight.
-        initalpha: On the first training batch set :math:`\alpha` to
-            :math:`\sqrt{2 / \mathrm{Var}(\mathrm{output})}`, over the outputs of all
-            ranks. The buffer ``alpha_initialized`` keeps a resumed or fine-tuned
-            model from doing so again.
-        **kwargs: As :class:`torch.nn.Conv2d`.
-
-    Shape:
-        As :class:`torch.nn.Conv2d`. ``alpha``: ``(out_channels, 1, 1, 1)``; use no weight
-        decay for it.
-
-    Raises:
-        ValueError: Unknown ``mode``, negative ``gamma``, or a fan-in below 2.
-
-    Source: arXiv 2103.11590 and the PWSConv repository.
-
-    Example:
-        >>> conv = PWSConv2d(3, 8, 3, padding=1, gamma=1e-3)
-        >>> conv(torch.randn(1, 3, 7, 7)).shape
-        torch.Size([1, 8, 7, 7])
-    """
-
-    keys_set_on_load = ('alpha_initialized',)
-    """Keys that need not be in a state dict: weights without the flag are trained already."""
-
-    alpha_initialized: Tensor
-
-    def __init__(
-        self,
-        *args: Any,
-        gamma: float = 1e-5,
-        mode: str = 'fan_in',
-        equiv: bool = False,
-        initalpha: bool = False,
-        **kwargs: Any,
-    ) -> None:
-        self.mode = check_choice('mode', mode, ('fan_in', 'fan_out'))
-        gamma = check_number('gamma', gamma, 'at least 0')
-        self.equiv = equiv
-        self.initalpha = initalpha
-        super().__init__(*args, **kwargs)
-        self.gamma = gamma * 2 / self.fan if equiv else gamma
-        self.alpha = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
-        # Reading the saved buffer in each step would wait for the device: hence this flag.
-        self._may_initialize = initalpha
-        if initalpha:  # 0 or 1: averages of models and DDP take numbers, not bools
-            self.register_buffer('alpha_initialized', torch.zeros((), device=self.weight.device))
-
-    @property
-    def fan(self) -> int:
-        """The fan-in or the fan-out, as ``mode`` says."""
-        if self.mode == 'fan_in':
-            return self.fan_in
-        return self.out_channels // self.groups * math.prod(self.kernel_size)
-
-    def reset_parameters(self) -> None:
-        """He initialisation (Gaussian, variance ``2 / fan``), zero bias, unit ``alpha``."""
-        nn.init.normal_(self.weight, std=math.sqrt(2 / self.fan))
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-        if hasattr(self, 'alpha'):
-            nn.init.ones_(self.alpha)
-        if hasattr(self, 'alpha_initialized'):
-            nn.init.zeros_(self.alpha_initialized)
-            self._may_initialize = True
-
-    def standardization(self) -> Standardization:
-        return Standardization.parametric(self.fan, self.gamma)
-
-    def filter_scale(self) -> Tensor:
-        return self.alpha[:, 0, 0, 0]
-
-    def forward(self, x: Tensor, skip_gain: Tensor | None = None) -> Tensor:
-        if self._may_initialize and self.training and not self.deployed:
-            self._initialize_alpha(x)
-        return super().forward(x, skip_gain)
-
-    @torch.no_grad()
-    def _initialize_alpha(self, x: Tensor) -> None:
-        out = super().forward(x)
-        local = channel_statistics(out.reshape(1, -1), channel_dim=0)  # all outputs as one channel
-        count = torch.full_like(local.mean, local.count)
-        gathered = all_gather(torch.stack([count, local.mean, local.m2]))
-        stats = reduce(operator.add, (ChannelStatistics(*rank) for rank in gathered))
-        var = stats.m2 / (stats.count - 1)
-        usable = torch.isfinite(var) & (var > 0)
-        first = usable & (self.alpha_initialized == 0)
-        self.alpha.copy_(torch.where(first, torch.sqrt(2 / var).to(self.alpha.dtype), self.alpha))
-        self.alpha_initialized.copy_(usable.squeeze() | (self.alpha_initialized > 0))
-        # After a batch without variance (all zeros) the next batch sets alpha. A compiled graph
-        # cannot read the buffer: it computes this in each step until train() is called.
-        if not torch.compiler.is_compiling():
-            self._may_initialize = not self.alpha_initialized
-
-    def train(self, mode: bool = True) -> PWSConv2d:
-        if self._may_initialize and not (self.deployed or self.alpha_initialized.is_meta):
-            self._may_initialize = not self.alpha_initialized
-        return super().train(mode)
-
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        # Weights from elsewhere (no flag among them) are trained already.
-        if self.initalpha and prefix + 'alpha' in state_dict:
-            name, trained = prefix + 'alpha_initialized', torch.ones_like(self.alpha_initialized)
-            # That of version 0.1.0 is a bool, which assign=True would leave one.
-            state_dict[name] = state_dict.get(name, trained).to(trained.dtype)
-            self._may_initialize = True
-        super()._load_from_state_dict(state_dict, prefix, *args)
-
-    def extra_repr(self) -> str:
-        return (
-            f'{super().extra_repr()}, gamma={self.gamma:g}, mode={self.mode}, '
-            f'initalpha={self.initalpha}'
-        )
+        return getattr(layers, name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
