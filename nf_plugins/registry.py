@@ -122,8 +122,8 @@ def type_name(kind: Any) -> str:
     return getattr(kind, '__name__', str(kind))
 
 
-class RuleRegistry(root.Registry, Mapping):
-    """The rules of the diagnosis: a mapping from name to function, in the order of the report."""
+class OrderedRegistry(root.Registry, Mapping):
+    """A mapping from name to function or class, in the order in which they were registered."""
 
     def _register_module(self, module: Any, module_name: Any = None, force: bool = False) -> None:
         before = self._module_dict.get(module_name or module.__name__)
@@ -138,4 +138,5 @@ class RuleRegistry(root.Registry, Mapping):
         return iter(self.module_dict)
 
 
-RULES = RuleRegistry('SPP rule', scope='nf_plugins', locations=['nf_plugins.spp.rules'])
+RULES = OrderedRegistry('SPP rule', scope='nf_plugins', locations=['nf_plugins.spp.rules'])
+ADAPTERS = OrderedRegistry('SPP adapter', scope='nf_plugins', locations=['nf_plugins.spp.adapters'])

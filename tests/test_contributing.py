@@ -9,20 +9,22 @@ from torch import nn
 from nf_plugins.functional import Standardization
 from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import NFArch, NFBackbone
-from nf_plugins.registry import MODELS, RULES
+from nf_plugins.registry import ADAPTERS, MODELS, RULES
 from nf_plugins.spp import analyze
+from nf_plugins.spp.adapters import Adapter
 
 from .conftest import ROOT
 
 TEXT = (ROOT / 'CONTRIBUTING.md').read_text('utf-8')
 GIVEN = dict(MODELS=MODELS, NFArch=NFArch, NFBackbone=NFBackbone, RULES=RULES, nn=nn)
+GIVEN |= dict(ADAPTERS=ADAPTERS, Adapter=Adapter)
 GIVEN |= dict(Standardization=Standardization, StandardizedConv2d=StandardizedConv2d)
 
 
 @pytest.fixture
 def defined():
     """What the examples define; the registries forget it afterwards."""
-    registries = (MODELS, MODELS.parent, RULES)
+    registries = (MODELS, MODELS.parent, RULES, ADAPTERS)
     before = [dict(registry._module_dict) for registry in registries]
     names = dict(GIVEN)
     for example in re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL):
@@ -48,6 +50,15 @@ def test_the_examples(defined):
 
     squares = Conv(4, 8, 3).standardize().square().sum((1, 2, 3))
     assert torch.allclose(squares, torch.ones(8), atol=1e-5)
+
+    class Scaled(nn.Sequential):
+        my_scale = True
+
+        def forward(self, x, scale):
+            return x + scale * super().forward(x)
+
+    profile = analyze(Scaled(nn.Conv2d(3, 3, 1), nn.ReLU()), torch.randn(2, 3, 8, 8))
+    assert [block.kind for block in profile.blocks[-1:]] == ['residual']
 
 
 def test_the_files_exist():

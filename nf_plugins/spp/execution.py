@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import random
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatchcase
 from typing import Any
 
 import numpy as np
 import torch
 import torch.utils.checkpoint
-from mmengine.model import BaseAveragedModel, is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import AveragedModel
 from torch.overrides import (
     BaseTorchFunctionMode,
     TorchFunctionMode,
@@ -26,9 +23,8 @@ from torch.overrides import (
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import CheckpointFunction
 
+from .adapters import adapters, first
 from .snapshot import Snapshot, restoring
-
-_RANDOM_DEPTH = ('droppath', 'stochasticdepth', 'dropconnect')
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -45,13 +41,8 @@ def unwrap(model: nn.Module) -> nn.Module:
         True
     """
     while True:
-        wrapper = isinstance(model, (BaseAveragedModel, AveragedModel)) or is_model_wrapper(model)
-        inner = getattr(model, '_orig_mod', None)
-        if inner is None and wrapper:
-            inner = model.module
+        inner = first(adapter.unwrap(model) for adapter in adapters())
         if inner is None:
-            inner = getattr(model, 'backbone', None)
-        if not isinstance(inner, nn.Module):
             return model
         model = inner
 
@@ -95,10 +86,10 @@ def _set_mode(model: nn.Module, mode: str) -> None:
     # `train` of some modules makes or drops caches; that of others keeps frozen parts in
     # evaluation mode, so the flags are set once more.
     model.train(mode == 'train')
+    switches = {name for adapter in adapters() for name in adapter.switched_off}
     for module in model.modules():
         module.training = mode == 'train' and not is_random_depth(module)
-        # Recomputation; and with `fold_scale` branches end scaled.
-        for name in ('with_cp', 'fold_scale'):
+        for name in switches:
             if getattr(module, name, False) is True:
                 setattr(module, name, False)
 
@@ -119,13 +110,14 @@ def is_random_depth(module: nn.Module) -> bool:
         >>> is_random_depth(Renamed()), is_random_depth(Mine())
         (True, False)
     """
+    known = {name for adapter in adapters() for name in adapter.random_depth}
     names = [cls.__name__.lower().replace('_', '') for cls in type(module).__mro__]
-    if any(name in _RANDOM_DEPTH for name in names):
+    if any(name in known for name in names):
         return True
     # A larger name: not of a block that has such a module.
     if next(module.children(), None) is not None or next(module.parameters(), None) is not None:
         return False
-    return any(name.endswith(_RANDOM_DEPTH) for name in names)
+    return any(name.endswith(tuple(known)) for name in names)
 
 
 def _random_states() -> Callable[[], None]:
@@ -174,11 +166,12 @@ def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:
         >>> list(zero_gains(NFResNet(26, base_channels=8)))[:2]
         ['layer1.0.skip_gain', 'layer1.1.skip_gain']
     """
+    others = {pattern for adapter in adapters() for pattern in adapter.not_gains}
     gains = {}
     for name, parameter in model.named_parameters():
         leaf = name.rpartition('.')[2]
         vector = parameter.numel() == max(parameter.shape, default=1)
-        if vector and leaf not in ('bias', 'beta', 'cls_token') and 'token' not in leaf:
+        if vector and not any(fnmatchcase(leaf, pattern) for pattern in others):
             if parameter.numel() and not parameter.is_meta and not parameter.any():
                 gains[name] = parameter
     return gains
@@ -188,14 +181,15 @@ def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:
 def plain_execution(model: nn.Module, batch: int, device: torch.device) -> Iterator[None]:
     """Run a block without compiled graphs, fused encoder layers and recomputation.
 
-    The masks of sparse networks are all ones meanwhile.
+    What the adapters of its libraries ask for (:meth:`Adapter.prepare`) is set meanwhile.
 
     What torch has for the whole process alone is set for the time of the block, by one
     thread at a time; to all other threads it makes no difference, or none but in speed.
     """
+    prepared = [x for adapter in adapters() for x in adapter.prepare(model, batch, device)]
     with (
         _ALONE,
-        _replaced([*_direct_checkpoints(), *_masks(model, batch, device)]),
+        _replaced([*_direct_checkpoints(), *prepared]),
         _compiler_off(),
         _no_fast_path(model),
     ):
@@ -252,14 +246,6 @@ _CHECKPOINT_OPTIONS = (
 )
 
 
-def _masks(model: nn.Module, batch: int, device: torch.device) -> list[tuple[Any, str, Any]]:
-    """Return masks of ones for mmpretrain's sparse layers (SparK), which share one mask."""
-    modules = {sys.modules.get(type(module).__module__) for module in model.modules()}
-    helpers = {getattr(module, 'SparseHelper', None) for module in modules} - {None}
-    seen = torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=device)
-    return [(helper, '_cur_active', seen) for helper in helpers]
-
-
 @contextmanager
 def _compiler_off() -> Iterator[None]:
     """Run compiled parts as they are written, so that the tracer sees their modules."""
@@ -305,14 +291,6 @@ def grad_mode(enabled: bool) -> Iterator[None]:
 
 
 def run(model: nn.Module, inputs: Tensor) -> Any:
-    """Call a backbone; for masked pre-training, None as the mask says that nothing is masked."""
-    try:
-        parameters = list(inspect.signature(model.forward).parameters.values())[1:]
-    except (TypeError, ValueError):  # a traced model has none
-        parameters = []
-    masks = {
-        p.name: None
-        for p in parameters
-        if p.name == 'mask' or (p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD)
-    }
-    return model(inputs, **masks)
+    """Call a network as its library does, else with the inputs alone."""
+    call = first(adapter.call(model, inputs) for adapter in adapters())
+    return model(inputs) if call is None else call()

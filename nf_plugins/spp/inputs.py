@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from nf_plugins.registry import type_name
 from nf_plugins.utils.checks import check_integers
 
+from .adapters import adapters, first
 from .execution import seeded
 
 INPUTS = ('gaussian', 'train', 'val', 'test')
@@ -48,30 +49,6 @@ def config_input_size(cfg: Config, default: int = 224) -> tuple[int, int]:
     return default, default
 
 
-# The argument that says how large images are after a transform, and its order. Only of
-# mmcv's transforms, and of those that are made like them, the width comes first.
-_SIZES = {
-    **dict.fromkeys(('Resize', 'RandomResize'), ('scale', 'wh')),
-    'RandomChoiceResize': ('scales', 'wh'),
-    'Pad': ('size', 'wh'),
-    'CenterCrop': ('crop_size', 'wh'),
-    'ResizeEdge': ('scale', 'hw'),
-    **dict.fromkeys(('RandomResizedCrop', 'EfficientNetRandomCrop'), ('scale', 'hw')),
-    **dict.fromkeys(('RandomCrop', 'EfficientNetCenterCrop'), ('crop_size', 'hw')),
-    **dict.fromkeys(
-        ('MAERandomResizedCrop', 'RandomResizedCropAndInterpolationWithTwoPic'), ('size', 'hw')
-    ),
-    **dict.fromkeys(('mmdet.RandomCrop', 'mmdet.CenterCrop'), ('crop_size', 'wh')),
-    **dict.fromkeys(
-        (
-            f'torchvision.{name}'
-            for name in ('Resize', 'RandomResizedCrop', 'RandomCrop', 'CenterCrop')
-        ),
-        ('size', 'hw'),
-    ),
-}
-
-
 def output_size(transform: Mapping, scope: str = '') -> tuple[int, int] | None:
     """Return height and width of the images that a transform makes, or None if it does not say.
 
@@ -91,10 +68,11 @@ def output_size(transform: Mapping, scope: str = '') -> tuple[int, int] | None:
     *prefix, name = kind.replace('/', '.').split('.')
     scope = prefix[0] if prefix else scope
     default = ('crop_size', 'hw') if 'crop_size' in transform else ('scale', 'wh')
-    key, order = _SIZES.get(f'{scope}.{name}') or _SIZES.get(name, default)
+    sizes = {k: v for adapter in reversed(adapters()) for k, v in adapter.image_sizes.items()}
+    key, order = sizes.get(f'{scope}.{name}') or sizes.get(name, default)
     if name == 'MultiView':  # the first kind of view
-        sizes = [output_size(inner, scope) for inner in reversed(transform['transforms'][0])]
-        return next(filter(None, sizes), None)
+        inner = reversed(transform['transforms'][0])
+        return first(output_size(each, scope) for each in inner)
     size = transform.get(key)
     if isinstance(size, (tuple, list)) and size and isinstance(size[-1], (tuple, list)):
         size = size[-1]  # of several, or a range

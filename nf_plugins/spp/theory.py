@@ -8,6 +8,7 @@ from torch import nn
 
 from nf_plugins.functional import GAMMA
 
+from .adapters import Expectation, adapters, first
 from .graph import Node, Residual, Tracer, Unit
 from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES
 
@@ -81,7 +82,8 @@ def add_theory(
     """
     modules = tracer.modules
     expected: float | None = None
-    normalizer_free = any(_alpha(modules.get(b.name)) is not None for b, _ in blocks)
+    made_for = {block.name: expectation(modules.get(block.name)) for block, _ in blocks}
+    normalizer_free = any(made_for.values())
     for block, residual in blocks:
         if block.kind == 'stem':
             expected = 1.0 if normalizer_free else block.avg_var
@@ -91,7 +93,9 @@ def add_theory(
             expected = None
             continue
         if normalizer_free:
-            block.expected_var = expected = _nf_variance(block, modules.get(block.name), expected)
+            made = made_for[block.name]
+            expected = made.output_var(expected, residual.identity) if made else None
+            block.expected_var = expected
             block.expected_res_var = None if expected is None else 1.0
             continue
         if mode != 'train':
@@ -107,21 +111,8 @@ def add_theory(
         block.expected_var = expected
 
 
-def _alpha(block: nn.Module | None) -> float | None:
-    """alpha of a normalizer-free block with a theory: ours, and timm's ``NormFreeBlock``."""
-    alpha, beta = getattr(block, 'alpha', None), getattr(block, 'beta', None)
-    if hasattr(block, 'expected_var'):
-        return None if getattr(block, 'expected_var', None) is None else alpha
-    return alpha if isinstance(alpha, float) and isinstance(beta, float) else None
-
-
-def _nf_variance(
-    block: BlockSignal, module: nn.Module | None, before: float | None
-) -> float | None:
-    own = getattr(module, 'expected_var', None)
-    if own is not None:
-        return own
-    alpha = _alpha(module)
-    if alpha is None or before is None:
+def expectation(block: nn.Module | None) -> Expectation | None:
+    """Return what a normalizer-free block is made for, as its library says."""
+    if block is None:
         return None
-    return (before if block.kind == 'residual' else 1.0) + alpha**2
+    return first(adapter.expectation(block) for adapter in adapters())
