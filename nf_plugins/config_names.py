@@ -61,7 +61,7 @@ def config_path(name: str) -> str:
     if len(found) == 1:
         return str(configs / found[0])
     close = found or difflib.get_close_matches(wanted[1:], [*names, *map(_last, names)], 3)
-    hint = f'; close are {", ".join(close)}' if close else ''
+    hint = f'; close names: {", ".join(close)}' if close else ''
     raise FileNotFoundError(f'no config of nf_plugins is named {name}{hint}')
 
 

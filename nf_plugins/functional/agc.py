@@ -149,7 +149,7 @@ def skipped_parameters(
             own = [own for _, own, _ in names]
             close = difflib.get_close_matches(pattern, own, n=3, cutoff=0.3)
             raise ValueError(
-                f'skip={pattern!r} is in no parameter name; close are {", ".join(close) or "none"}'
+                f'skip={pattern!r} is in no parameter name; close names: {", ".join(close) or "none"}'
             )
         skipped.update(found)
     return skipped
