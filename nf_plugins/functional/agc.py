@@ -147,10 +147,8 @@ def skipped_parameters(
         found = [key for name, own, key in names if pattern in name or pattern in own]
         if not found:
             own = [own for _, own, _ in names]
-            close = difflib.get_close_matches(pattern, own, n=3, cutoff=0.3)
-            raise ValueError(
-                f'skip={pattern!r} is in no parameter name; close names: {", ".join(close) or "none"}'
-            )
+            close = ', '.join(difflib.get_close_matches(pattern, own, n=3, cutoff=0.3)) or 'none'
+            raise ValueError(f'skip={pattern!r} is in no parameter name; close names: {close}')
         skipped.update(found)
     return skipped
 
