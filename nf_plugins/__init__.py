@@ -1,8 +1,8 @@
 """Networks without activation normalisation for the OpenMMLab stack.
 
-Importing the package registers everything, so ``custom_imports =
-dict(imports=['nf_plugins'])`` is all that a config needs for the bare names;
-the prefixed names (``type='nf_plugins.NFResNet'``) need nothing.
+Importing the package registers all its modules. A config that uses bare names
+(``type='NFResNet'``) needs ``custom_imports = dict(imports=['nf_plugins'])``. A config that uses
+prefixed names (``type='nf_plugins.NFResNet'``) needs no import.
 """
 
 import re
@@ -18,7 +18,7 @@ def _check_stack() -> None:
     """Raise one clear ImportError when libraries are missing or too old."""
     problems, wanted = [], []
     for name, minimum, fork, original in (
-        ('torch', '2.6', 'torch', 'torch'),  # safe globals by name
+        ('torch', '2.6', 'torch', 'torch'),  # has safe globals with a name
         ('mmengine', '0.10.0', 'onedl-mmengine', 'mmengine'),
         ('mmcv', '2.0.0', 'onedl-mmcv', 'mmcv-lite'),
     ):
@@ -26,7 +26,7 @@ def _check_stack() -> None:
         if found and _release(found) >= _release(minimum):
             continue
         problems.append(f'{name}>={minimum} ({f"found {found}" if found else "not installed"})')
-        # The forks and the originals share their import names: never one beside the other.
+        # Forks and originals install into the same folders, so do not advise to mix them.
         wanted.append(f"'{original if any(map(_is_installed, _ORIGINALS)) else fork}>={minimum}'")
     if problems:
         raise ImportError(
@@ -49,7 +49,7 @@ def _is_installed(distribution: str) -> bool:
 _check_stack()
 
 with warnings.catch_warnings():
-    # Of mmcv-lite, about an op that nothing here needs.
+    # mmcv-lite warns about an operator that nothing here needs.
     warnings.filterwarnings('ignore', 'Fail to import ``MultiScaleDeformableAttention``')
     from .registry import first_come
 

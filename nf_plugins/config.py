@@ -1,4 +1,4 @@
-"""Read a config, and build what it says."""
+"""Read a config, and build the network that it describes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ from nf_plugins.utils.checks import check_integer, check_type
 
 
 def find_config(path: str) -> str:
-    """A config file, or one of ours by its name; ``.py`` can be left out."""
+    """Return the path of a config: a file, or one of our configs by its name.
+
+    ``.py`` can be left out.
+    """
     for file in (path, f'{path}.py'):
         if osp.isfile(file):
             return file
@@ -41,11 +44,11 @@ SECTIONS = dict.fromkeys(
     ),
     dict,
 ) | dict.fromkeys(('work_dir', 'load_from'), str)
-"""What the settings that are looked at before mmengine does must be."""
+"""Setting -> the type that it must have; our code reads these before mmengine checks them."""
 
 
 def check_bases(path: str, above: tuple[str, ...] = ()) -> None:
-    """Raise a ValueError if a config is among its own bases: mmengine would read for ever."""
+    """Raise a ValueError if a config is among its own bases: mmengine would not stop reading."""
     path = osp.realpath(path)
     if path in above:
         circle = ' -> '.join(map(osp.basename, [*above[above.index(path) :], path]))
@@ -75,7 +78,7 @@ def load_config(path: str, options: dict | None = None) -> Config:
 
 
 def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
-    """The initialised backbone of a config, without touching random state."""
+    """Build and initialise the backbone of a config. The random state stays as it was."""
     if 'backbone' not in cfg.model:
         raise UsageError(f'{path} has no backbone: a config needs model.backbone')
     with as_usage_error(f'cannot build the backbone of {path}'), torch.random.fork_rng([]):
@@ -88,10 +91,10 @@ def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
 
 
 def build_model(cfg: Config, path: str) -> nn.Module:
-    """Build the model of a config only to see that it can be, without touching random state."""
+    """Build the model of a config to check that it works. The random state stays as it was."""
     with as_usage_error(f'cannot build the model of {path}'), torch.random.fork_rng([]):
         if cfg.get('default_scope') in DISTRIBUTIONS:
-            import_module(cfg.default_scope)  # mmengine would go on without it
+            import_module(cfg.default_scope)  # mmengine would not complain if it is missing
         model = dict(cfg.model)
         if cfg.get('data_preprocessor') is not None:
             model.setdefault('data_preprocessor', cfg.data_preprocessor)

@@ -23,27 +23,29 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
 PREFIXES = ('nfplugins', 'nf_plugins')
-"""What our names have before ``::``: the distribution or the package."""
+"""Prefixes of our names before ``::``: the distribution and the package."""
 HUB = 'mmpretrain.apis.model'
 FAMILIES = ('nf_resnet', 'nf_regnet', 'nfnet', 'pws_resnet')
-"""Folders of the configs of classifiers, with a ``metafile.yml`` each."""
+"""Folders of the configs of classifiers; each has a ``metafile.yml``."""
 
 
 def root() -> Path:
-    """The folder that holds ``configs``: in the installed package, or the checkout."""
+    """Return the folder that holds ``configs``: in the installed package or in the checkout."""
     package = Path(__file__).parent
     return package / '.mim' if (package / '.mim').is_dir() else package.parent
 
 
 def config_path(name: str) -> str:
-    """The file of one of our configs.
+    """Find the file of one of our configs.
 
     Args:
-        name: The name of its file, with or without ``.py``, with or without its folder,
-            with or without ``nfplugins::``.
+        name: The name of its file. ``.py``, the folder and ``nfplugins::`` can be left out.
+
+    Returns:
+        The path of the file.
 
     Raises:
-        FileNotFoundError: None has this name, or several have.
+        FileNotFoundError: No config, or more than one, has this name.
 
     Example:
         >>> config_path('nf-resnet_digits').endswith('configs/nf_resnet/nf-resnet_digits.py')
@@ -59,7 +61,7 @@ def config_path(name: str) -> str:
     if len(found) == 1:
         return str(configs / found[0])
     close = found or difflib.get_close_matches(wanted[1:], [*names, *map(_last, names)], 3)
-    hint = f'; close are {", ".join(close)}' if close else ''
+    hint = f'; close names: {", ".join(close)}' if close else ''
     raise FileNotFoundError(f'no config of nf_plugins is named {name}{hint}')
 
 
@@ -68,7 +70,7 @@ def _last(name: str) -> str:
 
 
 def install() -> None:
-    """Tell mmengine our names now, and mmpretrain when it is imported."""
+    """Register our names with mmengine now, and with mmpretrain when it is imported."""
     packaged = (root() / 'configs').is_relative_to(Path(__file__).parent)
     for prefix in PREFIXES:
         # A checkout has no `.mim`, which the hub reads; the installed distribution has.
@@ -80,8 +82,8 @@ def install() -> None:
         def get_cfg_path(cfg_path: str, filename: str) -> tuple[str, str | None]:
             prefix, separator, _ = cfg_path.partition('::')
             if separator and prefix in PREFIXES:
-                # mmengine would add `_scope_=prefix` to every part, but the parts of a config
-                # are of the library that its default_scope names.
+                # mmengine would add `_scope_=prefix` to every part. But the parts of a config
+                # belong to the library that its default_scope names.
                 return config_path(cfg_path), None
             return theirs(cfg_path, filename)
 

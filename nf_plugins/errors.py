@@ -1,4 +1,4 @@
-"""The errors of this package, and how other exceptions become one of them."""
+"""The errors of this package, and the conversion of other exceptions into them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class UsageError(Exception):
 
 @contextmanager
 def as_usage_error(about: str) -> Iterator[None]:
-    """Turn an exception of the block into a :class:`UsageError` about ``about``.
+    """Turn an exception of the block into a :class:`UsageError` that begins with ``about``.
 
     Example:
         >>> with as_usage_error('cannot read the config'):
@@ -43,11 +43,11 @@ DISTRIBUTIONS = {
     'sklearn': 'scikit-learn',
     'pytorch_grad_cam': 'grad-cam',
 } | {name: name for name in ('pycocotools', 'shapely', 'terminaltables', 'tensorboard', 'timm')}
-"""Module -> what pip calls the distributions that bring it."""
+"""Module -> the distributions that contain it, as pip names them."""
 
 
 def _advice(module: str | None) -> str:
-    """What to install for a module that is missing."""
+    """Name what to install for a module that is missing."""
     if module == 'mmcv._ext':
         command = 'MMCV_WITH_OPS=1 pip install --no-binary onedl-mmcv --no-build-isolation'
         return (
@@ -58,7 +58,9 @@ def _advice(module: str | None) -> str:
 
 
 def printable(text: object, longest: int = 10_000) -> str:
-    r"""One line in which nothing steers a terminal; files choose the names in messages.
+    r"""Return a text as one line without control characters.
+
+    Messages contain names from files, and control characters would steer the terminal.
 
     Example:
         >>> printable('a\x1b]0;b')
@@ -70,7 +72,7 @@ def printable(text: object, longest: int = 10_000) -> str:
 
 
 def short(value: object) -> str:
-    """A value in a message: its first letters, or its kind, as it may be huge when written out."""
+    """Return a value as a short text for a message: its first letters, or its type."""
     if isinstance(value, (str, bytes)):
         return repr(value[:50])
     small = type(value) is int and value.bit_length() < 100
@@ -80,7 +82,7 @@ def short(value: object) -> str:
 
 
 def say(*words: object, error: bool = False) -> None:
-    """Print words in one line in which nothing steers a terminal: files choose names.
+    """Print words in one line without control characters, see :func:`printable`.
 
     Args:
         words: What to print.
@@ -90,7 +92,7 @@ def say(*words: object, error: bool = False) -> None:
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that is damaged, or refused because it wants more than weights need."""
+    """A checkpoint is damaged, or is refused because it asks for more than weights need."""
 
     def __init__(self, message: str = '') -> None:
         super().__init__(printable(message))
@@ -101,4 +103,4 @@ class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
 
 
 class Refused(pickle.UnpicklingError):
-    """A file wants something that weights do not need: what, for the message."""
+    """A file asks for something that weights do not need; the message says for what."""

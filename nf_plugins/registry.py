@@ -1,13 +1,12 @@
 """Registries of scope ``nf_plugins``, children of mmengine's root registries.
 
-A module registered here is found under two names in every OpenMMLab library:
+Every OpenMMLab library finds a module that is registered here under two names:
 
-- ``type='nf_plugins.NFResNet'`` works by itself: mmengine imports this file by
-  its name, and :attr:`locations` makes it import the modules;
-- ``type='NFResNet'`` works once ``nf_plugins`` is imported (``custom_imports``),
-  because the module is entered into the root registry too, where every
-  library's own registry looks last. Where another package has taken the bare
-  name, a warning says so, and the bare name stays that package's.
+- ``type='nf_plugins.NFResNet'`` needs no import in the config: mmengine imports this file
+  by its name, and then the modules in :attr:`locations`.
+- ``type='NFResNet'`` works after ``nf_plugins`` is imported (``custom_imports``). The module
+  is also in the root registry, which every library's registry searches last. If another
+  package has taken the bare name, a warning says so, and the name stays with that package.
 """
 
 from __future__ import annotations
@@ -22,31 +21,31 @@ from mmengine import registry as root
 
 
 class Registry(root.Registry):
-    """A registry that also enters its modules into its parent."""
+    """A registry that also registers its modules in its parent."""
 
     def _register_module(self, module: type, module_name: Any = None, force: bool = False) -> None:
         names = module.__name__ if module_name is None else module_name
         for name in [names] if isinstance(names, str) else names:
             before = self._module_dict.get(name)
-            # A reloaded module defines the same thing again.
+            # A reloaded module defines the same class once more.
             super()._register_module(module, name, force or _same_source(before, module))
             taken = self.parent._module_dict.get(name)
             if taken is None or taken is before or force:
                 self.parent._register_module(module, name, force=True)
             elif taken is not module:
                 warnings.warn(
-                    f"type='{name}' is of another package ({taken.__module__}); "
-                    f"for that of {self.scope} write type='{self.scope}.{name}'",
+                    f"type='{name}' belongs to another package ({taken.__module__}); "
+                    f"for the one of {self.scope} write type='{self.scope}.{name}'",
                     stacklevel=2,
                 )
 
 
 @contextmanager
 def first_come() -> Iterator[None]:
-    """Let a library be imported some of whose bare names another package has taken.
+    """Allow the import of a library when another package has already registered its names.
 
-    mmcv would fail to be imported, and with it everything here. The names stay the other
-    package's, and a warning says which.
+    Without this the import of mmcv would fail, and then the import of this package. The other
+    package keeps the names, and a warning lists them.
     """
     register = root.Registry._register_module
 
@@ -58,7 +57,7 @@ def first_come() -> Iterator[None]:
                 register(self, module, name, force)
             else:
                 warnings.warn(
-                    f"type='{name}' is of another package ({taken.__module__}), and not that of "
+                    f"type='{name}' belongs to another package ({taken.__module__}), not to "
                     f'{module.__module__}',
                     stacklevel=2,
                 )
@@ -71,7 +70,7 @@ def first_come() -> Iterator[None]:
 
 
 def _same_source(first: Any, second: Any) -> bool:
-    """Whether two objects were defined by the same line of a module that was reloaded."""
+    """Return whether two objects have the same module and name: the module was reloaded."""
     return first is not None and (
         (first.__module__, first.__name__) == (second.__module__, second.__name__)
     )
@@ -94,13 +93,16 @@ OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'engine')
 
 
 def class_of(kind: Any, registry: root.Registry = root.MODELS) -> type | None:
-    """Find the class that the ``type`` of a config means, or None.
+    """Find the class that the ``type`` of a config means.
 
     Args:
-        kind: A class, as in lazy configs; or a name: bare (``'ReLU'``), with a scope
-            (``'nf_plugins.ScaledWS'``, ``'mmcv.Swish'``), or the whole import path
+        kind: A class, as in lazy configs, or a name. The name is bare (``'ReLU'``), has a
+            scope (``'nf_plugins.ScaledWS'``, ``'mmcv.Swish'``), or is an import path
             (``'torch.nn.ReLU'``), which mmengine writes when it dumps a lazy config.
-        registry: One of mmengine's root registries, to find names in.
+        registry: One of mmengine's root registries, where names are looked up.
+
+    Returns:
+        The class, or None if there is none.
 
     Example:
         >>> class_of('torch.nn.ReLU') is class_of('ReLU')
@@ -113,7 +115,7 @@ def class_of(kind: Any, registry: root.Registry = root.MODELS) -> type | None:
 
 
 def type_name(kind: Any) -> str:
-    """The ``type`` of a config as a name: a class's own, or the string as it stands.
+    """Return the ``type`` of a config as a string; for a class, its name.
 
     Example:
         >>> type_name(Registry), type_name('mmseg.LoadAnnotations')

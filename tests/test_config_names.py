@@ -42,7 +42,7 @@ def test_other_names_are_refused_and_close_ones_told(name):
         config_path(name)
     assert 'no config of nf_plugins is named' in str(error.value)
     if 'resnet51' in name:
-        assert 'close are nf-resnet50_8xb32_in1k.py' in str(error.value)
+        assert 'close names: nf-resnet50_8xb32_in1k.py' in str(error.value)
     with pytest.raises(UsageError, match='no config at'):
         find_config(name)
 

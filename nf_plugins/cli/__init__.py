@@ -1,1 +1,1 @@
-"""What the command line tools share."""
+"""Shared code of the command line tools."""

@@ -1,4 +1,4 @@
-"""The arguments of command line tools."""
+"""Arguments of the command line tools."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from nf_plugins.spp.from_config import Options
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """A parser whose errors are one line, without its usage."""
+    """Argument parser that reports an error in one line, without the usage text."""
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f'{message} (see {self.prog} --help)')
 
 
 def positive(text: str) -> int:
-    """The type of an argument that is a positive integer."""
+    """Convert the text of an argument to a positive integer."""
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
 
 
 def add_weights_key(parser: argparse.ArgumentParser) -> None:
-    """Add ``--weights-key``, which says what weights of a checkpoint are meant."""
+    """Add ``--weights-key``, which selects the weights in a checkpoint."""
     parser.add_argument(
         '--weights-key',
         metavar='KEY',
-        help='take the weights under this key of the checkpoint, such as model_ema; with a dot '
+        help='take the weights under this key of the checkpoint, such as model_ema; write a dot '
         'between the keys of nested dicts (default: the first of state_dict, model, ...)',
     )
 
 
 def with_weights_key(path: str, key: str | None) -> str:
-    """A checkpoint's path with the key of its weights: ``PATH#KEY``."""
+    """Join the path of a checkpoint and the key of its weights: ``PATH#KEY``."""
     return path if key is None else f'{path}#{key}'
 
 
@@ -54,30 +54,30 @@ def add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_weights_key(parser)
     parser.add_argument('--launcher', choices=['none', 'pytorch', 'slurm', 'mpi'], default='none')
-    # torch.distributed.launch passes it.
+    # torch.distributed.launch passes this argument.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
 
 
 def add_measuring_arguments(parser: Any) -> None:
-    """Add the arguments of :class:`nf_plugins.spp.from_config.Options` that several tools have.
+    """Add the arguments of :class:`nf_plugins.spp.from_config.Options` that several tools share.
 
-    An argument that is not given is None; :func:`measuring_options` puts the defaults in.
+    An argument that is not given is None. :func:`measuring_options` replaces None by the default.
     """
     parser.add_argument(
         '--mode',
         choices=('train', 'eval'),
         help='mode of the network: in train mode batch norm uses the batch (default: train)',
     )
-    parser.add_argument('--seed', type=int, help='of weights and noise (default: 0)')
-    parser.add_argument('--batch-size', type=positive, help='default: 8')
+    parser.add_argument('--seed', type=int, help='seed of weights and noise (default: 0)')
+    parser.add_argument('--batch-size', type=positive, help='number of images (default: 8)')
     parser.add_argument(
         '--input-size',
         type=positive,
         nargs='+',
         action=_Sides,
-        help='side, or height and width, of the noise (default: as the config trains)',
+        help='side, or height and width, of the noise (default: the training size of the config)',
     )
-    parser.add_argument('--device', help='default: cpu')
+    parser.add_argument('--device', help='device to measure on (default: cpu)')
     parser.add_argument(
         '--cfg-options',
         nargs='+',
@@ -95,6 +95,6 @@ class _Sides(argparse.Action):
 
 
 def measuring_options(args: argparse.Namespace) -> Options:
-    """Return how a tool was told to measure."""
+    """Return the measuring options from the arguments of a tool, with defaults."""
     given = {field.name: getattr(args, field.name, None) for field in fields(Options)}
     return Options(**{name: value for name, value in given.items() if value is not None})

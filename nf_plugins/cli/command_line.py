@@ -1,4 +1,4 @@
-"""How the command line tools fail: one line on stderr, exit status 2, no traceback."""
+"""Error reports of the command line tools: one line on stderr, exit status 2, no traceback."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from nf_plugins.errors import CheckpointError, UsageError, printable
 
 
 def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
-    """Decorate a tool's ``main``: its exit status, or 2 with one line for bad input.
+    """Decorate the ``main`` of a tool, so that bad input gives one line and exit status 2.
 
-    Bad input is a UsageError, or a checkpoint that cannot be loaded, by our code or by mmengine's.
-    A full disk stops the tool in the same way. Checkpoints are loaded weights-only while it
-    runs.
+    Without an error, the exit status is what ``main`` returns. Bad input is a UsageError, or a
+    checkpoint that our code or mmengine's cannot load. A full disk is reported in the same way.
+    While the tool runs, checkpoints are loaded weights-only.
     """
 
     @functools.wraps(main)
     def run() -> None:
-        # Whoever calls torch.load in this process, mmengine included: no unpickling of code.
+        # For each call of torch.load in this process, also by mmengine: do not unpickle code.
         name = 'TORCH_FORCE_WEIGHTS_ONLY_LOAD'
         before, reported = os.environ.get(name), logging.raiseExceptions
         os.environ[name] = '1'
-        logging.raiseExceptions = False  # a traceback for each line that a full disk refuses
-        # Of mmcv without compiled operators, at its import.
+        logging.raiseExceptions = False  # else a full disk gives a traceback for each log line
+        # mmcv without compiled operators warns when it is imported.
         warnings.filterwarnings('ignore', 'Fail to import', UserWarning)
         try:
             status = main()
@@ -39,7 +39,7 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
             elif isinstance(error, (UsageError, CheckpointError)):
                 status = _say(error)
             elif isinstance(error, OSError) and error.errno in _FULL:
-                status = _say(f'{error}: stopped; files written before are whole')
+                status = _say(f'{error}: stopped; the files written before are complete')
             else:
                 raise
         finally:
@@ -54,7 +54,10 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
 
 
 def _interrupted(error: BaseException | None) -> bool:
-    """Whether it was Ctrl-C: mmengine, for one, makes a SyntaxError of it while it formats."""
+    """Return whether Ctrl-C has caused an error.
+
+    For instance, mmengine converts it into a SyntaxError while it formats a config.
+    """
     while error is not None:
         if isinstance(error, KeyboardInterrupt):
             return True

@@ -1,4 +1,4 @@
-"""The command line that all converters share."""
+"""Shared command line of the converters."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def converter(
     make_rename: Callable[[nn.Module], Rename],
     named_model: Callable[[str, Mapping[str, Tensor]], dict] | None = None,
 ) -> Callable[[], None]:
-    """The ``main`` of a converter: ``SRC DST --config CONFIG``, or ``--model NAME``.
+    """Make the ``main`` of a converter: ``SRC DST --config CONFIG``, or ``--model NAME``.
 
     Args:
-        description: What it converts.
-        read: Reads the source file; takes it and the key of its weights, and returns them
-            and a line that says which of several they are.
-        make_rename: The renaming for a model.
-        named_model: Makes the config of a model from a name and the source; it is then
-            written beside the checkpoint.
+        description: A sentence about what it converts.
+        read: Function that reads the source file. It takes the path and the key of the weights. It
+            returns the weights and a line that says which weights of the file these are.
+        make_rename: Function that returns the renaming for a model.
+        named_model: Function that makes the config of a model from its name and the source. The
+            config is then written beside the checkpoint.
     """
 
     @command_line
     def main() -> None:
         parser = ArgumentParser(description=description)
-        parser.add_argument('src', help='file of the foreign weights')
+        parser.add_argument('src', help='file with weights of another implementation')
         parser.add_argument('dst', help='checkpoint to write')
         text = 'config of the model to fill'
         if named_model is None:

@@ -1,4 +1,4 @@
-"""Configs of a model alone, which work by themselves and below any dataset and schedule."""
+"""Configs that contain a model only, and work alone or as ``_base_`` with any data set."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ DATA = ('train_dataloader', 'val_dataloader', 'test_dataloader')
 
 
 def prefixed(config: Any) -> Any:
-    """A copy of a config in which the types of this package have their prefix.
+    """Copy a config and add the prefix ``nf_plugins.`` to the types of this package.
 
     Example:
         >>> prefixed(dict(type='NFResNet', act_cfg=dict(type='ReLU')))
@@ -31,10 +31,10 @@ def prefixed(config: Any) -> Any:
 
 
 def model_config(cfg: Config) -> Config:
-    """The part of a config that makes its model, the preprocessing of images included.
+    """Extract the model of a config, including the preprocessing of images.
 
-    It has one key, ``model``, so it can stand beside any dataset, schedule and runtime in
-    ``_base_``. It needs neither ``custom_imports`` nor a ``default_scope``.
+    The result has one key, ``model``. So it can be in ``_base_`` together with any data set,
+    schedule and runtime. It needs neither ``custom_imports`` nor a ``default_scope``.
     """
     model = prefixed(cfg.model)
     preprocessor = cfg.get('data_preprocessor')
@@ -46,7 +46,7 @@ def model_config(cfg: Config) -> Config:
 
 
 def importing_config(cfg: Config) -> Config:
-    """A whole config that finds this package's types by itself."""
+    """Copy a whole config and add what it needs to find the types of this package."""
     cfg = copy.deepcopy(cfg)
     cfg.model = prefixed(cfg.model)
     imports = cfg.get('custom_imports') or {}
@@ -58,5 +58,5 @@ def importing_config(cfg: Config) -> Config:
 
 
 def has_data(cfg: Config) -> bool:
-    """Whether a config says what to train or to test with."""
+    """Return whether a config has data to train or to test with."""
     return any(cfg.get(name) is not None for name in DATA)

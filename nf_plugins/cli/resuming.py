@@ -1,4 +1,4 @@
-"""From which checkpoint a training goes on."""
+"""Choice of the checkpoint from which a training goes on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from nf_plugins.errors import CheckpointError, UsageError, as_usage_error, print
 
 
 def plan_training(cfg: Config, path: str, model: nn.Module, optim_wrapper: Any) -> Training:
-    """What a checkpoint must fit so that the training of a config can go on from it."""
+    """Return what a checkpoint must fit, so that the training of a config can go on from it."""
     hooks = dict(checkpoint=dict(type='CheckpointHook', interval=1))  # mmengine's default
     hooks.update(cfg.get('default_hooks') or {})
     with as_usage_error(f'cannot build the hooks of {path}'):
@@ -51,10 +51,10 @@ def _build_hook(hook: Any) -> Hook:
 
 
 def _build_schedulers(cfg: Config, optim_wrapper: Any) -> Any:
-    """The parameter schedulers of a config as a list, or as a dict of lists.
+    """Build the parameter schedulers of a config, as a list or as a dict of lists.
 
-    None where that needs more than is known before the data set is built; mmengine builds
-    them then.
+    The result is None if this needs the data set, which does not exist yet. Then mmengine builds
+    them later.
     """
     settings = cfg.get('param_scheduler')
     if settings is None or isinstance(optim_wrapper, OptimWrapperDict):
@@ -74,14 +74,14 @@ def _build_schedulers(cfg: Config, optim_wrapper: Any) -> Any:
 
 @dataclass(frozen=True)
 class Resumable:
-    """A checkpoint from which a training can go on.
+    """Checkpoint from which a training can go on.
 
     Args:
         path: The checkpoint.
         epoch: Completed epochs.
         iteration: Completed iterations.
-        parts: What it holds of the optimizer and the parameter schedulers.
-        passed_over: Others that were looked at before, and why they cannot be used.
+        parts: Names of its states of the optimizer and the parameter schedulers.
+        passed_over: Path of another checkpoint that was tried before -> why it cannot be used.
     """
 
     path: str
@@ -92,15 +92,16 @@ class Resumable:
 
 
 def check_resume(path: str, training: Training) -> Resumable:
-    """A checkpoint, if a training can go on from it.
+    """Check that a training can go on from a checkpoint, and describe the checkpoint.
 
     Args:
-        path: The checkpoint; what is not a local file (a URL) is left to mmengine.
-        training: What goes on.
+        path: The checkpoint. A path that is not local (a URL) is not checked here; mmengine
+            loads it.
+        training: The training.
 
     Raises:
-        CheckpointError: It is damaged, refused, or does not fit; a :class:`NoTrainingError`
-            if it holds only weights.
+        CheckpointError: It is damaged, is refused, or does not fit. If it only contains weights,
+            the error is a :class:`NoTrainingError`.
         OSError: It cannot be read.
     """
     if '://' in path:
@@ -119,18 +120,19 @@ def check_resume(path: str, training: Training) -> Resumable:
 
 
 def find_resumable(training: Training, start: str | None = None) -> Resumable | None:
-    """The checkpoint from which the training in a work dir goes on.
+    """Find the checkpoint from which the training in a work dir goes on.
 
-    What ``last_checkpoint`` names comes first. A kill can leave that note empty or, with
-    ``max_keep_ckpts``, naming a file that is gone; then the files count that the hooks save,
-    and after them other files: of each kind the one with most iterations inside.
+    The file that ``last_checkpoint`` names is tried first. If the training was killed,
+    ``last_checkpoint`` may be empty, or (with ``max_keep_ckpts``) may name a file that is gone.
+    Then the files that the hooks save are tried, and then other files. Of several files, the one
+    with the most iterations inside is taken.
 
     Args:
-        training: What goes on.
-        start: The file that the training starts from (``load_from``), which does not count.
+        training: The training.
+        start: The file with which the training starts (``load_from``). It is left out.
 
     Returns:
-        None where there are no checkpoints.
+        The checkpoint, or None if there are no checkpoints.
 
     Raises:
         UsageError: There are checkpoints, but none is usable.
@@ -141,13 +143,13 @@ def find_resumable(training: Training, start: str | None = None) -> Resumable | 
     failed: dict[str, str] = {}
     for paths in ([noted] if noted else [], named_checkpoints(names), others):
         usable = []
-        for path in filter(_is_printable_name, paths):  # mmengine logs it
+        for path in filter(_is_printable_name, paths):  # mmengine writes the name to the log
             try:
                 found = check_resume(path, training)
                 _check_saved(found, training)
                 usable.append((found.iteration, path == noted or os.path.getmtime(path), found))
             except NoTrainingError as error:
-                if paths is not others:  # weights may lie there for other reasons
+                if paths is not others:  # other files may be there for other reasons
                     failed[path] = printable(error)
             except (CheckpointError, OSError) as error:
                 failed[path] = printable(error)
@@ -168,7 +170,7 @@ def _is_printable_name(path: str) -> bool:
 
 
 def _check_saved(found: Resumable, training: Training) -> None:
-    """Raise a CheckpointError if a part is not there that every hook of the training saves."""
+    """Raise a CheckpointError if a part is missing that all hooks of the training save."""
     hooks = [names.hook for names in training.saved_names]
     for part, saved, own in (
         ('optimizer', all(hook.save_optimizer for hook in hooks), training.optim_wrapper),
@@ -179,14 +181,14 @@ def _check_saved(found: Resumable, training: Training) -> None:
 
 
 def latest_checkpoint(work_dir: str) -> str | None:
-    """The checkpoint of a work dir with mmengine's usual names, as :func:`find_resumable`."""
+    """Find the checkpoint of a work dir as :func:`find_resumable`, by mmengine's usual names."""
     hook = CheckpointHook(interval=1)
     found = find_resumable(Training(None, hooks=[hook], work_dir=str(work_dir)))
     return None if found is None else found.path
 
 
 def finished(cfg: Config, found: Resumable) -> str | None:
-    """How far a checkpoint is, if the training of a config ends there or before."""
+    """Return the progress of a checkpoint as text if the training is finished, else None."""
     for name, count in (('epochs', found.epoch), ('iters', found.iteration)):
         end = cfg.train_cfg.get(f'max_{name}')
         if isinstance(end, int):
@@ -195,9 +197,10 @@ def finished(cfg: Config, found: Resumable) -> str | None:
 
 
 def set_aside(found: Resumable, training: Training) -> None:
-    """Rename what was passed over and would be overwritten, so that nothing is lost.
+    """Rename unusable checkpoints that the training would overwrite, so that nothing is lost.
 
-    So are links: the new checkpoint would be written to the place that they lead to.
+    Links with the name of a new checkpoint are renamed, too. Otherwise the new checkpoint would
+    be written to the file at the end of the link.
     """
     for reason in found.passed_over.values():
         say(f'passed over: {reason}', error=True)

@@ -1,4 +1,4 @@
-"""What ``tools/train.py`` and ``tools/test.py`` share."""
+"""Shared code of ``tools/train.py`` and ``tools/test.py``."""
 
 from __future__ import annotations
 
@@ -36,7 +36,8 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
         cfg.work_dir = osp.join('work_dirs', Path(args.config).stem)
     with as_usage_error(f'cannot write into {cfg.work_dir}'):
         check_writable_dir(cfg.work_dir)
-        # mmengine opens these to write them: through a link, or it waits for a pipe's reader.
+        # mmengine opens these files to write them. It would write through a link, or wait for
+        # the reader of a pipe.
         for name in ('last_checkpoint', osp.basename(find_config(args.config))):
             check_regular(osp.join(cfg.work_dir, name))
 
@@ -44,7 +45,7 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
     for name in dataloaders:
         if cfg.get(name) is None:
             continue
-        if cfg.get('default_scope') == 'mmpretrain':  # as its own tools; mmseg's and mmdet's do not
+        if cfg.get('default_scope') == 'mmpretrain':  # as mmpretrain's own tools, and no others
             cfg[name].setdefault('pin_memory', has_gpu)
             cfg[name].setdefault('collate_fn', dict(type='default_collate'))
             cfg[name].setdefault('persistent_workers', cfg[name].get('num_workers', 0) > 0)
@@ -52,7 +53,7 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
             cfg[name].pin_memory = False
 
     if args.launcher == 'pytorch' and not has_gpu:
-        # mmengine's own start would ask for CUDA devices.
+        # mmengine's own function would require CUDA devices.
         with as_usage_error('cannot start the process group'):
             torch.distributed.init_process_group('gloo')
         cfg.setdefault(
@@ -62,10 +63,10 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
 
 
 def use_mixed_precision(optim_wrapper: dict) -> None:
-    """Make the config of an optimizer wrapper one of automatic mixed precision.
+    """Change the config of an optimizer wrapper to automatic mixed precision, in place.
 
     Raises:
-        UsageError: There is no such wrapper for its type.
+        UsageError: Its type has no version with automatic mixed precision.
     """
     kind = optim_wrapper.get('type', 'OptimWrapper')
     wrapper = class_of(kind, OPTIM_WRAPPERS)
@@ -80,14 +81,14 @@ def use_mixed_precision(optim_wrapper: dict) -> None:
 
 
 def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> Any:
-    """Build the optimizer wrapper of a config, to see that it can be.
+    """Build the optimizer wrapper of a config, to check that it fits the model.
 
-    The runner would find out only when it starts to train.
+    The runner would raise an error only when it starts to train.
 
     Raises:
         UsageError: The optimizer does not fit the model.
     """
-    logging.disable(logging.WARNING)  # it lists the settings of each parameter; the runner will
+    logging.disable(logging.WARNING)  # the runner will log the settings of each parameter later
     try:
         with as_usage_error(f'cannot build the optimizer of {path}'):
             wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
@@ -98,6 +99,6 @@ def check_optim_wrapper(cfg: Config, path: str, model: nn.Module) -> Any:
 
 
 def build_runner(cfg: Config, path: str) -> Any:
-    """The runner of a config."""
+    """Build the runner of a config."""
     with as_usage_error(f'cannot start from {path}'):
         return RUNNERS.build(cfg) if 'runner_type' in cfg else Runner.from_cfg(cfg)

@@ -1,4 +1,4 @@
-"""The embedded data sets."""
+"""Small data sets that need no download."""
 
 from .digits import Digits
 from .shapes import Shapes

@@ -1,4 +1,4 @@
-"""Handwritten digits that ship with scikit-learn."""
+"""Handwritten digits that are part of scikit-learn."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from nf_plugins.utils.checks import check_choice
 
 @DATASETS.register_module()
 class Digits(BaseDataset):
-    """The 1,797 digits of the UCI test set: 8x8 grey images, nothing to download.
+    """Data set of the 1,797 digits of the UCI test set: 8x8 grey images, no download.
 
-    Each class is cut with the same fixed shuffle: the first 80 % of it (rounded) are
-    the training images, 1,438 in all, the others the 359 test images.
+    The images are shuffled with a fixed seed. The first 80 % (rounded) of each class are training
+    images, 1,438 in total. The other 359 are test images.
 
     Args:
         split: 'train' or 'test'.
@@ -25,11 +25,11 @@ class Digits(BaseDataset):
         **kwargs: As :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
-        ValueError: Unknown ``split``.
+        ValueError: ``split`` is unknown.
         ImportError: scikit-learn is missing.
 
     Source: E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits" (UCI
-    Machine Learning Repository), as packed by scikit-learn.
+    Machine Learning Repository), in the version of scikit-learn.
 
     Example:
         >>> len(Digits('train')), len(Digits('test'))

@@ -1,4 +1,4 @@
-"""Drawn shapes to segment."""
+"""Images of drawn shapes, for segmentation."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from nf_plugins.registry import DATASETS
 
 @DATASETS.register_module()
 class Shapes(BaseDataset):
-    """Discs, squares and triangles on noise, for semantic segmentation; nothing to download.
+    """Data set of discs, squares and triangles on noise, for semantic segmentation.
 
-    Each image has one shape of each kind. Size, place and colour are random, so only the
-    form tells the class; shapes may cover each other.
+    It needs no download. Each image has one shape of each class. Size, place and colour are
+    random, so only the form tells the class. Shapes may overlap.
 
     Args:
-        num_images: Images.
-        seed: Seed of the drawing: another one gives other images.
+        num_images: Number of images.
+        seed: Seed of the images; another seed gives other images.
         size: Height and width of the images.
-        pipeline: Transforms, see :class:`mmengine.dataset.BaseDataset`. An item has what
-            mmseg's loading transforms leave after: ``img``, uint8 of shape
-            (size, size, 3), ``gt_seg_map``, uint8 of shape (size, size), and their sizes.
+        pipeline: Transforms, see :class:`mmengine.dataset.BaseDataset`. An item has the keys that
+            mmseg's loading transforms set: ``img``, uint8 of shape (size, size, 3),
+            ``gt_seg_map``, uint8 of shape (size, size), and their sizes.
         **kwargs: As :class:`mmengine.dataset.BaseDataset`.
 
     Raises:
@@ -70,7 +70,7 @@ class Shapes(BaseDataset):
 
 
 def draw(size: int, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-    """An image and its labels."""
+    """Draw an image and its labels."""
     image = rng.normal(128, 20, (size, size, 3))
     labels = np.zeros((size, size), np.uint8)
     y, x = np.mgrid[:size, :size]

@@ -1,4 +1,4 @@
-"""Where the data sets of the configs come from, and how their folders look."""
+"""Sources of the data sets of the configs, and the layout of their folders."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nf_plugins.registry import type_name
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that somebody else publishes.
+    """Source of a data set that others publish.
 
     Args:
         title: Its name.
-        url: The page to get it from.
-        folders: What its folder must hold.
-        layout: How the files lie in there, in words.
-        other_option: An option of the config that names the folder, too.
+        url: Its web page.
+        folders: The subfolders that its folder must have.
+        layout: The layout of its files, in words.
+        other_option: Another option of the config that contains the folder.
     """
 
     title: str
@@ -69,14 +69,14 @@ SOURCES = {
 
 
 def missing_data(cfg: Mapping, loaders: Sequence[str]) -> str | None:
-    """Say what is missing in the data folders of a config, and how to change that.
+    """Describe what is missing in the data folders of a config, and the remedy.
 
     Args:
         cfg: The config.
         loaders: The dataloaders to look at, e.g. ``['train_dataloader']``.
 
     Returns:
-        One line, or None where nothing is seen to be missing.
+        One line, or None if nothing seems to be missing.
     """
     for loader in loaders:
         for key, dataset in _datasets((cfg.get(loader) or {}).get('dataset'), f'{loader}.dataset'):
@@ -101,7 +101,7 @@ def missing_data(cfg: Mapping, loaders: Sequence[str]) -> str | None:
 
 @contextmanager
 def as_usage_error_with_data(about: str, cfg: Mapping, loaders: Sequence[str]) -> Iterator[None]:
-    """Like :func:`as_usage_error`, and say what is missing in the data folders of a config."""
+    """Do as :func:`as_usage_error`, but report missing data of a config if there are any."""
     try:
         with as_usage_error(about):
             yield
@@ -111,7 +111,7 @@ def as_usage_error_with_data(about: str, cfg: Mapping, loaders: Sequence[str]) -
 
 
 def _roots(cfg: Mapping, root: str) -> list[str]:
-    """The keys of all data sets with a root."""
+    """Return the keys of all data sets with this ``data_root``."""
     loaders = ('train_dataloader', 'val_dataloader', 'test_dataloader')
     return [
         key
@@ -122,7 +122,7 @@ def _roots(cfg: Mapping, root: str) -> list[str]:
 
 
 def _datasets(dataset: Any, key: str) -> Iterator[tuple[str, Mapping]]:
-    """A data set's config with its key, or those that a wrapper holds."""
+    """Yield the config of a data set with its key, then those of the data sets inside it."""
     if isinstance(dataset, Mapping):
         yield key, dataset
         yield from _datasets(dataset.get('dataset'), f'{key}.dataset')

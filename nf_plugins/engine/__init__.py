@@ -1,4 +1,4 @@
-"""Parts of the training loop."""
+"""Parts of the training loop: hooks, optimizer wrappers and their constructor."""
 
 from .agc_optim_wrapper import AGCAmpOptimWrapper, AGCOptimWrapper
 from .atomic_backend import AtomicLocalBackend

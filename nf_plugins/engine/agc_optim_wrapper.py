@@ -1,4 +1,4 @@
-"""Adaptive gradient clipping as mm optimizer wrappers."""
+"""Optimizer wrappers with adaptive gradient clipping."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from nf_plugins.utils.checks import check_type
 
 
 class _AGCMixin(OptimWrapper):
-    """Adds ``clip_grad=dict(type='agc', ...)`` to an optimizer wrapper of mmengine."""
+    """Mixin that adds ``clip_grad=dict(type='agc', ...)`` to an optimizer wrapper of mmengine."""
 
     def __init__(self, optimizer: Optimizer, clip_grad: dict | None = None, **kwargs: Any) -> None:
         clip_grad = dict(check_type('clip_grad', {} if clip_grad is None else clip_grad, dict))
@@ -33,18 +33,18 @@ class _AGCMixin(OptimWrapper):
             raise ValueError(
                 f'clip_grad of type agc takes clip_factor, eps and skip, got {", ".join(clip_grad)}'
             )
-        adaptive_clip_grad_([], **agc)  # bad numbers are an error now, not at the first step
-        # mmengine knows no such type; non-empty arguments make it unscale before it clips.
+        adaptive_clip_grad_([], **agc)  # raises for bad numbers now, not at the first step
+        # mmengine does not know this type. With non-empty arguments it unscales before it clips.
         check_type('optimizer', optimizer, Optimizer)
         super().__init__(optimizer=optimizer, clip_grad=dict(max_norm=1.0), **kwargs)
         self.clip_grad_kwargs = agc
         self._model: nn.Module | None = None
 
     def _see(self, model: nn.Module) -> None:
-        """Keep the first model that is seen: ``skip`` means its names, of each moment."""
+        """Keep the first model. In each step ``skip`` is compared with the names it has then."""
         if self._model is None:
             self._model = model
-            skipped_parameters(model, self.skip)  # unknown names are an error now
+            skipped_parameters(model, self.skip)  # raises for unknown names now
 
     def initialize_count_status(self, model: nn.Module, *args: Any, **kwargs: Any) -> None:
         self._see(model)
@@ -76,24 +76,24 @@ class AGCOptimWrapper(_AGCMixin):
     ``optim_wrapper=dict(type='AGCOptimWrapper', clip_grad=dict(type='agc',
     clip_factor=0.01, eps=1e-3, skip=['head.fc.weight']), optimizer=...)``
 
-    Each unit's gradient is clipped to ``clip_factor`` times the norm of its weights,
-    before the optimizer adds weight decay. The fraction of clipped units is logged
+    The gradient of each unit is clipped to ``clip_factor`` times the norm of the unit's weights.
+    This happens before the optimizer adds weight decay. The fraction of clipped units is logged
     as ``agc_clipped``.
 
-    It works under DistributedDataParallel and ``torch.distributed.fsdp.fully_shard``.
-    FullyShardedDataParallel flattens parameters and cuts units, and is refused.
+    It works with DistributedDataParallel and ``torch.distributed.fsdp.fully_shard``. It does not
+    work with FullyShardedDataParallel, which flattens parameters and cuts units.
 
     Args:
         optimizer: The optimizer.
-        clip_grad: ``type='agc'``, ``clip_factor``, ``eps``, and ``skip``: patterns
-            (substrings) of parameter names that are not clipped, or one pattern; the
-            papers do not clip the classifier's weight. They are looked up at each step, so
-            a head that is replaced later is not clipped either.
+        clip_grad: A dict of ``type='agc'``, ``clip_factor``, ``eps`` and ``skip``. ``skip`` is
+            one pattern or several; parameters whose names contain one of them are not clipped.
+            The papers do not clip the classifier's weight. The names are looked up at each
+            step, so ``skip`` also works for a head that is replaced later.
         **kwargs: As mmengine's ``OptimWrapper``: ``accumulative_counts``.
 
     Raises:
-        ValueError: Unknown or bad arguments; a ``skip`` pattern that matches nothing;
-            sparse gradients; parameters of FullyShardedDataParallel.
+        ValueError: An argument is unknown or bad, a pattern of ``skip`` is in no name, a
+            gradient is sparse, or a parameter belongs to FullyShardedDataParallel.
 
     Source: Brock et al. 2021b, section 3.
 
@@ -113,6 +113,6 @@ class AGCOptimWrapper(_AGCMixin):
 class AGCAmpOptimWrapper(_AGCMixin, AmpOptimWrapper):
     """:class:`AGCOptimWrapper` with automatic mixed precision.
 
-    Gradients are unscaled before they are clipped; a step with gradients that are not
-    finite is skipped by the loss scaler.
+    Gradients are unscaled before they are clipped. The loss scaler skips a step if a gradient is
+    not finite.
     """

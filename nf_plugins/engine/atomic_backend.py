@@ -1,4 +1,4 @@
-"""Checkpoints that a kill cannot truncate."""
+"""File backend that writes checkpoints atomically."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from nf_plugins.utils.files import atomic_write
 
 
 class AtomicLocalBackend(LocalBackend):
-    """mmengine's local files, written whole or not at all.
+    """Backend for local files that writes a file completely or not at all.
 
-    Use it in the checkpoint hook:
+    So a checkpoint is not truncated if the process is killed. Use it in the checkpoint hook:
     ``dict(type='CheckpointHook', backend_args=dict(backend='atomic_local'))``.
 
     Example:

@@ -1,4 +1,4 @@
-"""Test with a folded network."""
+"""Hook that tests a folded network."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from nf_plugins.registry import HOOKS
 
 @HOOKS.register_module()
 class FoldHook(Hook):
-    """Run the tests on a folded copy of the model, see :func:`nf_plugins.fold`.
+    """Hook that runs the tests on a folded copy of the model, see :func:`nf_plugins.fold`.
 
-    The metrics are the same, and no weight is standardized once per batch. The model of the
-    runner comes back after the tests, so hooks that hold it (EMA) see no difference. A model
-    that cannot be folded is tested as it is.
+    The metrics stay the same, and the weights are not standardized in each batch. After the tests
+    the runner has its own model, so hooks that keep a reference to it (EMA) still work. A model
+    that cannot be folded is tested without the fold.
 
     Example:
         >>> custom_hooks = [dict(type='nf_plugins.FoldHook')]
     """
 
-    priority = 'LOWEST'  # after the swap of EMA's hook
+    priority = 'LOWEST'  # after EMAHook has swapped the weights
 
     def before_test_epoch(self, runner: Any) -> None:
         self.model = runner.model

@@ -27,15 +27,15 @@ GAINS: tuple[tuple[type[nn.Module], str], ...] = (
     (NFBlock, 'skip_gain'),
     (FixupBlock, 'scale'),
 )
-"""Modules, and the name of the gain in each."""
+"""Class of a module -> name of its gain."""
 NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
 def parameter_kind(module: nn.Module, name: str) -> str:
-    """Tell what a parameter is by the module that holds it.
+    """Return the kind of a parameter, from the module that holds it.
 
     Returns:
-        'gain' (of ScaledWS, PWS, SkipInit or Fixup), 'norm' (weight or bias of a norm),
+        'gain' (a gain of ScaledWS, PWS, SkipInit or Fixup), 'norm' (weight or bias of a norm),
         'bias' or 'weight'.
 
     Example:
@@ -52,33 +52,32 @@ def parameter_kind(module: nn.Module, name: str) -> str:
 
 @OPTIM_WRAPPER_CONSTRUCTORS.register_module()
 class NFOptimWrapperConstructor(DefaultOptimWrapperConstructor):
-    """Builds an optimizer that does not decay gains, biases and norms.
+    """Constructor of optimizer wrappers without weight decay of gains, biases and norms.
 
-    mmengine's constructor goes by names and takes the longest key of ``custom_keys``, so
-    that ``custom_keys={'backbone': dict(lr_mult=0.1)}`` would give all of a backbone the
-    full weight decay. This one finds gains, biases and norms by the modules that hold
-    them. Their decay is what the options here say, whatever the keys; the keys still set
-    their learning rate.
+    mmengine's constructor uses names, and the longest matching key of ``custom_keys`` decides.
+    So ``custom_keys={'backbone': dict(lr_mult=0.1)}`` would give all parameters of the backbone
+    the full weight decay. This constructor finds gains, biases and norms by the modules that hold
+    them. Only the options below set their weight decay; the keys still set their learning rate.
 
     Use it with ``optim_wrapper=dict(constructor='nf_plugins.NFOptimWrapperConstructor',
     optimizer=..., paramwise_cfg=dict(...))``.
 
     Args:
         optim_wrapper_cfg: Config of the optimizer wrapper.
-        paramwise_cfg: Options of mmengine's ``DefaultOptimWrapperConstructor``, and
+        paramwise_cfg: Options of mmengine's ``DefaultOptimWrapperConstructor``, and these:
 
             - ``gain_decay_mult``, ``bias_decay_mult``, ``norm_decay_mult``: factors of the
-              weight decay; 0 by default. Gains are those of ScaledWS, PWS (alpha), SkipInit
-              and Fixup.
-            - ``layer_decay_rate``: the learning rate of a layer is this rate times that of
-              the layer after it. The model or its backbone needs ``get_layer_depth``.
-            - ``verbose``: log the settings of every parameter, not only how many there are.
+              weight decay; 0 by default. A gain is the gain of ScaledWS, the alpha of PWS, the
+              SkipInit gain or the scale of Fixup.
+            - ``layer_decay_rate``: ratio of the learning rates of a layer and of the next layer.
+              The model or its backbone needs ``get_layer_depth``.
+            - ``verbose``: log the settings of each parameter, not only the number of parameters.
 
     Raises:
-        TypeError, ValueError: A factor is no number of at least 0.
-        ValueError: ``layer_decay_rate`` with a model that has no ``get_layer_depth``.
+        TypeError, ValueError: A factor is no number, or is negative.
+        ValueError: ``layer_decay_rate`` is given, and the model has no ``get_layer_depth``.
 
-    Source: the groups are those of DeepMind's ``nfnets/experiment.py``.
+    Source: the parameter groups of DeepMind's ``nfnets/experiment.py``.
 
     Example:
         >>> model = nn.Sequential(ScaledWSConv2d(3, 4, 3))
@@ -104,14 +103,14 @@ class NFOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         super().__init__(optim_wrapper_cfg, options)
         if self.layer_decay_rate is not None:
             check_number('the lr of the optimizer', self.base_lr, 'at least 0')
-        self.paramwise_cfg = options or {'custom_keys': {}}  # empty, it would make no groups
+        self.paramwise_cfg = options or {'custom_keys': {}}  # with {} mmengine makes no groups
         if self.base_wd is None:
             self.base_wd = _default_weight_decay(self.optimizer_cfg['type'])
 
     def add_params(
         self, params: list[dict], module: nn.Module, prefix: str = '', **kwargs: Any
     ) -> None:
-        """Add the parameters of a model to the groups; mmengine calls it for each submodule."""
+        """Add the parameters of a model to the groups; mmengine calls this for each submodule."""
         if prefix:
             super().add_params(params, module, prefix, **kwargs)
             return
@@ -139,7 +138,7 @@ class NFOptimWrapperConstructor(DefaultOptimWrapperConstructor):
         _log(f'trained parameters: {text}; frozen: {frozen}; weight decay: {self.base_wd}')
 
     def _layer_lr(self, model: nn.Module, name: str, group: dict) -> dict[str, Any]:
-        """The learning rate of a parameter, by the depth of its layer."""
+        """Compute the learning rate of a parameter from the depth of its layer."""
         backbone = getattr(model, 'backbone', None)
         of_model, of_backbone = (
             getattr(module, 'get_layer_depth', None) for module in (model, backbone)
@@ -158,7 +157,7 @@ class NFOptimWrapperConstructor(DefaultOptimWrapperConstructor):
 
 
 def _default_weight_decay(optimizer: Any) -> float | None:
-    """The weight decay that an optimizer has where a config gives none."""
+    """Return the default weight decay of an optimizer, for a config that gives none."""
     parameters = inspect.signature(class_of(optimizer, OPTIMIZERS) or object).parameters
     default = getattr(parameters.get('weight_decay'), 'default', None)
     return default if isinstance(default, (int, float)) else None
@@ -170,7 +169,7 @@ def _log(text: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Leave out mmengine's lines for every parameter: there are hundreds."""
+    """Suppress mmengine's log lines about single parameters; there are hundreds."""
 
     def is_other(record: logging.LogRecord) -> bool:
         text = record.getMessage()

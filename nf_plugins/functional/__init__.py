@@ -1,4 +1,4 @@
-"""Pure functions on tensors: they import torch alone."""
+"""Pure functions on tensors. This package imports torch and no mm library."""
 
 from .agc import adaptive_clip_grad_, unitwise_norm
 from .channel_statistics import ChannelStatistics, channel_statistics

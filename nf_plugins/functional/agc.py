@@ -14,37 +14,43 @@ from torch import Tensor, nn
 
 from nf_plugins.utils.checks import check_number, check_type
 
-if TYPE_CHECKING:  # its import takes a second
+if TYPE_CHECKING:  # the import takes a second
     from torch.distributed.tensor import DTensor
 
 
 def _is_vector(x: Tensor) -> bool:
-    """Whether a parameter is one unit: it has at most one axis longer than 1."""
+    """Return whether a parameter is one unit: it has at most one axis longer than 1."""
     return sum(size > 1 for size in x.shape) <= 1
 
 
 def _is_distributed(x: Tensor) -> TypeGuard[DTensor]:
-    """Whether a tensor is a DTensor, as the parameters of FSDP2 are."""
+    """Return whether a tensor is a DTensor, as the parameters of FSDP2 are."""
     return hasattr(x, 'device_mesh') and hasattr(x, 'placements')
 
 
 def _is_flat_piece(x: Tensor) -> bool:
-    """Whether a parameter belongs to the first FSDP, which flattens and cuts parameters."""
+    """Return whether a parameter belongs to FSDP1, which flattens and cuts parameters."""
     return getattr(x, '_fsdp_flattened', False)
 
 
 def _norm_dtype(x: Tensor) -> torch.dtype | None:
-    """The dtype of norms: in half precision the squares would overflow."""
+    """Return the dtype for norms; None keeps the dtype of ``x``.
+
+    It is float32 for half precision, where squares would overflow.
+    """
     return torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else None
 
 
 def _overflowed(norm: Tensor) -> bool:
-    """Whether a norm on the CPU is not finite; False elsewhere: the answer would stall a GPU."""
+    """Return whether a norm on the CPU is not finite.
+
+    It is False on other devices, because reading the value would stall a GPU.
+    """
     return norm.is_cpu and not _is_distributed(norm) and not math.isfinite(norm.detach().sum())
 
 
 def _scaled_norm(x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
-    """The 2-norm in float64, without squares that overflow."""
+    """Compute the 2-norm in float64, scaled so that no square overflows."""
     x = x.double()
     largest = x.abs().amax(tuple(range(x.dim())) if dims is None else dims, keepdim=True)
     largest = torch.where(largest > 0, largest, 1.0)
@@ -52,19 +58,19 @@ def _scaled_norm(x: Tensor, dims: tuple[int, ...] | None) -> Tensor:
 
 
 def unitwise_norm(x: Tensor) -> Tensor:
-    """The 2-norm of each output unit of a parameter or of its gradient.
+    """Compute the 2-norm of each unit of a parameter or of its gradient.
 
-    A unit is a row of a linear layer, a filter of a convolution, or the whole of a
-    scalar or vector; what has one axis longer than 1 is a vector, whatever its shape.
+    A unit is a row of a linear layer, a filter of a convolution, or a whole scalar or vector.
+    A tensor with at most one axis longer than 1 counts as a vector.
 
     Args:
-        x: ``(out, ...)``, a vector or a scalar; of a DTensor the units are whole, however
-            it is sharded.
+        x: ``(out, ...)``, a vector or a scalar. The units of a DTensor are whole units, even
+            if it is sharded across them.
 
     Returns:
-        The norms, of a shape that broadcasts against ``x``: ``(out, 1, ...)``, or
-        all ones for a vector. They are float32 for half precision and, on the CPU,
-        float64 where squares overflow.
+        The norms, in a shape that broadcasts against ``x``: ``(out, 1, ...)``, or a size of 1
+        on every axis for a vector. They are float32 for half precision. On the CPU they are
+        float64 if squares overflow.
 
     Source: Brock et al. 2021b, section 3; DeepMind's ``nfnets/agc_optax.py``.
 
@@ -82,16 +88,16 @@ def unitwise_norm(x: Tensor) -> Tensor:
     if _is_distributed(norm) and any(p.is_partial() for p in norm.placements):
         from torch.distributed.tensor import Replicate
 
-        # A unit in pieces: its norm is known after a reduction over their ranks.
+        # The unit is spread over ranks, so its norm needs a reduction over them.
         whole = [Replicate() if p.is_partial() else p for p in norm.placements]
         norm = norm.redistribute(placements=whole)
     return norm
 
 
 def _factors(weight_norm: Tensor, norm: Tensor, clip_factor: float, eps: float) -> tuple:
-    """What to multiply the units of a gradient with, and which of them are clipped."""
+    """Compute the factor of each unit of a gradient, and which units are clipped."""
     limit = weight_norm.clamp(min=eps) * clip_factor
-    clipped = ~(norm < limit)  # also where the norm is not a number
+    clipped = ~(norm < limit)  # also if the norm is NaN
     return torch.where(clipped, limit / norm.clamp(min=1e-6), 1.0), clipped
 
 
@@ -102,7 +108,7 @@ _WRAPPERS_AROUND = re.compile(rf'({_WRAPPER})+')
 
 
 def _names(name: str) -> tuple[str, str]:
-    """A parameter's name in the model, and without what wrappers and parametrizations add."""
+    """Return a parameter's name, and the name without parts of wrappers and parametrizations."""
     around = _WRAPPERS_AROUND.match(name)
     name = name[around.end() :] if around else name
     return name, _WRAPPERS_INSIDE.sub('', _PARAMETRIZED.sub(r'\1\2', name))
@@ -111,17 +117,20 @@ def _names(name: str) -> tuple[str, str]:
 def skipped_parameters(
     named: Iterable[tuple[str, Tensor]] | nn.Module, patterns: Sequence[str]
 ) -> set[int]:
-    """The ids of the parameters whose names contain one of the patterns.
+    """Find the parameters whose names contain one of the patterns.
 
     Args:
-        named: A module, or names and parameters.
-        patterns: Parts of names. They also find a parameter by each of its names if it is
-            tied, one under a parametrization (``head.fc.parametrizations.weight.original0``
-            is found by ``head.fc.weight``), and one inside a wrapper (``module.``,
-            ``_orig_mod.``).
+        named: A module, or pairs of names and parameters.
+        patterns: Parts of names. A tied parameter is found by each of its names. A
+            parametrized one is found by its plain name: ``head.fc.weight`` finds
+            ``head.fc.parametrizations.weight.original0``. Prefixes of wrappers
+            (``module.``, ``_orig_mod.``) do not matter.
+
+    Returns:
+        The ids of the parameters.
 
     Raises:
-        ValueError: A pattern is in no name; close names are listed.
+        ValueError: A pattern is in no name. The message lists close names.
 
     Example:
         >>> net = nn.Linear(2, 2)
@@ -138,16 +147,14 @@ def skipped_parameters(
         found = [key for name, own, key in names if pattern in name or pattern in own]
         if not found:
             own = [own for _, own, _ in names]
-            close = difflib.get_close_matches(pattern, own, n=3, cutoff=0.3)
-            raise ValueError(
-                f'skip={pattern!r} is in no parameter name; close are {", ".join(close) or "none"}'
-            )
+            close = ', '.join(difflib.get_close_matches(pattern, own, n=3, cutoff=0.3)) or 'none'
+            raise ValueError(f'skip={pattern!r} is in no parameter name; close names: {close}')
         skipped.update(found)
     return skipped
 
 
 def check_patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
-    """Return one pattern or several as a tuple if they are strings, not empty, else raise."""
+    """Return one or several patterns as a tuple; raise unless they are non-empty strings."""
     skip = (skip,) if isinstance(skip, str) else check_type('skip', skip, Sequence)
     for pattern in skip:
         if not check_type('a pattern of skip', pattern, str):
@@ -156,7 +163,7 @@ def check_patterns(skip: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _named(params: nn.Module | Tensor | Iterable) -> list[tuple[str, Tensor]]:
-    """Names and parameters; the name is empty where there is none."""
+    """Return pairs of names and parameters; a parameter without a name gets an empty one."""
     if isinstance(params, nn.Module):
         return list(params.named_parameters(remove_duplicate=False))
     named = []
@@ -167,7 +174,7 @@ def _named(params: nn.Module | Tensor | Iterable) -> list[tuple[str, Tensor]]:
 
 
 def _to_clip(named: list[tuple[str, Tensor]]) -> list[tuple[Tensor, Tensor]]:
-    """The parameters with something to clip, each once, and their gradients."""
+    """Return each parameter that has a non-empty gradient once, with its gradient."""
     found = {}
     for name, p in named:
         if _is_flat_piece(p):
@@ -200,31 +207,32 @@ def adaptive_clip_grad_(
         G_i \leftarrow \lambda \frac{\max(\|W_i\|, \epsilon)}{\|G_i\|}\, G_i
         \quad\text{if}\quad \frac{\|G_i\|}{\max(\|W_i\|, \epsilon)} \ge \lambda
 
-    Call it between ``loss.backward()`` and ``optimizer.step()``, after an AMP scaler's
-    ``unscale_``. Norms of half-precision tensors are computed in float32, and on the CPU
-    again in float64 where they overflow. On other devices a unit with gradients beyond
-    some 1e19 becomes zero, because finding that out would stall the device.
+    Call it between ``loss.backward()`` and ``optimizer.step()``, and after ``unscale_`` of an
+    AMP scaler. Norms of half-precision tensors are computed in float32. If they overflow, they
+    are computed in float64, but only on the CPU: elsewhere the check would stall the device. So
+    on a GPU a unit with gradients larger than about 1e19 becomes zero.
 
-    Parameters whose units have equal numbers of weights are handled together, so that the
-    number of kernels does not grow with the number of parameters. Sharded parameters
-    (DTensors) are handled one by one; their units are whole, whatever the sharding.
+    Parameters with the same number of weights per unit are handled together. So the number of
+    kernels does not grow with the number of parameters. Sharded parameters (DTensors) are
+    handled one by one. Their units are whole units, even if they are sharded.
 
     Args:
-        params: A module, parameters, or pairs of names and parameters. Each is clipped once,
-            however often it occurs; empty ones and those without a gradient are passed over.
+        params: A module, parameters, or pairs of names and parameters. A parameter that occurs
+            several times is clipped once. Empty parameters and parameters without a gradient
+            are left out.
         clip_factor: :math:`\lambda`.
-        eps: :math:`\epsilon`, which lets zero-initialised parameters move.
-        skip: Patterns (substrings) of names that are not clipped, or one pattern, looked up
-            in each call; the papers do not clip the classifier's weight. It needs a module
-            or names.
+        eps: :math:`\epsilon`. It lets parameters that start at zero change.
+        skip: One pattern or several. A parameter whose name contains one of them is not
+            clipped. The papers do not clip the classifier's weight. ``params`` must be a
+            module or contain names. The names are looked up in each call.
 
     Returns:
-        The fraction of units that were clipped, a scalar tensor (0 without any).
+        The fraction of units that were clipped, a scalar tensor; 0 if there are no units.
 
     Raises:
         ValueError: ``clip_factor`` or ``eps`` is not positive; a pattern of ``skip`` is in no
-            name; a gradient is sparse; or a parameter is a flat piece of
-            FullyShardedDataParallel, which cuts units.
+            name; a gradient is sparse; or a parameter belongs to FullyShardedDataParallel,
+            which cuts units.
 
     Source: Brock et al. 2021b, equation 3; DeepMind's ``nfnets/agc_optax.py``.
 
@@ -261,7 +269,7 @@ def _clip(named: list[tuple[str, Tensor]], clip_factor: float, eps: float) -> Te
     for p, grad in _to_clip(named):
         kind = p.device, p.dtype, grad.dtype
         if _is_distributed(p):
-            sharded.append((p, cast('DTensor', grad)))  # as the gradient of a DTensor is one
+            sharded.append((p, cast('DTensor', grad)))  # the gradient of a DTensor is a DTensor
         elif _is_vector(p):
             vectors[kind].append((p, grad))
         else:
@@ -270,7 +278,7 @@ def _clip(named: list[tuple[str, Tensor]], clip_factor: float, eps: float) -> Te
     limits = clip_factor, eps
     counts = [_clip_vectors(group, *limits) for group in vectors.values()]
     for (unit, (device, *_)), group in matrices.items():
-        if device.type == 'cpu':  # where a copy costs more than a call
+        if device.type == 'cpu':  # here a copy costs more than a call
             counts += [_clip_rows(p, grad, *limits) for p, grad in group]
         else:
             weights = torch.cat([p.reshape(-1, unit) for p, _ in group])
@@ -281,7 +289,7 @@ def _clip(named: list[tuple[str, Tensor]], clip_factor: float, eps: float) -> Te
             torch._foreach_copy_([grad for _, grad in group], rows)
     for weight, grad in sharded:
         factor, clipped = _factors(unitwise_norm(weight), unitwise_norm(grad), clip_factor, eps)
-        # Not in place: where a sharded axis has length 1 the product has another placement.
+        # Not in place: if a sharded axis has length 1, the product has another placement.
         product = cast('DTensor', grad * factor)
         grad.copy_(product.redistribute(placements=grad.placements))
         counts.append((clipped.sum(), clipped.numel()))
@@ -309,7 +317,7 @@ def _clip_vectors(
 def _clip_rows(
     weights: Tensor, grads: Tensor, clip_factor: float, eps: float
 ) -> tuple[Tensor, int]:
-    """Clip the gradients, whose first axis is that of the units, in place."""
+    """Clip gradients in place; their first axis counts the units."""
     factor, clipped = _factors(unitwise_norm(weights), unitwise_norm(grads), clip_factor, eps)
     count = clipped.sum()
     if not count.is_cpu or count:
@@ -318,7 +326,7 @@ def _clip_rows(
 
 
 def _fraction(counts: list[tuple[Tensor, int]]) -> Tensor:
-    """The sum of the first members over that of the second ones."""
+    """Divide the sum of the first members by the sum of the second ones."""
     total = sum(number for _, number in counts)
     if not total:
         return torch.zeros(())

@@ -1,4 +1,4 @@
-"""Statistics of a signal per channel, mergeable over batches and ranks."""
+"""Statistics of each channel of a signal. They can be merged over batches and ranks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from nf_plugins.utils.checks import check_type
 class ChannelStatistics:
     r"""Count, mean and sum of squared deviations of each channel.
 
-    Two of them merge exactly (Chan et al. 1979), so that a signal can be measured
+    The sum of two statistics is exact (Chan et al. 1979). So a signal can be measured
     batch by batch or rank by rank:
 
     .. math::
@@ -107,7 +107,8 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
     mean, square = _mean_and_square(x, over, count)
     m2 = square - count * mean.square()
     if not bool((count * mean.square() <= _LEVEL * m2).all()):
-        # Far from 0 the squares nearly cancel: once more, from the mean of the first values.
+        # The mean is far from 0, so the difference above has lost digits. Subtract the mean of
+        # the first values and compute once more.
         shift = x[: _ROWS if over == 0 else 1].mean(over, keepdim=True)
         mean, square = _mean_and_square(x, over, count, shift)
         m2 = (square - count * mean.square()).clamp_(min=0)
@@ -121,12 +122,12 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
 def _mean_and_square(
     x: Tensor, over: int, count: int, shift: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squares of each channel, or of its deviations from ``shift``.
+    """Compute the mean and the sum of squares of each channel, or of its deviations from ``shift``.
 
-    ``over`` says what is summed: the rows of ``(positions, C)``, 0, or, 2, the positions of
-    ``(N, C, positions)`` and then the samples.
+    With ``over=0``, ``x`` is ``(positions, C)`` and its rows are summed. With ``over=2``, ``x`` is
+    ``(N, C, positions)``, and first the positions and then the samples are summed.
     """
-    # A cache-sized chunk at a time where deviations are written.
+    # With a shift, the deviations are written, so a chunk has to fit into the cache.
     chunk = _CHUNK if shift is None else _CHUNK >> 4
     parts = x.split(min(max(1, chunk // x[0].numel()), _ROWS if over == 0 else len(x)))
     if over and x.shape[2] > _SUM:
@@ -145,8 +146,9 @@ def _mean_and_square(
     return mean, square
 
 
-# How many times the variance the squared mean of a channel may be, for its sums to be exact enough.
+# Largest ratio of squared mean to variance for which the plain sums are exact enough.
 _LEVEL = 8
 _CHUNK = 1 << 23  # values
-# Squares that one norm adds up, along the rows and across them: float32 loses digits over more.
+# The number of squares in one norm, along the rows and across them. float32 loses digits in
+# longer sums.
 _SUM, _ROWS = 1 << 15, 1 << 12

@@ -1,4 +1,4 @@
-"""The import path of version 0.1.0 for the C kernels."""
+"""Import path of version 0.1.0 for the C kernels."""
 
 from .standardization.kernels_c import backward, forward, supports
 

@@ -20,21 +20,21 @@ GAMMA: dict[str, float] = {
 }
 r"""Activation name -> gain ``gamma`` with ``Var[gamma * act(z)] = 1`` for ``z ~ N(0, 1)``.
 
-The constants of the official implementation (Brock et al. 2021a, section 4.1;
-DeepMind's ``nfnets/base.py``), which estimated them on samples: they agree with
-the integral to about 1 %.
+These are the constants of the official implementation (Brock et al. 2021a, section 4.1;
+DeepMind's ``nfnets/base.py``). Its authors estimated them on samples. They differ from the
+exact integral by at most about 1 %.
 """
 
 _ALIASES = {name.replace('_', ''): name for name in GAMMA} | {'swish': 'silu'}
 
 
 def knows_activation(name: str) -> bool:
-    """Whether there is a gain for an activation, in any spelling of its name."""
+    """Return whether the table has a gain for an activation, in any spelling of its name."""
     return isinstance(name, str) and name.replace('_', '').lower() in _ALIASES
 
 
 def activation_name(name: str) -> str:
-    """The canonical name of an activation, whatever the spelling.
+    """Return the canonical name of an activation from any spelling.
 
     Args:
         name: A name in torch's class style (``'LeakyReLU'``) or function style
@@ -52,14 +52,14 @@ def activation_name(name: str) -> str:
         'leaky_relu'
     """
     if not isinstance(name, str):
-        raise TypeError(f'an activation is named by a string, got {name!r}')
+        raise TypeError(f'the name of an activation must be a string, got {name!r}')
     if not knows_activation(name):
         raise ValueError(f'unknown activation {name!r}: there are gains for {", ".join(GAMMA)}')
     return _ALIASES[name.replace('_', '').lower()]
 
 
 def activation_gamma(name: str) -> float:
-    r"""The variance-preserving gain of an activation.
+    r"""Return the variance-preserving gain of an activation.
 
     .. math:: \gamma = 1 / \sqrt{\mathrm{Var}[\mathrm{act}(z)]}, \quad z \sim N(0, 1)
 

@@ -7,20 +7,20 @@ from torch import Tensor
 
 
 def same_padding(size: int, kernel_size: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    r"""Zeros to put before and after one spatial axis for SAME padding.
+    r"""Compute the SAME padding of one spatial axis.
 
-    The output has :math:`\lceil \mathrm{size} / \mathrm{stride} \rceil` positions;
-    when the total is odd, the extra zero goes to the end (TensorFlow, JAX).
+    The output has :math:`\lceil \mathrm{size} / \mathrm{stride} \rceil` positions. If the total
+    padding is odd, the end gets one more zero than the start (as in TensorFlow and JAX).
 
     Args:
-        size: Length of the axis. While a network is traced or exported it may be a symbol. The
-            function compares nothing, so the result is right for any length.
+        size: Length of the axis. It may be a symbol while a network is traced or exported: the
+            function never compares it, so the traced result is right for every length.
         kernel_size: Length of the kernel.
         stride: Stride.
         dilation: Dilation.
 
     Returns:
-        ``(before, after)``.
+        ``(before, after)``, the numbers of zeros at both ends.
 
     Example:
         >>> same_padding(224, kernel_size=7, stride=2)
@@ -42,7 +42,7 @@ def pad_same(
     dilation: tuple[int, int] = (1, 1),
     value: float = 0.0,
 ) -> Tensor:
-    """Pad an input so that a convolution (or pooling) without padding is a SAME one.
+    """Pad an input, so that a convolution or pooling without padding gives the SAME output.
 
     ``torch.jit.trace``, ``torch.fx``, ``torch.export`` and both ONNX exporters record the
     padding as a function of the input's size.
@@ -52,7 +52,7 @@ def pad_same(
         kernel_size: Size of the kernel.
         stride: Stride of each axis.
         dilation: Dilation of each axis.
-        value: What to pad with.
+        value: The value of the padding.
 
     Returns:
         The padded input.
@@ -68,7 +68,9 @@ def pad_same(
 
 
 def fixed_same_padding(kernel_size: int, stride: int, dilation: int = 1) -> int | None:
-    """SAME padding of an axis where it is the same for all sizes and on both sides, else None.
+    """Return the SAME padding of an axis if it is one number, else None.
+
+    It is one number if it is equal for all sizes of the input and on both sides.
 
     Args:
         kernel_size: Length of the kernel.

@@ -1,4 +1,4 @@
-"""The import path of version 0.1.0 for the formulas."""
+"""Import path of version 0.1.0 for the formulas."""
 
 from .standardization import EPS, parametric_standardize_weight, scaled_standardize_weight
 

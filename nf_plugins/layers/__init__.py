@@ -1,6 +1,6 @@
-"""Thin modules on top of :mod:`nf_plugins.functional`."""
+"""Layers: thin modules on top of :mod:`nf_plugins.functional`."""
 
-from . import refusals  # noqa: F401  (its hooks)
+from . import refusals  # noqa: F401  (registers its hooks)
 from .activations import GammaAct, build_activation
 from .conversion import Conversion, convert
 from .drop_path import DropPath

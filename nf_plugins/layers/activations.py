@@ -1,4 +1,4 @@
-"""Variance-preserving activations, and the absence of a norm."""
+"""Variance-preserving activations, and ``NoNorm``, an identity in the place of a norm."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _LAYERS = dict(
     tanh=nn.Tanh,
 )
 
-# `norm_cfg=dict(type='NoNorm')` takes the norms out of any network of the mm libraries.
+# `norm_cfg=dict(type='NoNorm')` removes the norms of any network of the mm libraries.
 MODELS.register_module('NoNorm', module=nn.Identity)
 
 
@@ -36,17 +36,18 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
     """Build an activation and look up its variance-preserving gain.
 
     Args:
-        act_cfg: mm config of an activation, e.g. ``dict(type='ReLU')``; the type is a
-            name or a class, see :func:`nf_plugins.registry.class_of`. One that has no
-            gain here is taken from the registry and must bring its own as ``gamma``.
-        inplace: Let a ReLU overwrite its input; others need theirs for the backward pass.
+        act_cfg: mm config of an activation, e.g. ``dict(type='ReLU')``. The type is a name or
+            a class, see :func:`nf_plugins.registry.class_of`. An activation that is not in
+            :data:`nf_plugins.functional.GAMMA` needs ``gamma`` in its config.
+        inplace: Let a ReLU overwrite its input. Other activations need their input in the
+            backward pass and ignore this.
 
     Returns:
-        The module (which does not apply the gain) and the gain.
+        The module, which does not apply the gain, and the gain.
 
     Raises:
         TypeError: ``act_cfg`` is not a config.
-        ValueError: The activation has no gain here and brings none.
+        ValueError: The gain of the activation is not known and not given.
 
     Example:
         >>> build_activation(dict(type='ReLU'))
@@ -68,7 +69,7 @@ def build_activation(act_cfg: dict, inplace: bool = False) -> tuple[nn.Module, f
 
 
 def _plain_name(kind: Any) -> Any:
-    """The name of an activation, without its path if it is one of torch or mmcv."""
+    """Return the name of an activation; without its path if it belongs to torch or mmcv."""
     if isinstance(kind, str) and '.' not in kind:
         return kind
     layer = class_of(kind)
@@ -80,14 +81,14 @@ def _plain_name(kind: Any) -> Any:
 
 @MODELS.register_module()
 class GammaAct(nn.Module):
-    r"""An activation times its variance-preserving gain, ``act_cfg=dict(type='GammaAct')``.
+    r"""Activation times its variance-preserving gain, ``act_cfg=dict(type='GammaAct')``.
 
     .. math:: y = \gamma\, \mathrm{act}(x), \qquad \mathrm{Var}[y] = 1 \text{ for } x \sim N(0, 1)
 
     Args:
         act: Type of the activation: a name or a class.
-        inplace: As in :func:`build_activation`; mm's ``ConvModule`` asks for it.
-        **kwargs: Its other arguments, or ``gamma`` to replace the official gain.
+        inplace: As in :func:`build_activation`. mm's ``ConvModule`` passes it.
+        **kwargs: Other arguments of the activation, or ``gamma`` to replace the official gain.
 
     Source: Brock et al. 2021a, section 4.1.
 

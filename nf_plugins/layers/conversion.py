@@ -1,4 +1,4 @@
-"""Standardized convolutions in place of the plain ones of any network."""
+"""Conversion of the plain convolutions of any network into standardized ones."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ _HOOKS = [name for name in vars(nn.Module()) if '_hook' in name]
 
 @dataclass
 class Conversion:
-    """What :func:`convert` did.
+    """Report of :func:`convert`: the convolutions that it replaced and those that it left.
 
     Attributes:
-        type: The class that the convolutions have now.
-        replaced: Names of the convolutions that were replaced, all names of shared ones.
-        left: Name -> why, of the convolutions that were not.
+        type: The class of the new convolutions.
+        replaced: Names of the replaced convolutions; of a shared one, all its names.
+        left: Name of a convolution that was left -> the reason.
     """
 
     type: str
@@ -44,11 +44,11 @@ class Conversion:
 
     @property
     def complete(self) -> bool:
-        """Whether all convolutions are standardized now."""
+        """Whether all convolutions of the model are standardized now."""
         return all(why == _ALREADY for why in self.left.values())
 
     def __str__(self) -> str:
-        """A line of totals, then a line for each reason with the names that it concerns."""
+        """Format a line of totals, then a line with names for each reason."""
         total = len(self.replaced) + len(self.left)
         lines = [f'{len(self.replaced)} of {total} convolutions are {self.type} now']
         for why, count in Counter(self.left.values()).most_common():
@@ -66,33 +66,35 @@ def convert(
 ) -> Conversion:
     """Replace the convolutions of any network by standardized ones, in place.
 
-    A convolution is replaced if its class is :class:`torch.nn.Conv2d` itself (or one of
-    those that compute the same: mmcv's wrapper ``Conv`` and ``Conv2dAdaptivePadding``,
-    :class:`SameConv2d`) and its fan-in, ``in_channels / groups * kh * kw``, is at least 2.
-    All others are left, and the report says why: subclasses, whose forward pass is their own
-    (timm's ``StdConv2d``, ``ScaledStdConv2d``, ``Conv2dSame``), transposed, 1-D and 3-D ones,
-    depthwise ones with a 1x1 kernel, and those whose weight is computed (weight norm, pruning,
-    parametrizations).
+    A convolution is replaced under two conditions. Its class is :class:`torch.nn.Conv2d` itself,
+    or a class that computes the same: mmcv's wrapper ``Conv`` and ``Conv2dAdaptivePadding``, or
+    :class:`SameConv2d`. Its fan-in, ``in_channels / groups * kh * kw``, is at least 2.
 
-    The new layers have the same parameters (the objects, so that an optimizer and tied
-    weights stay right), geometry, device, dtype, training mode and hooks; a module that is
-    used in several places stays one. New parameters (``gain``, ``alpha``) are at their
-    initial values, and frozen where the weight is. The outputs change, because the weights
-    are standardized.
+    All other convolutions are left, and the report says why. These are: subclasses with their own
+    forward pass (timm's ``StdConv2d``, ``ScaledStdConv2d``, ``Conv2dSame``); transposed, 1-D and
+    3-D convolutions; depthwise convolutions with a 1x1 kernel; convolutions whose weight is
+    computed (weight norm, pruning, parametrizations).
+
+    A new layer has the geometry, device, dtype, training mode and hooks of the old one. It also
+    has the same parameter objects, so an optimizer and tied weights stay valid. A module that is
+    used in several places is replaced by one module. New parameters (``gain``, ``alpha``) have
+    their initial values; they are frozen if the weight is frozen. The outputs change, because the
+    weights are standardized.
 
     Args:
-        model: A network: of timm, torchvision, mm, your own.
+        model: Any network: from timm, torchvision, the mm libraries, or your own.
         type: 'ScaledWS' or 'PWS', or a ``conv_cfg`` with such a type.
-        skip: Patterns (substrings) of names of convolutions that are left, or one pattern.
-        **options: Of the layer: ``gamma``, ``eps``, ``eps_mode``, ``gain_init``, ``mode``, ...
+        skip: One pattern or several. A convolution whose name contains one of them is left.
+        **options: Options of the layer: ``gamma``, ``eps``, ``eps_mode``, ``gain_init``,
+            ``mode``, ...
 
     Returns:
-        What was replaced, and what was left and why: ``print`` it.
+        A report of what was replaced, what was left, and why. ``print`` shows it.
 
     Raises:
-        ValueError: An unknown type, a pattern that is in no convolution's name, a model that
-            is a convolution itself, or that is wrapped for distributed training already.
-        TypeError: Options that the layer does not take, or a model of TorchScript.
+        ValueError: The type is unknown; a pattern is in no name of a convolution; the model is
+            a convolution itself; or it is already wrapped for distributed training.
+        TypeError: The layer does not accept an option, or the model is a TorchScript module.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 1, groups=8))
@@ -114,7 +116,7 @@ def convert(
             report.left[name] = why
         elif isinstance(module, nn.Conv2d) and id(module) not in made:
             made[id(module)] = _replacement(module, layer, options)
-    # Nothing is changed before all replacements could be built.
+    # The model is changed only after all replacements are built.
     for name, module in modules:
         if name not in report.left and id(module) in made:
             parent, _, own = name.rpartition('.')
@@ -124,7 +126,7 @@ def convert(
 
 
 def _layer(type: str | dict, options: dict) -> tuple[Any, dict]:
-    """The class that a ``conv_cfg`` or its type means, and the options."""
+    """Return the class of a ``conv_cfg`` or of its type, and the options."""
     if isinstance(type, dict):
         options = {**type, **options}
         type = options.pop('type', None)
@@ -132,7 +134,7 @@ def _layer(type: str | dict, options: dict) -> tuple[Any, dict]:
     layer = MODELS.get(type) if isinstance(type, str) else type
     if not (inspect.isclass(layer) and issubclass(layer, StandardizedConv2d)):
         raise ValueError(f'type must be ScaledWS or PWS, got {name}')
-    layer(2, 2, 1, device='meta', **options)  # complains about bad options now
+    layer(2, 2, 1, device='meta', **options)  # raises for bad options before anything changes
     return layer, options
 
 
@@ -140,33 +142,35 @@ def _check_model(model: nn.Module) -> None:
     check_type('model', model, nn.Module)
     if isinstance(model, _ConvNd):
         raise ValueError(
-            'the model is a convolution itself, which has no place to be replaced in: put it '
-            'into an nn.Sequential'
+            'the model is a convolution itself, and convert() can only replace the modules of a '
+            'model: put it into an nn.Sequential'
         )
     for name, module in model.named_modules():
         where = f'{name or "the model"} is a {type(module).__name__}'
         if isinstance(module, torch.jit.ScriptModule):
-            raise TypeError(f'{where}, whose code is fixed: convert it before scripting')
+            raise TypeError(f'{where}, which cannot be changed: convert the model before scripting')
         if is_model_wrapper(module) and not isinstance(module, nn.DataParallel):
-            raise ValueError(f'{where}, which knows its parameters already: convert before that')
+            raise ValueError(
+                f'{where}, which has registered its parameters: convert the model before wrapping'
+            )
 
 
 def _skipped(convs: dict[str, nn.Module], patterns: str | Sequence[str]) -> set[nn.Module]:
-    """The convolutions that the patterns name, by any of their names."""
+    """Return the convolutions for which any name contains one of the patterns."""
     skipped = set()
     for pattern in check_patterns(patterns):
         found = {conv for name, conv in convs.items() if pattern in name}
         if not found:
             close = ', '.join(difflib.get_close_matches(pattern, convs, n=3, cutoff=0.3))
             raise ValueError(
-                f'skip={pattern!r} is in no name of a convolution; close are {close or "none"}'
+                f'skip={pattern!r} is in no name of a convolution; close names: {close or "none"}'
             )
         skipped |= found
     return skipped
 
 
 def _why_left(module: nn.Module) -> str | None:
-    """Why a module that convolves is left; None for one to replace, and for all others."""
+    """Return why a convolution is left; None if it is replaced or is no convolution."""
     if not isinstance(module, _ConvNd):
         weight = module._parameters.get('weight')
         is_filter = weight is not None and weight.dim() == 4
@@ -188,7 +192,7 @@ def _why_left(module: nn.Module) -> str | None:
     return None
 
 
-@torch.inference_mode(False)  # whose tensors could not be trained later
+@torch.inference_mode(False)  # tensors that are made in this mode cannot be trained later
 @torch.no_grad()
 def _replacement(
     conv: nn.Conv2d, layer: type[StandardizedConv2d], options: dict
@@ -210,17 +214,17 @@ def _replacement(
             dtype=weight.dtype,
             **options,
         )
-    # Not by setattr: the layer takes no new weight from others.
+    # Not by setattr: the layer refuses a new parameter as its weight.
     new._parameters.update(conv._parameters)
     for name, parameter in new.named_parameters():
         if name not in ('weight', 'bias'):
             parameter.requires_grad_(weight.requires_grad)
     new.training = conv.training
-    for name in _HOOKS:  # the dicts themselves, so that their handles stay valid
+    for name in _HOOKS:  # the same dict objects, so that their handles stay valid
         hooks = vars(conv)[name]
         if isinstance(hooks, dict):
             hooks.update(vars(new)[name])
         vars(new)[name] = hooks
-    for name in vars(conv).keys() - vars(new).keys():  # what users and libraries have noted
+    for name in vars(conv).keys() - vars(new).keys():  # attributes set by users and libraries
         vars(new)[name] = vars(conv)[name]
     return new

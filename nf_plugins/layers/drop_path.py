@@ -1,4 +1,4 @@
-"""Stochastic depth."""
+"""Drop-path (stochastic depth)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nf_plugins.utils.checks import check_number
 
 @torch.fx.wrap
 def sample_mask(x: Tensor, keep: float) -> Tensor:
-    """One number per sample, ``(N, 1, ...)``: 1 with probability ``keep``, else 0."""
+    """Draw one number per sample, ``(N, 1, ...)``: 1 with probability ``keep``, else 0."""
     return x.new_empty([x.shape[0]] + [1] * (x.dim() - 1)).bernoulli_(keep)
 
 
@@ -19,9 +19,9 @@ class DropPath(nn.Module):
 
     Args:
         drop_prob: Probability.
-        scale_by_keep: Divide what is kept by ``1 - drop_prob``. The official
-            normalizer-free networks do not (DeepMind's ``nfnets/base.py``); mmcv's
-            and timm's ``DropPath`` do.
+        scale_by_keep: Divide the kept branches by ``1 - drop_prob``. mmcv's and timm's
+            ``DropPath`` do this. The official normalizer-free networks do not (DeepMind's
+            ``nfnets/base.py``).
 
     Example:
         >>> import torch
@@ -35,7 +35,7 @@ class DropPath(nn.Module):
         self.scale_by_keep = scale_by_keep
 
     def mask(self, x: Tensor) -> Tensor | None:
-        """What each sample is multiplied by, ``(N, 1, ...)``; None where nothing is dropped."""
+        """Draw the factor of each sample, ``(N, 1, ...)``; None if nothing is dropped."""
         if not self.training or self.drop_prob == 0:
             return None
         keep = 1 - self.drop_prob

@@ -37,11 +37,11 @@ class ECA(nn.Module):
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
 
     def gate(self, x: Tensor) -> Tensor:
-        """What the channels are multiplied by, ``(N, C, 1, 1)``."""
+        """Compute the factors of the channels, ``(N, C, 1, 1)``."""
         gate = torch.sigmoid(self.conv(channel_means(x)[:, None]))[:, 0]
         return (self.factor * gate)[:, :, None, None]
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Gate the channels; the output is multiplied by a scalar ``scale``, but in the gate."""
+        """Multiply the channels by the gate, and the gate by a scalar ``scale`` if it is given."""
         gate = self.gate(x)
         return x * (gate if scale is None else gate * scale)

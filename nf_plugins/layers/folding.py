@@ -1,4 +1,4 @@
-"""Fold the standardized convolutions of a model into plain ones."""
+"""Folding: plain convolutions in the place of standardized ones."""
 
 from __future__ import annotations
 
@@ -21,40 +21,42 @@ from .same_conv import SameConv2d
 from .standardized_conv import Pair, StandardizedConv2d
 
 DERIVED = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
-"""Hooks that make a weight from other parameters before each forward pass."""
+"""Hooks that compute a weight from other parameters before each forward pass."""
 
 KNOWN = (StandardizedConv2d, PWSConv2d)
 COMPUTING = ('__call__', 'forward', '_pad', 'standardize')
-"""What a subclass may not change, because a fold computes the standardization alone."""
+"""Methods that a subclass may not override, because a fold only computes the standardization."""
 
 
-@torch.inference_mode(False)  # whose tensors could not be trained later
+@torch.inference_mode(False)  # tensors that are made in this mode cannot be trained later
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
-    """Put plain convolutions into the places of the standardized ones of a model, in place.
+    """Replace the standardized convolutions of a model by plain ones, in place.
 
-    The outputs of evaluation stay the same, and inference costs what a network of plain
-    convolutions costs. Afterwards a tool may read and write the weights as it likes. Pruning,
-    ``weight_norm``, ``spectral_norm`` and parametrizations of the layers are baked in; zeros of
-    pruned weights do not stay zero, because the mean of the filter is subtracted from them. The
-    convolutions have new parameters: make optimizers and wrappers that synchronize gradients
-    after the fold.
+    The outputs in evaluation mode stay the same, and inference is as fast as that of a network of
+    plain convolutions. After the fold any tool may read and write the weights. The convolutions
+    have new parameters. So build optimizers, and wrappers that synchronize gradients, after the
+    fold.
 
-    The blocks of the normalizer-free networks fold their constant factors and the SkipInit gain,
-    too. They have two methods for it. ``conv_factors()`` returns a dict from each convolution of
-    the block to a factor of its input and a factor of its output; the fold multiplies the weight
-    (and the bias) by them. After ``drop_factors()`` the block does not apply these factors itself.
+    The new weights include the effect of pruning, ``weight_norm``, ``spectral_norm`` and
+    parametrizations. Pruned weights do not stay zero, because the standardization subtracts the
+    mean of the filter from them.
+
+    The blocks of normalizer-free networks also fold their constant factors and the SkipInit gain.
+    They have two methods for this. ``conv_factors()`` returns a dict: convolution of the block ->
+    factor of its input and factor of its output. The fold multiplies the weight and the bias by
+    these factors. After ``drop_factors()`` the block does not apply the factors itself.
 
     Args:
-        model: Any module that holds standardized convolutions: a network, a classifier, a
-            detector, a wrapper of such (parallel, averaged, compiled).
+        model: Any module with standardized convolutions: a network, a classifier, a detector, or
+            a wrapper (parallel, averaged, compiled) of one of these.
 
     Returns:
-        The model; of a single layer, the convolution that replaces it.
+        The model. For a single layer, the convolution that replaces it.
 
     Raises:
-        ValueError: A convolution cannot be folded, because it has hooks or a forward of its
-            own, is of another kind, or is part of two blocks. The model is unchanged.
+        ValueError: A convolution cannot be folded: it has hooks, it has its own forward pass, its
+            class is not supported, or it is part of two blocks. The model is unchanged.
 
     Example:
         >>> from nf_plugins.layers import ScaledWSConv2d
@@ -78,7 +80,7 @@ def fold(model: nn.Module) -> nn.Module:
         owner.drop_factors()
     for name, module in list(model.named_modules(remove_duplicate=False)):
         if _builds_standardized(getattr(module, 'conv_cfg', None)):
-            module.conv_cfg = None  # as RepVGG, which builds another convolution later
+            module.conv_cfg = None  # RepVGG, for example, builds another convolution later
         if name and module in plain:
             parent, _, leaf = name.rpartition('.')
             setattr(model.get_submodule(parent), leaf, plain[module])
@@ -90,20 +92,22 @@ def fold(model: nn.Module) -> nn.Module:
 def plain_convolution(
     conv: nn.Module, factor: float = 1.0, output_factor: float | Tensor = 1.0
 ) -> nn.Conv2d:
-    """The plain convolution that computes the same as a convolution, with factors in its weight.
+    """Make a plain convolution with the outputs of a convolution, times two factors.
 
     Args:
         conv: A standardized convolution, a :class:`torch.nn.Conv2d`, a :class:`SameConv2d` or
-            mmcv's ``Conv2dAdaptivePadding``. It is unchanged, and is returned where it is plain
-            already and the factors are 1.
+            mmcv's ``Conv2dAdaptivePadding``. It is not changed.
         factor: A factor of the input.
         output_factor: A factor of the output.
+
+    Returns:
+        The plain convolution. This is ``conv`` itself if it is plain and both factors are 1.
 
     Raises:
         ValueError: See :func:`fold`.
     """
     kind = _check_foldable(conv)
-    conv = cast(nn.Conv2d, conv)  # as the check has found
+    conv = cast(nn.Conv2d, conv)  # the check has made sure of this
     derived = [hook for hook in conv._forward_pre_hooks.values() if isinstance(hook, DERIVED)]
     changed = derived or parametrize.is_parametrized(conv) or kind is None
     if not changed and factor == 1 and isinstance(output_factor, float) and output_factor == 1:
@@ -134,7 +138,7 @@ def plain_convolution(
 
 
 def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
-    """The class of a plain convolution, None for a standardized one, an error for others."""
+    """Return the class of a plain convolution, or None for a standardized one, else raise."""
     kind: type | None = parametrize.type_before_parametrizations(conv)
     name = type(conv).__name__
     if isinstance(conv, StandardizedConv2d):
@@ -155,7 +159,7 @@ def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
 
 
 def _builds_standardized(config: object) -> bool:
-    """Whether a value is a config of a standardized convolution."""
+    """Return whether a value is the config of a standardized convolution."""
     kind = config.get('type') if isinstance(config, dict) else None
     kind = MODELS.get(kind) if isinstance(kind, str) else kind
     return isinstance(kind, type) and issubclass(kind, StandardizedConv2d)
@@ -163,7 +167,7 @@ def _builds_standardized(config: object) -> bool:
 
 @contextmanager
 def _evaluation(module: nn.Module) -> Iterator[None]:
-    """Run a block with a module and its parts in evaluation mode: no power iteration."""
+    """Set a module and its parts to evaluation mode, where they do no power iteration."""
     modes = {part: part.training for part in module.modules()}
     module.eval()
     try:
@@ -174,13 +178,13 @@ def _evaluation(module: nn.Module) -> Iterator[None]:
 
 
 def _is_trained(conv: nn.Module, name: str) -> bool:
-    """Whether a parameter, or one that it is computed from, has ``requires_grad``."""
+    """Return whether a parameter has ``requires_grad``, or one from which it is computed."""
     own = (n.removeprefix('parametrizations.').startswith(name) for n, _ in conv.named_parameters())
     return any(p.requires_grad for mine, p in zip(own, conv.parameters()) if mine)
 
 
 def _plain_like(conv: nn.Conv2d, kind: type[nn.Conv2d] | None, bias: bool) -> nn.Conv2d:
-    """A plain convolution of the shape of another, without memory for its parameters."""
+    """Build a plain convolution with the shape of another; its parameters have no memory yet."""
     padding = conv.padding
     if padding == 'same':
         axes = zip(conv.kernel_size, conv.stride, conv.dilation)

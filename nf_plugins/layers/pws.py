@@ -28,19 +28,19 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
     Args:
         *args: As :class:`torch.nn.Conv2d`: ``in_channels``, ``out_channels``,
             ``kernel_size``, ``stride``, ``padding`` (``'same'`` with any stride), ...
-        gamma: Added to the variance of the weight.
+        gamma: Number that is added to the variance of the weight.
         mode: 'fan_in' or 'fan_out': the :math:`n` of the formula.
-        equiv: Scale ``gamma`` by ``2 / n``, so that it is relative to the variance
-            of a He-initialised weight.
+        equiv: Multiply ``gamma`` by ``2 / n``, so that it is relative to the variance of a
+            He-initialised weight.
         initalpha: On the first training batch set :math:`\alpha` to
-            :math:`\sqrt{2 / \mathrm{Var}(\mathrm{output})}`, over the outputs of all
-            ranks. The buffer ``alpha_initialized`` keeps a resumed or fine-tuned
-            model from doing so again.
+            :math:`\sqrt{2 / \mathrm{Var}(\mathrm{output})}`; the variance is taken over the
+            outputs of all ranks. The buffer ``alpha_initialized`` remembers this, so a resumed
+            or fine-tuned model does not do it a second time.
         **kwargs: As :class:`torch.nn.Conv2d`.
 
     Shape:
-        As :class:`torch.nn.Conv2d`. ``alpha``: ``(out_channels, 1, 1, 1)``; use no weight
-        decay for it.
+        As :class:`torch.nn.Conv2d`. ``alpha`` is ``(out_channels, 1, 1, 1)``; do not apply
+        weight decay to it.
 
     Raises:
         ValueError: Unknown ``mode``, negative ``gamma``, or a fan-in below 2.
@@ -54,7 +54,7 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
     """
 
     keys_set_on_load = ('alpha_initialized',)
-    """Keys that need not be in a state dict: weights without the flag are trained already."""
+    """Keys that a state dict may lack. Weights without this flag count as trained."""
 
     alpha_initialized: Tensor
 
@@ -74,20 +74,20 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
         super().__init__(*args, **kwargs)
         self.gamma = gamma * 2 / self.fan if equiv else gamma
         self.alpha = nn.Parameter(torch.ones_like(self.weight[:, :1, :1, :1]))
-        # Reading the saved buffer in each step would wait for the device: hence this flag.
+        # This copy of the buffer avoids a synchronization with the device in each step.
         self._may_initialize = initalpha
         if initalpha:  # 0 or 1: averages of models and DDP take numbers, not bools
             self.register_buffer('alpha_initialized', torch.zeros((), device=self.weight.device))
 
     @property
     def fan(self) -> int:
-        """The fan-in or the fan-out, as ``mode`` says."""
+        """The fan-in or the fan-out, depending on ``mode``."""
         if self.mode == 'fan_in':
             return self.fan_in
         return self.out_channels // self.groups * math.prod(self.kernel_size)
 
     def reset_parameters(self) -> None:
-        """He initialisation (Gaussian, variance ``2 / fan``), zero bias, unit ``alpha``."""
+        """Set a Gaussian weight of variance ``2 / fan`` (He), a zero bias, and ``alpha`` 1."""
         nn.init.normal_(self.weight, std=math.sqrt(2 / self.fan))
         if self.bias is not None:
             nn.init.zeros_(self.bias)
@@ -111,7 +111,7 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
     @torch.no_grad()
     def _initialize_alpha(self, x: Tensor) -> None:
         out = super().forward(x)
-        local = channel_statistics(out.reshape(1, -1), channel_dim=0)  # all outputs as one channel
+        local = channel_statistics(out.reshape(1, -1), channel_dim=0)  # all outputs are one channel
         count = torch.full_like(local.mean, local.count)
         gathered = all_gather(torch.stack([count, local.mean, local.m2]))
         stats = reduce(operator.add, (ChannelStatistics(*rank) for rank in gathered))
@@ -120,8 +120,8 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
         first = usable & (self.alpha_initialized == 0)
         self.alpha.copy_(torch.where(first, torch.sqrt(2 / var).to(self.alpha.dtype), self.alpha))
         self.alpha_initialized.copy_(usable.squeeze() | (self.alpha_initialized > 0))
-        # After a batch without variance (all zeros) the next batch sets alpha. A compiled graph
-        # cannot read the buffer: it computes this in each step until train() is called.
+        # If a batch has no variance (all zeros), the next batch sets alpha. A compiled graph
+        # cannot read the buffer, so it computes this in each step until train() is called.
         if not torch.compiler.is_compiling():
             self._may_initialize = not self.alpha_initialized
 
@@ -131,10 +131,10 @@ class PWSConv2d(StandardizedConv2d, nn.Conv2d):
         return super().train(mode)
 
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
-        # Weights from elsewhere (no flag among them) are trained already.
+        # A state dict without the flag comes from another program; its weights are trained.
         if self.initalpha and prefix + 'alpha' in state_dict:
             name, trained = prefix + 'alpha_initialized', torch.ones_like(self.alpha_initialized)
-            # That of version 0.1.0 is a bool, which assign=True would leave one.
+            # In version 0.1.0 the flag is a bool, and with assign=True it would stay one.
             state_dict[name] = state_dict.get(name, trained).to(trained.dtype)
             self._may_initialize = True
         super()._load_from_state_dict(state_dict, prefix, *args)

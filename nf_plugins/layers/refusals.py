@@ -1,6 +1,7 @@
-"""Refusals of what other tools compute from a weight before its standardization.
+"""Errors for tools that would compute with a weight before its standardization.
 
-The hooks look at each layer that is put into a module. They name :func:`nf_plugins.fold`.
+Two hooks check each layer that is registered in a module. Their errors name
+:func:`nf_plugins.fold`.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from .standardized_conv import StandardizedConv2d
 
 
 def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> None:
-    """Refuse to put a layer into an adapter (as peft's) that merges its own weight into it.
+    """Raise if a layer is put into an adapter (such as peft's) that merges a weight into it.
 
-    ``base_layer.weight.data += delta`` changes a parameter as an optimizer does, so only the
-    construction of the adapter can be told apart from that.
+    The merge itself, ``base_layer.weight.data += delta``, looks like a step of an optimizer. So
+    the check is at the construction of the adapter.
     """
     if name == 'base_layer' and isinstance(layer, StandardizedConv2d) and hasattr(module, 'merge'):
         if not layer.deployed:
@@ -25,10 +26,10 @@ def _refuse_adapter(module: nn.Module, name: str, layer: nn.Module | None) -> No
 
 
 def _refuse_merger(module: nn.Module, name: str, new: nn.Module | None) -> None:
-    """Refuse what others compute from the weights of layers to put it into their place.
+    """Raise if a module that was computed from standardized layers takes their place.
 
-    That is the convolution ``branch_reparam`` (``reparam_conv``, ``lkb_reparam``) of RepVGG and
-    its kind, beside the branches; what ``fuse()`` of a block of timm returns; and oneDNN's.
+    Such modules are: ``branch_reparam`` of RepVGG (and ``reparam_conv``, ``lkb_reparam`` of
+    similar networks), the result of ``fuse()`` of a timm block, and the layers of oneDNN.
     """
     old = module._modules.get(name)
     if old is None:

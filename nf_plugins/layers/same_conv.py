@@ -1,4 +1,4 @@
-"""A convolution whose padding depends on the size of the input."""
+"""Convolution with a padding that depends on the size of the input."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from nf_plugins.functional import pad_same
 
 
 class SameConv2d(Conv2dAdaptivePadding):
-    """An ordinary convolution with TF-style SAME padding for any stride.
+    """Ordinary convolution with TF-style SAME padding for any stride.
 
-    What ``torch.jit.trace``, ``torch.fx``, ``torch.export`` and the ONNX exporters record of
-    it holds for every size of the input, unlike mmcv's class. Its ``padding`` is ``'same'``:
-    whoever builds an :class:`torch.nn.Conv2d` after its attributes gets an error where the
-    stride is not 1, instead of other padding.
+    ``torch.jit.trace``, ``torch.fx``, ``torch.export`` and the ONNX exporters record it so that
+    the result is right for every size of the input. This is not true of mmcv's class. Its
+    ``padding`` is ``'same'``. So a tool that builds a :class:`torch.nn.Conv2d` from its
+    attributes gets an error if the stride is not 1, and not a different padding.
 
     Args:
         *args: As ``Conv2dAdaptivePadding`` of mmcv.

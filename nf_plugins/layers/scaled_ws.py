@@ -15,23 +15,22 @@ from .standardized_conv import StandardizedConv2d
 
 
 @MODELS.register_module('ScaledWS')
-class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d') asks for a base
+class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d') looks at bases
     r"""Convolution with Scaled Weight Standardization, ``conv_cfg=dict(type='ScaledWS')``.
 
     .. math:: \hat W = g \gamma \frac{W - \mu}{\sqrt{\max(N \sigma^2, \epsilon)}}
 
     See :func:`~nf_plugins.functional.scaled_standardize_weight` for the symbols.
-    With a unit Gaussian input and ``gain`` 1 each output has variance
-    :math:`\gamma^2` over the draw of the input.
+    For a unit Gaussian input and ``gain`` 1, each output has the variance :math:`\gamma^2`.
 
     Args:
         *args: As :class:`torch.nn.Conv2d`: ``in_channels``, ``out_channels``,
             ``kernel_size``, ``stride``, ``padding`` (``'same'`` with any stride), ...
         gamma: Gain of the activation before the convolution, a constant.
-        eps: Floor of the variance; None takes the default of the mode.
-        eps_mode: 'clamp' (DeepMind, 1e-4) or 'add' (timm, 1e-5).
-        gain_init: Start of the learnable gain of each filter, a parameter of shape
-            ``(out_channels,)``; None leaves it out.
+        eps: :math:`\epsilon`; None takes the default of ``eps_mode``.
+        eps_mode: 'clamp' (DeepMind, default 1e-4) or 'add' (timm, default 1e-5).
+        gain_init: Initial value of ``gain``, the learnable factor of each filter, with the
+            shape ``(out_channels,)``. None: there is no such parameter.
         **kwargs: As :class:`torch.nn.Conv2d`.
 
     Shape:
@@ -70,7 +69,7 @@ class ScaledWSConv2d(StandardizedConv2d, nn.Conv2d):  # init_cfg(layer='Conv2d')
             self.gain = nn.Parameter(torch.full_like(self.weight[:, 0, 0, 0], self.gain_init))
 
     def reset_parameters(self) -> None:
-        """Gaussian weights of variance ``1 / fan_in`` (standardization hides the scale)."""
+        """Set Gaussian weights of variance ``1 / fan_in``; standardization removes the scale."""
         nn.init.normal_(self.weight, std=self.fan_in**-0.5)
         if self.bias is not None:
             nn.init.zeros_(self.bias)

@@ -11,12 +11,12 @@ from .start import start, truncated_normal
 
 
 def channel_means(x: Tensor) -> Tensor:
-    """Means over the positions, ``(N, C)``.
+    """Compute the means over the positions, ``(N, C)``.
 
-    Their gradient is divided by the number of positions while it is small; that of
-    ``x.mean()`` after it is as large as ``x``.
+    In the backward pass the division by the number of positions happens before the gradient is
+    expanded to the size of ``x``. ``x.mean()`` divides after that, which is slower.
     """
-    if not isinstance(x, Tensor):  # a proxy of torch.fx, whose dtype is not known
+    if not isinstance(x, Tensor):  # a proxy of torch.fx; its dtype is not known
         return x.mean(dim=(2, 3))
     narrow = x.dtype in (torch.float16, torch.bfloat16)
     total = x.sum(dim=(2, 3), dtype=torch.float32 if narrow else None)
@@ -28,7 +28,7 @@ class SqueezeExcite(nn.Module):
 
     .. math:: y = 2\, \sigma(W_1\, \mathrm{relu}(W_0 \bar x + b_0) + b_1)\, x
 
-    The factor 2 keeps the variance of the signal, as the gate is about 1/2 at
+    The factor 2 keeps the variance of the signal, because the gate is about 1/2 at
     initialisation.
 
     Args:
@@ -36,7 +36,7 @@ class SqueezeExcite(nn.Module):
         hidden_channels: Channels between the two layers.
         factor: The factor before the gate.
 
-    Source: DeepMind's ``nfnets/base.py``; the factor: its networks' blocks.
+    Source: DeepMind's ``nfnets/base.py``. The factor is in the blocks of its networks.
 
     Example:
         >>> SqueezeExcite(8, 4)(torch.randn(2, 8, 4, 4)).shape
@@ -54,11 +54,11 @@ class SqueezeExcite(nn.Module):
             start(fc, truncated_normal, std=fc.in_features**-0.5)
 
     def gate(self, x: Tensor) -> Tensor:
-        """What the channels are multiplied by, ``(N, C, 1, 1)``."""
+        """Compute the factors of the channels, ``(N, C, 1, 1)``."""
         gate = torch.sigmoid(self.fc1(torch.relu(self.fc0(channel_means(x)))))
         return (self.factor * gate)[:, :, None, None]
 
     def forward(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
-        """Gate the channels; the output is multiplied by a scalar ``scale``, but in the gate."""
+        """Multiply the channels by the gate, and the gate by a scalar ``scale`` if it is given."""
         gate = self.gate(x)
         return x * (gate if scale is None else gate * scale)

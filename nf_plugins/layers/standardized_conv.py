@@ -1,13 +1,13 @@
-"""Convolutions whose weight is standardized before use.
+"""Base of the convolutions that standardize their weight before use.
 
-What other tools find in such a layer. ``weight`` is the parameter before its standardization:
-under this name it is saved, loaded, initialised and optimized, in place, as that of any
-convolution. So a tool that computes a new weight from ``conv.weight`` (the fusion of a batch
-norm, an adapter that is merged) would compute from one that is not applied, and what it writes
-would be standardized once more. The layers cannot see who reads a parameter. They do see the
-steps that follow, and refuse them with an error that names :func:`nf_plugins.fold`: a new
-parameter in the place of ``weight``, a call of ``_conv_forward`` with a weight of the caller's,
-an adapter that is put around the layer.
+``weight`` is the parameter before the standardization. Under this name it is saved, loaded,
+initialised and optimized, as the weight of any convolution. But some tools compute a new weight
+from ``conv.weight``, for instance to fuse a batch norm or to merge an adapter. They would start
+from a weight that is not the applied one, and their result would be standardized once more.
+
+A layer cannot see that a tool reads its parameter. It does see the next step of these tools, and
+raises an error that names :func:`nf_plugins.fold`. These steps are: a new parameter in the place
+of ``weight``, a call of ``_conv_forward`` with another weight, and an adapter around the layer.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from nf_plugins.functional.standardization import (
 from nf_plugins.utils.checks import check_integer, check_pair
 
 Pair = tuple[int, int]
-"""The type of a size on both axes; PyTorch's types say ``tuple[int, ...]``."""
+"""Type of a size on both axes; PyTorch's types say ``tuple[int, ...]``."""
 
 
 class StandardizedConv2d(nn.Conv2d):
-    r"""A 2-D convolution with a standardized weight: the base of the layers here.
+    r"""Base class of 2-D convolutions with a standardized weight.
 
-    A subclass defines how its weight is standardized and with which parameters. This
+    A subclass defines the constants of the standardization and the scale of each filter. This
     class adds TF-style SAME padding and the fold into a plain convolution. The weight is
-    standardized in each forward pass, also in evaluation mode, so it is right after any
-    change of the parameters. After :func:`nf_plugins.fold` inference does without it.
+    standardized in each forward pass, also in evaluation mode, so any change of the parameters
+    takes effect. After :func:`nf_plugins.fold` there is no standardization any more.
 
     Args:
         in_channels: Channels of the input.
@@ -57,13 +57,14 @@ class StandardizedConv2d(nn.Conv2d):
         **kwargs: ``device`` and ``dtype``.
 
     Attributes:
-        deployed: Whether :meth:`switch_to_deploy` was called: ``weight`` is applied as it is.
+        deployed: Whether :meth:`switch_to_deploy` was called. Then ``weight`` is the applied
+            weight.
 
     Raises:
-        TypeError, ValueError: A size that is no positive integer, or a fan-in below 2: a
-            single weight is always its own mean.
-        TypeError: A new parameter in the place of ``weight``, or a call of
-            ``_conv_forward``: see the module's docstring.
+        TypeError, ValueError: A size is no positive integer, or the fan-in is below 2. (With
+            one weight per filter, the standardized weight would always be 0.)
+        TypeError: ``weight`` is replaced by a new parameter, or ``_conv_forward`` is called. See
+            the docstring of this module.
     """
 
     deployed = False
@@ -114,12 +115,12 @@ class StandardizedConv2d(nn.Conv2d):
             padding_mode,
             **kwargs,
         )
-        if strided_same:  # which torch refuses
+        if strided_same:  # torch does not accept 'same' with a stride
             self.padding = 'same'
 
     @property
     def fan_in(self) -> int:
-        """Inputs of one output: ``in_channels / groups * kh * kw``."""
+        """Number of inputs of one output: ``in_channels / groups * kh * kw``."""
         return self.weight.numel() // self.out_channels
 
     @property
@@ -127,11 +128,11 @@ class StandardizedConv2d(nn.Conv2d):
         return self.padding == 'same' and max(self.stride) > 1
 
     def standardize(self, factor: float = 1.0, skip_gain: Tensor | None = None) -> Tensor:
-        """The weight that is applied, computed from the parameters of this moment.
+        """Compute the weight that the convolution applies, from the present parameters.
 
         Args:
-            factor: A factor of the output, which joins those of the weight.
-            skip_gain: Another one, a scalar tensor.
+            factor: A factor of the weight.
+            skip_gain: Another factor of the weight, a scalar tensor.
         """
         if self.deployed:
             weight = self.weight * factor
@@ -144,19 +145,19 @@ class StandardizedConv2d(nn.Conv2d):
         return standardize(self.weight, scale, constants).to(self.weight.dtype)
 
     def standardization(self) -> Standardization:
-        """The constants of the standardization."""
+        """Return the constants of the standardization."""
         raise NotImplementedError
 
     def filter_scale(self) -> Tensor:
-        """The learnable scale of each filter, ``(out_channels,)``."""
+        """Return the learnable scale of each filter, ``(out_channels,)``."""
         raise NotImplementedError
 
     def forward(self, x: Tensor, skip_gain: Tensor | None = None) -> Tensor:
-        """Convolve.
+        """Convolve with the standardized weight.
 
         Args:
             x: The input.
-            skip_gain: A scalar factor of the output; the weight and the bias are multiplied by it.
+            skip_gain: A scalar factor of the weight and the bias, and so of the output.
         """
         bias = self.bias
         if skip_gain is not None and bias is not None:
@@ -176,7 +177,10 @@ class StandardizedConv2d(nn.Conv2d):
         return standardized_conv2d(x, self.weight, scale, self.standardization(), bias, *geometry)
 
     def _pad(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, padded where a convolution cannot, and what the convolution pads."""
+        """Return the input and the padding of the convolution.
+
+        If the convolution cannot pad this way, the input is padded and the padding is 0.
+        """
         if self.padding_mode != 'zeros':
             return F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), (0, 0)
         if self.padding == 'valid':
@@ -189,7 +193,7 @@ class StandardizedConv2d(nn.Conv2d):
             same_padding(x.shape[axis - 2], self.kernel_size[axis], *step)
             for axis, step in enumerate(zip(self.stride, self.dilation))
         ]
-        # A traced size is no int: what pads for every size is recorded.
+        # A traced size is no int. Then record the operations that compute the padding.
         known = all(isinstance(size, int) for size in x.shape)
         if not known or any(before != after for before, after in pads):
             return pad_same(x, self.kernel_size, self.stride, self.dilation), (0, 0)
@@ -198,13 +202,13 @@ class StandardizedConv2d(nn.Conv2d):
 
     def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.deployed:
-            raise TypeError(self._advice('cannot convolve with a weight that a tool made'))
+            raise TypeError(self._advice('cannot convolve with a weight from outside'))
         x, padding = self._pad(x)
         return F.conv2d(x, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == 'weight' and isinstance(value, nn.Parameter) and not self.deployed:
-            # Not there while it is made, and while pruning or weight_norm keeps it elsewhere.
+            # In the constructor, and with pruning or weight_norm, there is no such parameter.
             current = self._parameters.get('weight', value)
             if current is not value and '_loads' not in vars(self):
                 raise TypeError(
@@ -216,12 +220,12 @@ class StandardizedConv2d(nn.Conv2d):
     def _advice(self, problem: str) -> str:
         return (
             f'{type(self).__name__} {problem}: the weight that it applies is not conv.weight '
-            'but the standardized one. Call nf_plugins.fold(model) first, which makes plain '
-            'convolutions of these layers'
+            'but the standardized one. Call nf_plugins.fold(model) first: it replaces these '
+            'layers by plain convolutions'
         )
 
     def __prepare_scriptable__(self) -> nn.Module:
-        """What ``torch.jit.script`` takes instead of the layer."""
+        """Return the module that ``torch.jit.script`` compiles instead of the layer."""
         from .folding import plain_convolution  # which imports this module
 
         if not self.deployed:
@@ -229,18 +233,18 @@ class StandardizedConv2d(nn.Conv2d):
         return plain_convolution(self)
 
     def _load_from_state_dict(self, *args: Any) -> None:
-        vars(self)['_loads'] = True  # assign=True puts new parameters there
+        vars(self)['_loads'] = True  # with assign=True, new parameters are allowed
         try:
             super()._load_from_state_dict(*args)
         finally:
             del vars(self)['_loads']
 
     def switch_to_deploy(self) -> None:
-        """Become a layer that applies its weight as it is, with the same outputs, in place.
+        """Replace the parameters by the standardized weight, which is applied as it is.
 
-        Its parameters are ``weight``, the standardized one, and ``bias``. A layer cannot put
-        another object into the place of itself: :func:`nf_plugins.fold` makes
-        :class:`torch.nn.Conv2d` of the layers of a model.
+        The outputs stay the same. The parameters are ``weight`` and ``bias``. The class stays the
+        same, because a layer cannot replace itself in the model. :func:`nf_plugins.fold` replaces
+        the layers of a model by :class:`torch.nn.Conv2d`.
 
         Raises:
             ValueError: The layer cannot be folded; it is unchanged.
@@ -252,13 +256,13 @@ class StandardizedConv2d(nn.Conv2d):
                 f'cannot deploy a {type(self).__name__} alone: call nf_plugins.fold(model)'
             )
         plain = plain_convolution(self)
-        vars(self).pop('weight', None)  # which pruning and weight_norm set
+        vars(self).pop('weight', None)  # set by pruning and weight_norm
         for name in ('_parameters', '_buffers', '_forward_pre_hooks'):
             setattr(self, name, getattr(plain, name))
         self.deployed = True
 
     def __setstate__(self, state: dict) -> None:
-        if state.pop('_strided_same', False):  # a pickle of version 0.1.0
+        if state.pop('_strided_same', False):  # from a pickle of version 0.1.0
             state['padding'] = 'same'
         super().__setstate__(state)
 
@@ -267,7 +271,7 @@ class StandardizedConv2d(nn.Conv2d):
 
 
 def __getattr__(name: str) -> Any:
-    """The layers, which version 0.1.0 had here: pickles of whole models name them so."""
+    """Find the layers that were here in version 0.1.0; pickles of whole models name this path."""
     if name in ('ScaledWSConv2d', 'PWSConv2d'):
         from nf_plugins import layers
 

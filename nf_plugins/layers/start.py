@@ -1,4 +1,4 @@
-"""The start of ordinary layers in these networks, where it is not that of PyTorch."""
+"""Initialisation of ordinary layers that differs from PyTorch's."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from torch import nn
 
 
 def start(layer: nn.Module, init: Callable[..., None], **options: Any) -> None:
-    """Initialise a layer, now and whenever its ``reset_parameters`` is called.
+    """Initialise a layer now, and in each later call of its ``reset_parameters``.
 
     Tools that build a network without memory (``torch.device('meta')``, FSDP) call
-    ``reset_parameters`` of one module after the other, parents first. So the start has to
-    belong to the layer itself, which stays of its ordinary class.
+    ``reset_parameters`` of each module, parents first. So the layer itself must know its
+    initialisation. Its class stays the ordinary one.
 
     Args:
         layer: The layer.
-        init: Sets the parameters of a layer, ``init(layer, **options)``; at module level, so
-            that the network can be pickled.
-        **options: Passed on.
+        init: Function that sets the parameters of a layer: ``init(layer, **options)``. It must
+            be at module level, so that the network can be pickled.
+        **options: Options of ``init``.
 
     Example:
         >>> conv = nn.Conv2d(3, 4, 1)
@@ -35,18 +35,18 @@ def start(layer: nn.Module, init: Callable[..., None], **options: Any) -> None:
 
 
 def _reset(layer: nn.Module, init: Callable[..., None], options: dict[str, Any]) -> None:
-    kind: Any = type(layer)  # one of PyTorch's, which has the method
+    kind: Any = type(layer)  # a class of PyTorch, which has this method
     kind.reset_parameters(layer)
     init(layer, **options)
 
 
 def normal_weight(layer: nn.Conv2d | nn.Linear, std: float) -> None:
-    """A Gaussian weight; the rest stays."""
+    """Set a Gaussian weight; other parameters are not changed."""
     nn.init.normal_(layer.weight, std=std)
 
 
 def truncated_normal(layer: nn.Conv2d, std: float) -> None:
-    """A truncated Gaussian weight and no bias."""
+    """Set a truncated Gaussian weight and a zero bias."""
     nn.init.trunc_normal_(layer.weight, std=std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

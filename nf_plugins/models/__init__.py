@@ -1,4 +1,4 @@
-"""Backbones and necks."""
+"""Backbones, necks, and configs of timm's normalizer-free models."""
 
 from . import backbones, necks
 from .backbones import *  # noqa: F403

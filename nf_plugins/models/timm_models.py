@@ -1,4 +1,4 @@
-"""timm's normalizer-free models in terms of the backbones here."""
+"""Configs of timm's normalizer-free models with the backbones of this package."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_choice, check_integer
 
-# What all of timm's models do otherwise than the official ones.
+# Differences between all of timm's models and the official ones.
 _ARCH = dict(channel_divisor=8, gamma_at='conv', downsample='avg')
 _NET = dict(
     eps_mode='add',
@@ -44,7 +44,7 @@ for _level in range(6):
     )
 for _level in range(8):
     TIMM_BACKBONES[f'nfnet_f{_level}'] = _nfnet(f'f{_level}', _GELU, **_ARCH)
-for _level in range(7):  # with DeepMind's weights: the gain at the activations, SkipInit, SAME
+for _level in range(7):  # DeepMind's weights: gain at the activations, SkipInit, SAME padding
     TIMM_BACKBONES[f'dm_nfnet_f{_level}'] = dict(
         type='nf_plugins.NFNet',
         arch=dict(base=f'f{_level}', channel_divisor=8),
@@ -72,19 +72,19 @@ _HALF = [127.5, 127.5, 127.5]
 
 
 def timm_config(name: str, num_classes: int = 1000) -> dict:
-    """The mm config of one of timm's ``NormFreeNet`` models.
+    """Return the mm config of one of timm's ``NormFreeNet`` models.
 
     Args:
         name: timm's name, e.g. ``'eca_nfnet_l0'``.
-        num_classes: Classes.
+        num_classes: Number of classes.
 
     Returns:
-        Config of an ``ImageClassifier`` with the same outputs as timm's model, once
-        ``timm_to_nf.py`` has converted its weights. It normalises images as timm does, and
-        works in any default scope.
+        Config of an ``ImageClassifier``. With weights that ``timm_to_nf.py`` has converted, its
+        outputs are equal to those of timm's model. It normalises images as timm does, and works
+        in any default scope.
 
     Raises:
-        ValueError: Unknown name.
+        ValueError: ``name`` is unknown.
 
     Example:
         >>> timm_config('nf_resnet50')['backbone']['eps_mode']
@@ -92,7 +92,7 @@ def timm_config(name: str, num_classes: int = 1000) -> dict:
     """
     backbone = TIMM_BACKBONES[check_choice('name', name, TIMM_BACKBONES)]
     check_integer('num_classes', num_classes)
-    with torch.device('meta'):  # only to learn its width
+    with torch.device('meta'):  # only its width is needed
         channels = MODELS.build(backbone).feat_dim
     act_cfg = backbone['act_cfg']
     if name.startswith('dm_'):

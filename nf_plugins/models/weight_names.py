@@ -1,4 +1,4 @@
-"""The names that other implementations give to the weights of the networks here."""
+"""Conversion of the weight names of other implementations into the names of this package."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def _nf_backbone(model: nn.Module) -> NFBackbone:
 
 
 def _block_names(backbone: NFBackbone) -> list[str]:
-    """Module path of each block, in order."""
+    """Return the module path of each block, in order."""
     return [
         f'backbone.layer{stage}.{index}'
         for stage, depth in enumerate(backbone.arch.depths, start=1)
@@ -50,9 +50,10 @@ _HAIKU_BLOCK = [
 
 
 def haiku_rename(model: nn.Module) -> Rename:
-    """Names of DeepMind's haiku networks (``NF_ResNet``, ``NF_RegNet``, ``NFNet``).
+    """Return the renaming of DeepMind's haiku networks (``NF_ResNet``, ``NF_RegNet``, ``NFNet``).
 
-    Convolutions turn from HWIO to OIHW, linear layers from IO to OI.
+    It also changes the order of axes: from HWIO to OIHW for convolutions, from IO to OI for
+    linear layers.
     """
     blocks = _block_names(_nf_backbone(model))
 
@@ -103,10 +104,10 @@ _TIMM = [
 
 
 def timm_rename(model: nn.Module) -> Rename:
-    """Names of timm's ``NormFreeNet``.
+    """Return the renaming of timm's ``NormFreeNet``.
 
-    Gains turn from (C, 1, 1, 1) to (C,), the 1x1 convolutions of squeeze-excite into
-    linear layers.
+    It also changes shapes: gains from (C, 1, 1, 1) to (C,), and the 1x1 convolutions of
+    squeeze-excite to linear layers.
     """
     _nf_backbone(model)
 
@@ -130,7 +131,7 @@ def timm_rename(model: nn.Module) -> Rename:
 
 
 def pwsconv_rename(model: nn.Module) -> Rename:
-    """Names of the PWSConv repository: they are the ones here, but for data parallel."""
+    """Return the renaming of the PWSConv repository, which removes the prefix ``module.``."""
 
     def rename(name: str, value: Tensor) -> tuple[str, Tensor] | None:
         return name.removeprefix('module.'), value

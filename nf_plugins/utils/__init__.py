@@ -1,1 +1,1 @@
-"""Checks of arguments, and files that appear whole. It imports no mm library."""
+"""Argument checks and atomic file writes. This package imports no mm library."""

@@ -1,4 +1,4 @@
-"""Checks of arguments: the message names the argument, what it takes and what it got."""
+"""Argument checks whose messages name the argument, the accepted values and the given value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from numbers import Integral, Number, Real
 from typing import Any, TypeGuard
 
 LARGEST = 2**31 - 1
-"""Of a size: no axis of a tensor that fits into memory beside others is longer."""
+"""Largest accepted size; a tensor with a longer axis does not fit into memory."""
 
 _NUMBERS: dict[str, Callable[[float], bool]] = {
     'a finite number': lambda x: True,
@@ -20,14 +20,14 @@ _NUMBERS: dict[str, Callable[[float], bool]] = {
 
 def check_choice(name: str, value: Any, choices: Iterable) -> Any:
     """Return ``value`` if it is one of ``choices``, else raise a ValueError that lists them."""
-    choices = list(choices)  # compared one by one: a value need not be hashable
+    choices = list(choices)  # compared one by one, because a value may not be hashable
     if value not in choices:
         raise ValueError(f'{name} must be one of {", ".join(map(str, choices))}, got {value!r}')
     return value
 
 
 def check_type(name: str, value: Any, kind: type) -> Any:
-    """Return ``value`` if it is a ``kind``, else raise a TypeError."""
+    """Return ``value`` if it has the type ``kind``, else raise a TypeError."""
     if not isinstance(value, kind):
         raise TypeError(f'{name} must be a {kind.__name__}, got {value!r}')
     return value
@@ -50,7 +50,7 @@ def check_number(name: str, value: Any, kind: str = 'a finite number') -> float:
 
     Raises:
         TypeError: It is no number.
-        ValueError: It is another one, infinite or NaN.
+        ValueError: It is a number outside ``kind``, infinite or NaN.
 
     Example:
         >>> check_number('alpha', float('nan'), 'a positive number')
@@ -79,7 +79,7 @@ def check_integer(name: str, value: Any, minimum: int = 1, maximum: int = LARGES
 
     Raises:
         TypeError: It is no number.
-        ValueError: It is another number than an integer, or one out of the range.
+        ValueError: It is a number but no integer, or it is outside the range.
 
     Example:
         >>> check_integer('groups', 0)
@@ -101,14 +101,14 @@ def check_integer(name: str, value: Any, minimum: int = 1, maximum: int = LARGES
 def check_integers(
     name: str, values: Any, count: int, what: str = '', maximum: int = LARGEST
 ) -> tuple[int, ...]:
-    """Return ``values`` as a tuple if they are so many positive integers, else raise.
+    """Return ``values`` as a tuple if they are ``count`` positive integers, else raise.
 
     Args:
         name: Name of the argument.
         values: Its value.
-        count: How many.
-        what: What else it may be, for the message.
-        maximum: The largest that is accepted.
+        count: The number of integers.
+        what: Text for the message: what else is accepted.
+        maximum: The largest accepted integer.
 
     Example:
         >>> check_integers('strides', (1, 2, 2, 2), 4)
@@ -124,7 +124,7 @@ def check_integers(
 
 
 def check_pair(name: str, value: Any) -> tuple[int, int]:
-    """Return a positive integer twice, or two of them, else raise.
+    """Return a pair of positive integers, from a pair or from one integer, else raise.
 
     Example:
         >>> check_pair('stride', 2)

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all."""
+"""Atomic writes of files: a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from pathlib import Path
 
 
 def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, never sees a part of it.
+    """Write a file atomically: a reader never sees a part of it, even after a crash.
 
-    The data go to a temporary file beside ``path``, to the disk, and then take its
-    name in one step.
+    The data are written to a temporary file beside ``path`` and flushed to the disk. Then the
+    temporary file is renamed to ``path`` in one step.
 
     Args:
-        path: The file; its folder is made.
+        path: The file. Its folder is created.
         data: Its whole content.
     """
-    path = Path(os.path.realpath(path))  # a link stays one
+    path = Path(os.path.realpath(path))  # a link stays a link
     if _is_special(path):
         path.write_bytes(_encode(data))
         return
@@ -38,12 +38,13 @@ def atomic_write(path: str | os.PathLike, data: bytes | str) -> None:
 
 
 def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str | None]) -> None:
-    """Write files that belong together, so that old and new ones are never side by side.
+    """Write files that belong together, so that old and new files are never mixed.
 
-    All are brought to the disk under temporary names. Then the old files are moved aside,
-    the new ones take their names, and the old ones are removed. An exception on the way
-    puts the old ones back. A process that is killed on the way leaves some of the old ones
-    or some of the new ones. A second process that writes into the same folder waits.
+    All new files are written to the disk under temporary names. Then the old files get other
+    names, the new files get the final names, and the old files are removed. An exception
+    during this restores the old files. A process that is killed during this leaves some of the
+    old files or some of the new files, never both. A second process that writes into the same
+    folder waits.
 
     Args:
         contents: File -> its whole content, or None to remove it.
@@ -67,12 +68,12 @@ def atomic_write_all(contents: Mapping[str | os.PathLike, bytes | str | None]) -
 def _exchange(
     written: Mapping[Path, bytes | str], new: Mapping[Path, Path], old: Mapping[Path, Path]
 ) -> None:
-    """Put new files in the place of old ones, or leave all as it is.
+    """Replace old files by new ones, or change nothing.
 
     Args:
         written: File -> its content.
         new: File -> the temporary name of its content.
-        old: Each file, also those to remove -> the name under which the old one is put aside.
+        old: File -> the name that the old file gets meanwhile; also for files to remove.
     """
     fresh = [path for path in new if not os.path.lexists(path)]
     staged = whole = False
@@ -91,7 +92,7 @@ def _exchange(
         try:
             if not whole:
                 _put_back(new, old, fresh if staged else [])
-        finally:  # once more after a second Ctrl-C
+        finally:  # repeated if a second Ctrl-C has interrupted it
             if not whole:
                 _put_back(new, old, fresh if staged else [])
             for leftover in (*new.values(), *(old.values() if whole else ())):
@@ -100,7 +101,7 @@ def _exchange(
 
 
 def _put_back(new: Mapping[Path, Path], old: Mapping[Path, Path], fresh: Iterable[Path]) -> None:
-    """Give the old files their names, and remove the new ones that replaced none."""
+    """Give the old files their names back, and remove new files that had no old file."""
     for path, aside in old.items():
         with suppress(OSError):
             os.replace(aside, path)
@@ -110,7 +111,7 @@ def _put_back(new: Mapping[Path, Path], old: Mapping[Path, Path], fresh: Iterabl
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a path is a device or a pipe, such as /dev/stdout; a folder is an error."""
+    """Return whether a path is a device or a pipe, such as /dev/stdout; raise for a folder."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, 'is a folder', os.fspath(path))
     return path.exists() and not path.is_file()
@@ -125,11 +126,11 @@ def _unused_name(path: Path, suffix: str) -> Path:
 
 
 def _stage(temporary: Path, path: Path, data: bytes) -> None:
-    """Write the temporary file that is to take the name ``path``, with its mode."""
+    """Write the temporary file that will be renamed to ``path``, with the mode of ``path``."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
         mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
-        # The system takes the umask off, which no other way tells without changing it.
+        # The system applies the umask here; every other way to read the umask changes it.
         handle = os.open(
             temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600
         )
@@ -139,7 +140,7 @@ def _stage(temporary: Path, path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(handle)
-    except OSError as error:  # of a write, which does not say where
+    except OSError as error:  # an error of write() does not name the file
         error.filename = os.fspath(path)
         raise
 
@@ -150,10 +151,10 @@ WAIT = 60.0
 
 @contextmanager
 def _locked(folders: Iterable[Path]) -> Iterator[None]:
-    """Keep other processes and threads that use this function out of some folders."""
+    """Lock folders against other processes and threads that use this function."""
     handles: list[int] = []
     try:
-        for folder in sorted(folders):  # all in the same order: nobody waits in a circle
+        for folder in sorted(folders):  # always the same order, so there is no deadlock
             if folder.is_dir():
                 handles.append(os.open(folder, os.O_RDONLY | os.O_DIRECTORY))
                 _lock(handles[-1], folder)
@@ -179,18 +180,18 @@ def _lock(handle: int, folder: Path) -> None:
 
 
 def check_regular(path: str | os.PathLike) -> None:
-    """Raise an OSError if something is at ``path`` that is no regular file, or a link to one."""
+    """Raise an OSError if ``path`` exists and is no regular file; a link is not accepted."""
     if os.path.lexists(path) and not stat.S_ISREG(os.lstat(path).st_mode):
         kind = 'a folder' if os.path.isdir(path) else 'a special file'
         kind = 'a link' if os.path.islink(path) else kind
-        raise OSError(f'{path} is {kind}, and a file is to be written there: remove it')
+        raise OSError(f'{path} is {kind}, but a file will be written there: remove it')
 
 
 def check_writable_dir(path: str | os.PathLike) -> None:
-    """Raise an OSError unless files can be made in ``path``, without making it.
+    """Raise an OSError unless files can be created in ``path``; do not create it.
 
     Args:
-        path: A folder, which need not exist yet.
+        path: A folder. It may not exist yet.
     """
     folder = Path(path)
     while not folder.exists():

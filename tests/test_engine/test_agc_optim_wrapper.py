@@ -92,7 +92,9 @@ def test_names_under_a_model_wrapper():
 def test_a_pattern_that_matches_nothing_lists_close_names():
     model = network()
     wrapper = make(model, skip=['2.wieght'])
-    with pytest.raises(ValueError, match="skip='2.wieght' is in no parameter name; close are 2.w"):
+    with pytest.raises(
+        ValueError, match="skip='2.wieght' is in no parameter name; close names: 2.w"
+    ):
         wrapper.initialize_count_status(model, 0, 10)
 
 

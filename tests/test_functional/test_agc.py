@@ -284,7 +284,7 @@ def test_skip_finds_the_head(kind):
 @pytest.mark.parametrize(
     ('skip', 'message'),
     [
-        ('haed', "skip='haed' is in no parameter name; close are head.fc.weight"),
+        ('haed', "skip='haed' is in no parameter name; close names: head.fc.weight"),
         (['head', 'nck.weight'], "skip='nck.weight' is in no parameter name"),
         ('', 'must not be empty'),
         ('module', "skip='module' is in no parameter name"),

@@ -42,5 +42,5 @@ def test_all_outputs_of_a_backbone():
     assert list(ReLUNeck(4, norm_cfg).state_dict()) == ['norm.weight', 'norm.bias']
     with pytest.raises(ValueError, match='needs in_channels'):
         ReLUNeck(norm_cfg=norm_cfg)
-    with pytest.raises(ValueError, match='in_channels are of 2 inputs, got 1'):
+    with pytest.raises(ValueError, match='in_channels has 2 values, got 1 inputs'):
         neck(inputs[:1])

@@ -95,7 +95,7 @@ CASES = [
     (TRAIN, [NF, '--cfg-options', 'train_dataloader=None'], 'has no train_dataloader'),
     (TRAIN, [NF, '--auto-scale-lr', '--cfg-options', 'auto_scale_lr=None'], 'no auto_scale_lr'),
     (TRAIN, [NF, '--cfg-options', *AGC, 'optim_wrapper.clip_grad.skip=head.fc.wieght'],
-     "cannot build the optimizer.*skip='head.fc.wieght' is in no .*close are head.fc.weight"),
+     "cannot build the optimizer.*skip='head.fc.wieght' is in no .*close names: head.fc.weight"),
     (TRAIN, [NF, '--cfg-options', *AGC, 'optim_wrapper.clip_grad.clip_factor=0'],
      'cannot build the optimizer.*clip_factor must be a positive number, got 0'),
     (TRAIN, [NF, '--cfg-options', 'optim_wrapper.optimizer.type=SDG'], 'cannot build the optim'),

@@ -1,4 +1,4 @@
-"""Weight standardization: the formula, and a convolution with a standardized weight."""
+"""Weight standardization: the formulas, and a convolution with a standardized weight."""
 
 from .conv import standardized_conv2d, standardized_weight
 from .formula import (

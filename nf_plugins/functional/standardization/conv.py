@@ -1,7 +1,7 @@
-"""A convolution with a standardized weight, at little cost.
+"""A fast convolution with a standardized weight.
 
-A network without norms pays for the standardization of its weights alone. So the code here
-reads, writes and keeps nothing that it does not need.
+The standardization of weights is the only extra cost of a network without norms. So this code
+reads, writes and keeps as little memory as possible.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ except ImportError:  # Triton comes with PyTorch for CUDA
 
 
 def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> ModuleType | None:
-    """The module with the kernels that a weight can use now; None for plain operations."""
+    """Return the module with the kernels for a weight, or None to use plain operations."""
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         return None
     if type(weight) not in (torch.nn.Parameter, Tensor) or forward_ad._current_level >= 0:
@@ -43,13 +43,13 @@ def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Mo
 
 
 def _is_transformed() -> bool:
-    """Whether a dispatch mode or ``torch.func`` takes operations apart."""
+    """Return whether a dispatch mode or ``torch.func`` intercepts operations."""
     modes = torch._C._len_torch_dispatch_stack()
     return bool(modes) or torch._C._are_functorch_transforms_active()
 
 
 def _is_dense(weight: Tensor) -> bool:
-    """Whether the filters lie one after the other in memory, each in one piece."""
+    """Return whether the filters lie one after the other in memory, without gaps."""
     return weight.is_contiguous() or weight.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -64,18 +64,19 @@ def standardized_conv2d(
     dilation: tuple[int, int] = (1, 1),
     groups: int = 1,
 ) -> Tensor:
-    r"""A convolution with a standardized weight.
+    r"""Convolve with a standardized weight.
 
-    It computes ``F.conv2d(x, standardize(weight, scale, constants), ...)``. One kernel (in C on
-    the CPU, in Triton on CUDA) makes the standardized weight, in the dtype that the convolution
-    computes in. That weight is not kept: the backward pass makes it once more, and one more
-    kernel turns its gradient into that of the weight, in place. So this convolution keeps what
-    an ordinary one keeps. Tools that take PyTorch's operations apart (``torch.compile``, export,
-    ``torch.func``, dispatch modes) get plain operations that compute the same.
+    The result is that of ``F.conv2d(x, standardize(weight, scale, constants), ...)``. One kernel
+    (C on the CPU, Triton on CUDA) computes the standardized weight in the dtype of the
+    convolution. The standardized weight is not kept for the backward pass, which computes it once
+    more. Another kernel converts its gradient into the gradient of the weight, in place. So this
+    convolution needs no more memory than an ordinary one. Tools that intercept PyTorch's
+    operations (``torch.compile``, export, ``torch.func``, dispatch modes) get plain operations
+    with the same result.
 
     Args:
         x: ``(N, C, H, W)``.
-        weight: ``(out_channels, C / groups, kh, kw)``, before it is standardized.
+        weight: ``(out_channels, C / groups, kh, kw)``, before the standardization.
         scale: ``(out_channels,)``, see :func:`standardize`.
         constants: The constants of the standardization.
         bias: ``(out_channels,)``.
@@ -112,7 +113,9 @@ def standardized_conv2d(
 
 @torch.no_grad()
 def standardized_weight(weight: Tensor, scale: Tensor, constants: Standardization) -> Tensor:
-    """Make the weight that :func:`standardized_conv2d` convolves with, to the bit, without a graph.
+    """Compute the standardized weight of :func:`standardized_conv2d`, without a graph.
+
+    It is equal to that weight to the last bit.
 
     Args:
         weight: ``(out_channels, C / groups, kh, kw)``.
@@ -132,7 +135,7 @@ def standardized_weight(weight: Tensor, scale: Tensor, constants: Standardizatio
 
 
 def _check_scale(scale: Tensor, weight: Tensor) -> None:
-    # With another shape the kernels would read foreign memory. A traced shape is not a number.
+    # With another shape the kernels would read outside the tensor. A traced shape is no number.
     if not torch.jit.is_tracing() and scale.shape != weight.shape[:1]:
         raise ValueError(
             f'scale needs the shape {tuple(weight.shape[:1])}, got {tuple(scale.shape)}'
@@ -140,7 +143,7 @@ def _check_scale(scale: Tensor, weight: Tensor) -> None:
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
-    """Return the dtype that a convolution with this weight computes in."""
+    """Return the dtype in which a convolution with this weight is computed."""
     device = weight.device.type
     if weight.dtype == torch.float32 and torch.amp.is_autocast_available(device):
         if torch.is_autocast_enabled(device):
@@ -149,7 +152,7 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 class _StandardizedConv2d(torch.autograd.Function):
-    """Keeps what a convolution keeps for the backward pass, and three numbers per filter."""
+    """Convolution that keeps three numbers per filter more than an ordinary one."""
 
     @staticmethod
     def forward(
@@ -172,7 +175,7 @@ class _StandardizedConv2d(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple:
         x, weight, scale, bias, stats = ctx.saved_tensors
         needs = ctx.needs_input_grad[1:5]
-        differentiable = torch.is_grad_enabled()  # the result will be differentiated
+        differentiable = torch.is_grad_enabled()  # create_graph: the result will be differentiated
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)
         if differentiable or _is_transformed() or batched:
             wanted = [t for t, need in zip((x, weight, scale, bias), needs) if need]
@@ -215,15 +218,15 @@ _buffers = threading.local()
 
 
 def _room(x: Tensor, weight: Tensor) -> Tensor:
-    """Memory for the standardized weight, which only the next convolution reads.
+    """Return memory for the standardized weight, which only the next convolution reads.
 
-    On the CPU it is one buffer per thread and dtype. Fresh memory would cost more than the
+    On the CPU it is one buffer per thread and dtype. New memory would cost more time than the
     standardization, because the system has to find and clear its pages.
     """
     if weight.is_cuda:
         return torch.empty_like(weight, dtype=x.dtype)
     if type(x) is not Tensor or torch._C._len_torch_function_stack():
-        return torch.empty_like(weight)  # Python code may see it, and keep it
+        return torch.empty_like(weight)  # Python code may see the weight and keep it
     buffer = getattr(_buffers, str(weight.dtype), None)
     if buffer is None or buffer.numel() < weight.numel():
         buffer = torch.empty(weight.numel(), dtype=weight.dtype)

@@ -1,4 +1,4 @@
-"""The formula of both weight standardizations, and each of them as a pure function."""
+"""The formula of weight standardization, and both standardizations as pure functions."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Standardization:
         var_factor: :math:`n`.
         eps: :math:`\epsilon`. With 0 a filter whose weights are all equal has :math:`v = 0`:
             it becomes 0 and gets no gradient.
-        clamp: Which :math:`v`.
+        clamp: Whether to use the second formula for :math:`v`.
         constant: :math:`c`.
     """
 
@@ -40,12 +40,12 @@ class Standardization:
 
     @classmethod
     def scaled(cls, fan_in: int, eps: float, eps_mode: str, gamma: float) -> Standardization:
-        """Scaled Weight Standardization, see :func:`scaled_standardize_weight`."""
+        """Return the constants of :func:`scaled_standardize_weight`."""
         return cls(fan_in, eps, eps_mode == 'clamp', gamma)
 
     @classmethod
     def parametric(cls, fan: int, eps: float) -> Standardization:
-        """Parametric Weight Standardization, see :func:`parametric_standardize_weight`."""
+        """Return the constants of :func:`parametric_standardize_weight`."""
         return cls(fan / 2, eps)
 
 
@@ -53,8 +53,8 @@ def standardize(weight: Tensor, scale: Tensor, constants: Standardization) -> Te
     r"""Standardize each filter and scale it, see :class:`Standardization`.
 
     Args:
-        weight: ``(out_channels, ...)``; the mean and the variance of each filter are those
-            over all axes but the first.
+        weight: ``(out_channels, ...)``. The mean and the variance of a filter are taken over
+            all axes except the first.
         scale: :math:`s`, ``(out_channels,)``.
         constants: The constants of the formula.
 
@@ -71,17 +71,18 @@ def standardize(weight: Tensor, scale: Tensor, constants: Standardization) -> Te
     if weight.dtype in (torch.float16, torch.bfloat16):
         weight, scale = weight.float(), scale.float()
     dims = tuple(range(1, weight.dim()))
-    # A common factor of the filter cancels. It keeps the squares (and eps over it) in range.
+    # Divide each filter by its largest weight, so that the squares stay in range. This factor
+    # cancels in the result; eps is divided by its square.
     least = 1e-10 if eps > 0 else 1e-37
     unit = weight.detach().abs().amax(dims, keepdim=True).clamp_min(least)
     weight = weight / unit
     var, mean = torch.var_mean(weight, dims, correction=0, keepdim=True)
-    var = var.masked_fill(var == 0, 0)  # the gradient of equal weights is 0, not 0 * inf
+    var = var.masked_fill(var == 0, 0)  # so the gradient of equal weights is 0, not 0 * inf
     floor = eps / unit / unit
     v = torch.maximum(n * var, floor) if constants.clamp else n * (var + floor)
-    v = v.masked_fill(v == 0, torch.inf)  # without eps equal weights become 0
+    v = v.masked_fill(v == 0, torch.inf)  # so equal weights become 0 if eps is 0
     scale = scale.view(-1, *(1 for _ in dims))
-    # In this order: the ONNX exporter would fold constant * scale, and lose it for equal scales.
+    # Keep this order: the ONNX exporter would fold constant * scale, and lose it for equal scales.
     return (weight - mean) * (constants.constant * torch.rsqrt(v) * scale)
 
 
@@ -92,7 +93,7 @@ def scaled_standardize_weight(
     eps: float | None = None,
     eps_mode: str = 'clamp',
 ) -> Tensor:
-    r"""Scaled Weight Standardization of a convolution's weight.
+    r"""Apply Scaled Weight Standardization to the weight of a convolution.
 
     .. math::
         \hat W = g \gamma \frac{W - \mu}{\sqrt{\max(N \sigma^2, \epsilon)}}
@@ -106,12 +107,12 @@ def scaled_standardize_weight(
     Args:
         weight: ``(out_channels, in_channels / groups, kh, kw)``.
         gain: Learnable gain :math:`g` of each filter, ``(out_channels,)``.
-        gamma: Gain of the activation that feeds the convolution, times any other
-            constant factor of its input.
-        eps: Floor of the variance. Defaults to 1e-4 for 'clamp', 1e-5 for 'add'.
-        eps_mode: 'clamp' as in DeepMind's code, or 'add' as in timm's. They
-            differ visibly where ``fan_in`` is large, since the variance of a
-            weight is about ``1 / fan_in``.
+        gamma: Gain of the activation before the convolution, times any other constant factor
+            of its input.
+        eps: :math:`\epsilon`. The default is 1e-4 for 'clamp' and 1e-5 for 'add'.
+        eps_mode: 'clamp' as in DeepMind's code, or 'add' as in timm's. The results differ
+            visibly if ``fan_in`` is large, because the variance of a weight is about
+            ``1 / fan_in``.
 
     Returns:
         The standardized weight in the dtype of ``weight``; the arithmetic is
@@ -136,15 +137,15 @@ def scaled_standardize_weight(
 def parametric_standardize_weight(
     weight: Tensor, alpha: Tensor | None = None, gamma: float = 1e-5, fan: int | None = None
 ) -> Tensor:
-    r"""Parametric Weight Standardization (PWS) of a convolution's weight.
+    r"""Apply Parametric Weight Standardization (PWS) to the weight of a convolution.
 
     .. math:: \hat W = \sqrt{2 / n}\, \alpha \frac{W - \mu}{\sqrt{\sigma^2 + \gamma}}
 
     Args:
         weight: ``(out_channels, in_channels / groups, kh, kw)``.
         alpha: Learnable scale of each filter, ``(out_channels, 1, 1, 1)``.
-        gamma: Added to the biased variance :math:`\sigma^2` over the fan-in.
-        fan: :math:`n`, the fan-in (the default) or fan-out of the convolution.
+        gamma: Number that is added to :math:`\sigma^2`, the biased variance over the fan-in.
+        fan: :math:`n`, the fan-in (the default) or the fan-out of the convolution.
 
     Returns:
         The standardized weight in the dtype of ``weight``; the arithmetic is
@@ -160,13 +161,13 @@ def parametric_standardize_weight(
         True
     """
     alpha = _scale(weight, 'alpha', alpha)
-    eps = check_number('gamma', gamma, 'at least 0')  # the name of the paper
+    eps = check_number('gamma', gamma, 'at least 0')  # the paper's name for eps
     fan = weight[0].numel() if fan is None else check_integer('fan', fan)
     return standardize(weight, alpha, Standardization.parametric(fan, eps)).to(weight.dtype)
 
 
 def _scale(weight: Tensor, name: str, scale: Tensor | None) -> Tensor:
-    """The scale of each filter of a weight, ones without one."""
+    """Return the scale of each filter of a weight; ones if ``scale`` is None."""
     check_type('weight', weight, Tensor)
     if weight.dim() < 2 or not weight.numel():
         raise ValueError(f'a weight needs (out_channels, ...) values, got {tuple(weight.shape)}')

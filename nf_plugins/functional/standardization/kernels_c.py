@@ -1,9 +1,10 @@
-"""The C kernels of the weight standardization, compiled at their first use.
+"""C kernels of the weight standardization, compiled at their first use.
 
-The compilation needs a C compiler and less than a second. The result is kept in the user's
-cache folder, and its name holds its checksum. Without a usable folder each process compiles
-for itself. Without a compiler, or with ``NF_PLUGINS_NO_KERNELS=1`` in the environment, plain
-operations of PyTorch compute the same, more slowly, and a line in the log says why.
+The compilation needs a C compiler and takes less than a second. The compiled file is kept in the
+user's cache folder, and its name contains its checksum. If that folder cannot be used, each
+process compiles its own copy. If there is no compiler, or if ``NF_PLUGINS_NO_KERNELS=1`` is set
+in the environment, PyTorch's plain operations compute the same result more slowly. A line in the
+log then says why.
 """
 
 from __future__ import annotations
@@ -26,24 +27,24 @@ from .formula import Standardization
 
 _SOURCE = Path(__file__).with_name('kernels.c')
 _DTYPES = {torch.float32: 'float32', torch.float64: 'float64'}
-# The symbols of OpenMP come from the library that PyTorch has loaded, whose threads are shared.
+# PyTorch has loaded a library of OpenMP. The kernels use it, and so they share its threads.
 _OPTIONS = ('-std=c99', '-O3', '-fopenmp', '-fPIC', '-fno-math-errno')
 _PROCESS = os.getpid()
 _logger = logging.getLogger('nf_plugins')
 
 
 class _NoCompiler(Exception):
-    """The kernels cannot be compiled on this machine, wherever they are written to."""
+    """The kernels cannot be compiled on this machine, in any folder."""
 
 
 def supports(weight: Tensor) -> bool:
-    """Whether the kernels exist here and take this dtype."""
+    """Return whether the kernels are available and accept the dtype of a weight."""
     return weight.dtype in _DTYPES and weight.dtype in _library()
 
 
 @functools.cache
 def _library() -> dict[torch.dtype, tuple]:
-    """The functions ``forward``, ``recompute`` and ``backward`` of each dtype; empty without."""
+    """Return ``forward``, ``recompute`` and ``backward`` of each dtype; empty if not available."""
     try:
         if os.environ.get('NF_PLUGINS_NO_KERNELS', '') not in ('', '0'):
             raise _NoCompiler('NF_PLUGINS_NO_KERNELS is set')
@@ -73,7 +74,7 @@ _unsaid = [True]
 
 
 def _say_once(text: str) -> None:
-    """Log a warning, once in this process: two threads may call this at the same time."""
+    """Log a warning once per process, even if two threads call this at the same time."""
     try:
         _unsaid.pop()
     except IndexError:
@@ -82,13 +83,13 @@ def _say_once(text: str) -> None:
 
 
 def _line(error: object, limit: int = 300) -> str:
-    """A message as one line of printable characters."""
+    """Return a message as one line of printable characters."""
     text = ' '.join(str(error).split())[:limit]
     return ''.join(c if c.isprintable() else '?' for c in text)
 
 
 def _loaded() -> ctypes.CDLL:
-    """Load the kernels from the cache folder, else compile them for this process alone."""
+    """Load the kernels from the cache folder, or compile them for this process only."""
     try:
         return ctypes.CDLL(str(_cached()))
     except (OSError, RuntimeError) as error:  # no home, not ours, read-only, full, noexec
@@ -98,10 +99,10 @@ def _loaded() -> ctypes.CDLL:
 
 
 def _cached() -> Path:
-    """Return the file for this source, compiler and processor; make it unless a whole one exists.
+    """Return the compiled file for this source, compiler and processor; create it if needed.
 
-    Its name ends in the checksum of its content: a file that a power cut has truncated or
-    filled with zeros would kill the process that loads it.
+    The name ends with the checksum of the content, which is compared before the file is loaded.
+    Loading a file that a power cut has truncated would kill the process.
     """
     about = (_SOURCE.read_text(), _compiler(), _OPTIONS, platform.libc_ver(), _processor())
     key = hashlib.sha256(repr(about).encode()).hexdigest()[:24]
@@ -112,7 +113,7 @@ def _cached() -> Path:
     with tempfile.TemporaryDirectory(dir=folder) as work:
         compiled = _compile(Path(work))
         data = compiled.read_bytes()
-        compiled.unlink()  # the linker's file has the mode of the umask
+        compiled.unlink()  # the linker has created it with the mode of the umask
         handle = os.open(compiled, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(handle, 'wb') as opened:
             opened.write(data)
@@ -132,7 +133,7 @@ def _own_folder() -> Path:
     root = os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'
     folder = Path(root).absolute() / 'nf_plugins'
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    found = folder.resolve()  # the user may have put a link there
+    found = folder.resolve()  # it may be a link
     if {folder.lstat().st_uid, found.stat().st_uid} != {os.geteuid()}:
         raise OSError(f'{folder} belongs to another user')
     if found.stat().st_mode & 0o022:
@@ -141,7 +142,7 @@ def _own_folder() -> Path:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether only this user can have written a file, and no other user may write to it now."""
+    """Return whether a file belongs to this user, and no other user may write to it."""
     found = path.lstat()
     return found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
@@ -178,21 +179,28 @@ def _run(command: list) -> None:
 
 
 def _processor() -> str:
-    """What ``-march=native`` depends on: several machines may share a home folder."""
+    """Describe the processor, on which ``-march=native`` depends.
+
+    Machines with different processors may share a home folder.
+    """
     info = Path('/proc/cpuinfo')
     lines = info.read_text().splitlines() if info.exists() else [platform.processor()]
     return next((line for line in lines if line.startswith(('flags', 'Features'))), lines[0])
 
 
 def _threads(weight: Tensor) -> int:
-    """The number of threads. Memory is the limit: more than one only help with large weights."""
-    if os.getpid() != _PROCESS:  # a fork has no threads of OpenMP, and would wait for them
+    """Return the number of threads; more than one only help if the weight is large."""
+    if os.getpid() != _PROCESS:  # a fork does not have the threads of OpenMP; it would hang
         return 1
     return min(torch.get_num_threads(), 1 + (weight.numel() >> 19))
 
 
 def forward(weight: Tensor, scale: Tensor, out: Tensor, constants: Standardization) -> Tensor:
-    """Fill ``out``, and return the mean, the factor and the slope of the variance per filter."""
+    """Write the standardized weight into ``out``.
+
+    Returns:
+        The mean, the factor and the slope of the variance of each filter, ``(3, filters)``.
+    """
     num = weight.shape[0]
     stats = weight.new_empty(3, num)
     call = _library()[weight.dtype][0]
@@ -204,7 +212,7 @@ def forward(weight: Tensor, scale: Tensor, out: Tensor, constants: Standardizati
 
 
 def recompute(weight: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constant: float) -> None:
-    """Fill ``out`` once more, from the ``stats`` that :func:`forward` has returned."""
+    """Write the standardized weight into ``out`` from the ``stats`` of :func:`forward`."""
     num = weight.shape[0]
     call = _library()[weight.dtype][1]
     tensors = (weight.data_ptr(), scale.data_ptr(), out.data_ptr(), stats.data_ptr())
@@ -214,7 +222,10 @@ def recompute(weight: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constan
 def backward(
     grad: Tensor, weight: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
 ) -> Tensor:
-    """Fill ``out``, which may be ``grad``, with the weight's gradient, and return the scale's."""
+    """Write the gradient of the weight into ``out``, and return the gradient of the scale.
+
+    ``out`` may be ``grad``, the gradient of the standardized weight.
+    """
     num = weight.shape[0]
     grad_scale = torch.empty_like(scale)
     call = _library()[weight.dtype][2]

@@ -1,7 +1,7 @@
-"""Triton kernels of the weight standardization: one forward, one backward.
+"""Triton kernels of the weight standardization: forward, recompute and backward.
 
-Each program holds whole rows (filters) in registers, so the weight is read once, and the
-result is written in the dtype that the convolution computes in.
+A row is a filter. Each program keeps whole rows in registers, so it reads the weight once. The
+result is written in the dtype of the convolution.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from torch import Tensor
 from .formula import Standardization
 
 LONGEST_ROW = 32768
-_ROW_BLOCK = 1024  # elements of a program of short rows
+_ROW_BLOCK = 1024  # elements of one program, if its rows are short
 
 
 def supports(weight: Tensor) -> bool:
-    """Whether the kernels take these filters: float32 or narrower, and not too long."""
+    """Return whether the kernels accept a weight: float32 or narrower, and not too long filters."""
     narrow = weight.dtype in (torch.float32, torch.float16, torch.bfloat16)
     return narrow and weight.numel() <= LONGEST_ROW * len(weight)
 
 
 @triton.jit
 def _tile(num, size, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
-    """The rows of a program, which of them exist, and where their elements are."""
+    """Return the rows of a program, which of them exist, and the offsets and mask of elements."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     column = tl.arange(0, COLUMNS)
     inside = row < num
@@ -53,17 +53,18 @@ def _forward_kernel(
 ):
     row, inside, offset, mask = _tile(num, size, ROWS, COLUMNS)
     w = tl.load(weight + offset, mask, 0.0).to(tl.float32)
-    # Equal weights are their mean, without a rounding error that would count as a variance.
+    # If all weights are equal, the mean is that weight. A rounding error would count as variance.
     low = tl.min(tl.where(mask, w, float('inf')), 1)
     high = tl.max(tl.where(mask, w, float('-inf')), 1)
     mean = tl.where(low == high, low, tl.sum(w, 1) / size)
     w = tl.where(mask, w - mean[:, None], 0.0)
-    # A common factor of the row, which cancels, keeps the squares (and eps over it) in range.
+    # Divide the row by its largest weight, so that the squares stay in range. This factor
+    # cancels in the result; eps is divided by its square.
     unit = tl.maximum(tl.max(tl.abs(w), 1), tl.where(eps > 0, 1e-10, 1e-37))
     ratio = w / unit[:, None]
     v = var_factor * (tl.sum(ratio * ratio, 1) / size)
     floor = eps / unit / unit
-    # How much the variance counts in the backward pass: not at all where it is clamped.
+    # The factor of the variance's gradient in the backward pass: 0 if the variance is clamped.
     slope = tl.zeros_like(v) + var_factor / size
     if CLAMP:
         slope = tl.where(v < floor, 0.0, slope)
@@ -142,7 +143,11 @@ def _launch(kernel, weight: Tensor, *args, **constants) -> None:
 
 
 def forward(weight: Tensor, scale: Tensor, out: Tensor, constants: Standardization) -> Tensor:
-    """Fill ``out``, and return the mean, the factor and the slope of the variance per filter."""
+    """Write the standardized weight into ``out``.
+
+    Returns:
+        The mean, the factor and the slope of the variance of each filter, ``(3, filters)``.
+    """
     stats = weight.new_empty(3, len(weight), dtype=torch.float32)
     numbers = map(float, (constants.var_factor, constants.eps, constants.constant))
     _launch(_forward_kernel, weight, scale, out, stats, *numbers, CLAMP=constants.clamp)
@@ -150,14 +155,17 @@ def forward(weight: Tensor, scale: Tensor, out: Tensor, constants: Standardizati
 
 
 def recompute(weight: Tensor, scale: Tensor, out: Tensor, stats: Tensor, constant: float) -> None:
-    """Fill ``out`` once more, from the ``stats`` that :func:`forward` has returned."""
+    """Write the standardized weight into ``out`` from the ``stats`` of :func:`forward`."""
     _launch(_recompute_kernel, weight, scale, out, stats, constant)
 
 
 def backward(
     grad: Tensor, weight: Tensor, out: Tensor, scale: Tensor, stats: Tensor, constant: float
 ) -> Tensor:
-    """Fill ``out``, which may be ``grad``, with the weight's gradient, and return the scale's."""
+    """Write the gradient of the weight into ``out``, and return the gradient of the scale.
+
+    ``out`` may be ``grad``, the gradient of the standardized weight.
+    """
     grad_scale = torch.empty_like(scale)
     _launch(_backward_kernel, weight, grad, scale, stats, out, grad_scale, constant)
     return grad_scale

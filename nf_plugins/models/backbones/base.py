@@ -1,4 +1,4 @@
-"""The import path of version 0.1.0 for what all backbones share."""
+"""Import path of version 0.1.0 for the base classes of the backbones."""
 
 from .residual_block import ResidualBlock, activate, add_shortcut, is_watched, may_overwrite
 from .staged import StagedBackbone

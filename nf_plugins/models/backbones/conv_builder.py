@@ -1,4 +1,4 @@
-"""Builds the convolutions of a network."""
+"""Builder of the convolutions of a network."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from nf_plugins.utils.checks import check_choice, check_config
 
 
 class ConvBuilder:
-    """Builds the convolutions of a network with one config and one padding style.
+    """Builder of the convolutions of a network, with one config and one padding style.
 
     Args:
         conv_cfg: mm config of the convolution; None for a plain one.
         padding: 'same' (TF style) or 'symmetric' (``dilation * (kernel - 1) / 2``).
-        deploy: Build plain convolutions, whose weights hold the constant factors.
+        deploy: Build plain convolutions; their weights contain the constant factors.
         bias: Whether the convolutions have a bias; None for the default of their class.
 
     Attributes:
-        folds_gamma: Whether factors of a convolution's input are part of its weight.
+        folds_gamma: Whether the weight of a convolution contains the factors of its input.
     """
 
     def __init__(
@@ -69,9 +69,8 @@ class ConvBuilder:
             stride: Stride.
             dilation: Dilation.
             groups: Groups of channels.
-            gamma: Factor of the input, for a :class:`ScaledWSConv2d`; None for that of the
-                config.
-            bias: Whether it has a bias; None for the builder's choice.
+            gamma: Factor of the input of a :class:`ScaledWSConv2d`; None takes the config's.
+            bias: Whether it has a bias; None takes the builder's ``bias``.
         """
         cfg: dict[str, Any] = dict(self.cfg)
         if self.scaled and gamma is not None:
@@ -79,7 +78,7 @@ class ConvBuilder:
         bias = self.bias if bias is None else bias
         if bias is not None:
             cfg['bias'] = bias
-        # Without a stride this is SAME padding, too.
+        # Without a stride this is also SAME padding.
         padding: int | str = dilation * (kernel_size - 1) // 2
         if self.padding == 'same' and stride > 1 and kernel_size > 1:
             padding = 'same'

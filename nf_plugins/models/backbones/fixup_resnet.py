@@ -1,4 +1,4 @@
-"""Fixup ResNet: an earlier way to do without norms."""
+"""Fixup ResNet, an earlier network without norms."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from .staged import BlockPlace, StagedBackbone
 
 
 class FixupBlock(ResidualBlock):
-    """A post-activation bottleneck block with scalar biases and a scale.
+    """Post-activation bottleneck block with scalar biases and a scale.
 
     Args:
         conv: Builder of the convolutions.
         place: The place of the block.
-        drop_path_rate: Rate of stochastic depth, not rescaled.
-        with_cp: Recompute in the backward pass.
+        drop_path_rate: Rate of drop-path, without rescaling.
+        with_cp: Recompute the block in the backward pass instead of keeping its activations.
     """
 
     BIASES = ('bias1a', 'bias1b', 'bias2a', 'bias2b', 'bias3a', 'bias3b')
@@ -60,7 +60,7 @@ class FixupBlock(ResidualBlock):
         self.drop_path = DropPath(drop_path_rate)
 
     def reset_parameters(self) -> None:
-        """Set the block's own biases and scale to their start."""
+        """Set the block's own biases and scale to their initial values."""
         for name in self.BIASES:
             nn.init.zeros_(getattr(self, name))
         nn.init.ones_(self.scale)
@@ -70,18 +70,18 @@ class FixupBlock(ResidualBlock):
         out = activate(self.relu, self.conv1(shifted) + self.bias1b)
         out = activate(self.relu, self.conv2(out + self.bias2a) + self.bias2b)
         out = self.drop_path(self.conv3(out + self.bias3a) * self.scale + self.bias3b)
-        if self.downsample is None:  # the bias joins the branch, the shortcut stays the identity
+        if self.downsample is None:  # add the bias to the branch: the shortcut stays the identity
             return activate(self.relu, x + (out + self.bias1a))
         return activate(self.relu, self.downsample(shifted) + out)
 
 
 @MODELS.register_module()
 class FixupResNet(StagedBackbone):
-    """ResNet without norms by the Fixup initialisation, a baseline of the NF papers.
+    """ResNet without norms, with Fixup initialisation, a baseline of the NF papers.
 
-    The last convolution of each branch starts at 0, the others are scaled down with
-    the depth, and there are scalar biases before and after the convolutions. Its output
-    is activated and needs average pooling alone.
+    The last convolution of each branch starts at 0. The initial weights of the other
+    convolutions are smaller in deeper networks. There are scalar biases before and after the
+    convolutions. The output is already activated and only needs average pooling.
 
     Args:
         depth: 26, 50, 101, 152, 200, 288, 600, or the blocks of the four stages.
@@ -90,16 +90,16 @@ class FixupResNet(StagedBackbone):
         stem: 'imagenet' (7x7, stride 2, max-pooling) or 'cifar' (3x3, stride 1).
         strides: Stride of each stage.
         dilations: Dilation of each stage.
-        drop_path_rate: Stochastic depth: block i of N drops with ``rate * i / N``.
+        drop_path_rate: Rate of drop-path: ``rate * i / N`` for block i of N.
         padding: 'same' (TF style, as in the official code) or 'symmetric'.
         out_indices: Stages whose outputs are returned.
-        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
-        with_cp: Recompute the blocks in the backward pass.
-        init_cfg: mm initialisation config. The network initialises itself.
+        frozen_stages: Number of the last frozen stage; the stem is stage 0. -1 freezes nothing.
+        with_cp: Recompute the blocks in the backward pass instead of keeping their activations.
+        init_cfg: mm initialisation config. The network initialises itself without it.
 
     Source: Zhang et al. 2019, "Fixup initialization"; DeepMind's
-    ``nfnets/fixup_resnet.py``. Its last bias is added to the pooled features; here it is
-    added to the last feature map, which gives the same after average pooling.
+    ``nfnets/fixup_resnet.py``. There the last bias is added to the pooled features. Here it is
+    added to the last feature map, which is equal after average pooling.
 
     Example:
         >>> import torch
@@ -143,7 +143,7 @@ class FixupResNet(StagedBackbone):
         self.freeze_stages()
 
     def reset_parameters(self) -> None:
-        """Set the network's own biases to their start."""
+        """Set the network's own biases to their initial values."""
         nn.init.zeros_(self.bias1)
         nn.init.zeros_(self.bias2)
 
@@ -162,8 +162,8 @@ class FixupResNet(StagedBackbone):
             self.bias2.requires_grad_(False)
 
     def forward_stem(self, x: Tensor) -> Tensor:
-        # The stem pools before the bias and the ReLU: both are monotonic, so the maximum of a
-        # window is the same as after them.
+        # The stem pools before the bias and the ReLU. Both are monotonic, so pooling after them
+        # would give the same result.
         return activate(self.relu, self.stem(x) + self.bias1)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:

@@ -1,4 +1,4 @@
-"""The architecture of a normalizer-free network, as one frozen dataclass."""
+"""Architecture of a normalizer-free network, as one frozen dataclass."""
 
 from __future__ import annotations
 
@@ -17,38 +17,37 @@ from nf_plugins.utils.checks import (
 from .nf_stem import STEMS
 
 MOST_BLOCKS = 10_000
-"""The most blocks of a stage: a larger number is a mistake, and would be built for hours."""
+"""Largest number of blocks of a stage. A larger number is a mistake, and building takes hours."""
 
 
 @dataclass(frozen=True)
 class NFArch:
-    """The structure of a normalizer-free network.
+    """Architecture of a normalizer-free network.
 
     Args:
         depths: Blocks of each stage.
         widths: Output channels of each stage, before ``width_mult``.
         stem: A key of :data:`STEMS`.
-        stem_channels: Output channels of the stem, before ``width_mult``; None takes
-            those of the first stage.
+        stem_channels: Output channels of the stem, before ``width_mult``; None: equal to the
+            first stage.
         strides: Stride of each stage.
         width_mult: Factor of all widths.
-        bottleneck_ratio: Width of the 3x3 convolutions per output channel of the
-            block, or per input channel with ``regnet``.
-        group_width: Channels per group of the 3x3 convolutions; None for one group.
-        num_3x3: 3x3 convolutions per block, 1 or 2.
-        regnet: EfficientNet-like blocks: the bottleneck expands the input, the first
+        bottleneck_ratio: Channels of the 3x3 convolutions, as a ratio to the output channels of
+            the block. With ``regnet``, to its input channels.
+        group_width: Channels per group of the 3x3 convolutions; None: one group.
+        num_3x3: Number of 3x3 convolutions per block, 1 or 2.
+        regnet: Use EfficientNet-like blocks: the bottleneck expands the input, the first
             block does not expand, and the attention is inside the bottleneck.
         attention: 'se', 'eca' or None.
-        se_ratio: Hidden channels of squeeze-excite per channel.
-        downsample: 'avg' for average pooling before a strided shortcut
-            convolution, 'conv' for a strided convolution.
-        final_ratio: Channels of a final 1x1 convolution as a fraction
-            ``(numerator, denominator)`` of the last width; None for no such
-            convolution.
-        channel_divisor: Round channels to multiples of it (timm: 8).
-        gamma_at: 'act': the gain belongs to the activations, and is folded into the
-            convolutions after them (official). 'conv': it belongs to all
-            convolutions, also to those without an activation before them (timm).
+        se_ratio: Hidden channels of squeeze-excite, as a ratio to its channels.
+        downsample: 'avg': average pooling, then a shortcut convolution without stride.
+            'conv': a strided shortcut convolution.
+        final_ratio: Channels of the final 1x1 convolution, as a fraction
+            ``(numerator, denominator)`` of the last width. None: there is no such convolution.
+        channel_divisor: Channels are rounded to multiples of it (timm: 8).
+        gamma_at: 'act' (official): the gain belongs to the activations, and the convolution
+            after an activation contains it. 'conv' (timm): all convolutions contain it, even if
+            there is no activation before them.
     """
 
     depths: tuple[int, ...]
@@ -87,7 +86,7 @@ class NFArch:
             check_number(name, getattr(self, name), 'a positive number')
 
     def round(self, channels: float) -> int:
-        """Channels as a multiple of ``channel_divisor``, at least 0.9 of ``channels``."""
+        """Round channels to a multiple of ``channel_divisor``, to at least 0.9 of ``channels``."""
         divisor = self.channel_divisor
         if divisor == 1:
             return int(channels)
@@ -105,7 +104,7 @@ class NFArch:
 
     @property
     def final_channels(self) -> int:
-        """Channels of the final convolution, 0 without one."""
+        """Channels of the final convolution; 0 if there is none."""
         if self.final_ratio is None:
             return 0
         numerator, denominator = self.final_ratio
@@ -114,7 +113,7 @@ class NFArch:
         return self.round(self.width_mult * (numerator * self.widths[-1] // denominator))
 
     def bottleneck(self, in_channels: int, out_channels: int, first: bool) -> tuple[int, int]:
-        """Channels and groups of a block's 3x3 convolutions."""
+        """Compute the channels and the groups of the 3x3 convolutions of a block."""
         ratio = 1.0 if self.regnet and first else self.bottleneck_ratio
         mid = self.round((in_channels if self.regnet else out_channels) * ratio)
         if self.group_width is None:
@@ -123,7 +122,7 @@ class NFArch:
         return groups * self.group_width, groups
 
     def hidden_channels(self, channels: int) -> int:
-        """Hidden channels of squeeze-excite."""
+        """Compute the hidden channels of squeeze-excite."""
         divisor, hidden = self.channel_divisor, channels * self.se_ratio
         if divisor == 1:
             return max(1, int(hidden))
@@ -131,14 +130,14 @@ class NFArch:
 
 
 def resolve_arch(archs: Mapping[str, NFArch], arch: str | Mapping) -> NFArch:
-    """Find the architecture of a name, or of a dict that overrides fields of a named one.
+    """Find an architecture by its name, or by a dict that overrides fields of a named one.
 
     Args:
         archs: Table of architectures.
-        arch: A key, in any case, or ``dict(base=KEY, field=value, ...)``.
+        arch: A key in upper or lower case, or ``dict(base=KEY, field=value, ...)``.
 
     Raises:
-        ValueError: Unknown name or field.
+        ValueError: The name or a field is unknown.
     """
     overrides = {}
     if isinstance(arch, Mapping):
@@ -153,7 +152,7 @@ def resolve_arch(archs: Mapping[str, NFArch], arch: str | Mapping) -> NFArch:
 
 
 def override_arch(arch: NFArch, **overrides: Any) -> NFArch:
-    """Replace fields of an architecture; an unknown field is a ValueError."""
+    """Replace fields of an architecture; raise a ValueError for an unknown field."""
     known = [field.name for field in fields(NFArch)]
     for name in overrides:
         check_choice('a field of arch', name, known)

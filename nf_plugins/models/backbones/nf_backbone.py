@@ -1,4 +1,4 @@
-"""The backbone of all normalizer-free families."""
+"""Backbone of all normalizer-free families."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from .staged import BlockPlace, StagedBackbone
 
 
 class NFBackbone(StagedBackbone):
-    r"""A normalizer-free network, built from an :class:`NFArch`.
+    r"""Normalizer-free network, built from an :class:`NFArch`.
 
-    Each block divides its input by the standard deviation that the method expects:
-    1 after the stem; every block adds :math:`\alpha^2` to the variance, and a block
-    with a convolution on its shortcut resets it to :math:`1 + \alpha^2`.
+    Each block divides its input by the standard deviation that the method expects. The expected
+    variance is 1 after the stem. Every block adds :math:`\alpha^2` to it, and a transition resets
+    it to :math:`1 + \alpha^2`.
 
-    The output is not activated: :class:`ReLUNeck` with the network's activation
-    (``act_cfg=dict(type='GammaAct', act=...)``) follows.
+    The output is not activated. Add a :class:`ReLUNeck` with the network's activation after it
+    (``act_cfg=dict(type='GammaAct', act=...)``).
 
     Args:
         arch: The architecture.
         in_channels: Channels of the image.
-        conv_cfg: Config of the convolutions. With another than ScaledWS the
-            activations are multiplied by their gain.
-        eps_mode: 'clamp' or 'add', see :class:`ScaledWSConv2d`; None for its default.
+        conv_cfg: Config of the convolutions. If they are not ScaledWS, the activations are
+            multiplied by their gain.
+        eps_mode: 'clamp' or 'add', see :class:`ScaledWSConv2d`; None takes its default.
         padding: 'same' (TF style, as in the official code) or 'symmetric'.
         stem_bias: Give the stem's convolutions a bias.
         stem, attention, downsample, channel_divisor: Fields of :class:`NFArch` to
             override; None keeps the architecture's. ``attention=False`` removes it.
         dilations: Dilation of each stage.
-        out_indices: Stages whose outputs are returned; the final convolution, where
-            there is one, counts as stage 4. None for the last.
-        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
-        init_cfg: mm initialisation config. The layers initialise themselves.
+        out_indices: Stages whose outputs are returned. The final convolution, if there is one,
+            counts as stage 4. None: the last one.
+        frozen_stages: Number of the last frozen stage; the stem is stage 0. -1 freezes nothing.
+        init_cfg: mm initialisation config. The layers initialise themselves without it.
         **block_options: ``act_cfg``, ``alpha``, ``skipinit``, ``zero_init_residual``,
             ``rescale_input``, ``drop_path_rate``, ``scale_by_keep``, ``deploy`` and
             ``with_cp``, see :class:`NFBlockOptions`.

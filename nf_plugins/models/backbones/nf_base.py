@@ -1,4 +1,4 @@
-"""The import path of version 0.1.0 for the parts of the normalizer-free networks."""
+"""Import path of version 0.1.0 for the parts of the normalizer-free networks."""
 
 from .conv_builder import ConvBuilder
 from .nf_arch import MOST_BLOCKS, NFArch, override_arch, resolve_arch

@@ -1,4 +1,4 @@
-"""The block of all normalizer-free networks."""
+"""Block of all normalizer-free networks."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from .staged import BlockPlace
 
 @dataclass(frozen=True)
 class NFBlockOptions:
-    r"""The options that all blocks of a normalizer-free network share.
+    r"""Options that all blocks of a normalizer-free network share.
 
     Args:
-        act_cfg: Config of the activation; it needs a known gain (see
-            :data:`nf_plugins.functional.GAMMA`) or ``gamma``.
-        alpha: Scale of the branches: each adds :math:`\alpha^2` to the variance.
-        skipinit: A learnable gain of each branch. True starts it at 0 as in the
-            official code, a number at that number; False leaves it out.
-        zero_init_residual: Start the gain of the last convolution of each branch at 0
-            (timm, which has no SkipInit gain).
+        act_cfg: Config of the activation. If its gain is not in
+            :data:`nf_plugins.functional.GAMMA`, the config needs ``gamma``.
+        alpha: Scale of the branches; each branch adds :math:`\alpha^2` to the variance.
+        skipinit: Whether each branch has a SkipInit gain. True starts it at 0, as in the
+            official code. A number is its initial value. False: there is none.
+        zero_init_residual: Start the gain of the last convolution of each branch at 0, as
+            timm does, which has no SkipInit gain.
         rescale_input: Divide the input of each block by :math:`\beta`.
-        drop_path_rate: Stochastic depth: block i of N drops with ``rate * i / N``.
-        scale_by_keep: Rescale what stochastic depth keeps; the official code does not.
-        deploy: Build the network that :func:`nf_plugins.fold` makes.
-        with_cp: Recompute the blocks in the backward pass.
+        drop_path_rate: Rate of drop-path: ``rate * i / N`` for block i of N.
+        scale_by_keep: Rescale the branches that drop-path keeps. The official code does not.
+        deploy: Build the network as :func:`nf_plugins.fold` would return it.
+        with_cp: Recompute the blocks in the backward pass instead of keeping their activations.
     """
 
     act_cfg: dict = field(default_factory=lambda: dict(type='ReLU'))
@@ -65,21 +65,21 @@ class NFBlockOptions:
 
     @property
     def skip_gain_start(self) -> float | None:
-        """Start of the SkipInit gain; None without one."""
+        """Initial value of the SkipInit gain; None if there is none."""
         if self.skipinit is None or self.skipinit is False:
             return None
         return 0.0 if self.skipinit is True else float(self.skipinit)
 
 
 class NFBlock(ResidualBlock):
-    r"""The normalizer-free pre-activation bottleneck block.
+    r"""Normalizer-free pre-activation bottleneck block.
 
     .. math:: x_{l+1} = \mathrm{shortcut} + \alpha\, s\, f(\gamma\, \mathrm{act}(x_l) / \beta_l)
 
     with the SkipInit gain :math:`s`. The shortcut is :math:`x_l`, or a convolution of
-    :math:`\gamma\, \mathrm{act}(x_l) / \beta_l` where the shape changes. The standardized
-    weights of the convolutions contain all these factors (the gates contain :math:`\alpha s`
-    where the branch ends in squeeze-excite), so that no activation is multiplied by them.
+    :math:`\gamma\, \mathrm{act}(x_l) / \beta_l` if the shape changes. The standardized weights of
+    the convolutions contain all these factors. If the branch ends in squeeze-excite, its gates
+    contain :math:`\alpha s`. So no activation is multiplied by a factor.
 
     Args:
         arch: The architecture.
@@ -90,12 +90,13 @@ class NFBlock(ResidualBlock):
 
     Attributes:
         fold_scale: Whether the weights (or gates) at the end of the branch contain
-            :math:`\alpha s`. False applies it after the branch, where the papers plot it, for
-            :func:`nf_plugins.spp.analyze`.
+            :math:`\alpha s`. If False, it is applied after the branch.
+            :func:`nf_plugins.spp.analyze` sets it to False, so that it measures the branch end
+            before this factor, as in the papers' plots.
         output_var: Variance of the output that the method expects,
-            :math:`\beta^2 + \alpha^2`, or :math:`1 + \alpha^2` after a transition.
-        expected_var: The same, or None where the expectation does not hold: it needs ScaledWS
-            and beta.
+            :math:`\beta^2 + \alpha^2`, or :math:`1 + \alpha^2` for a transition.
+        expected_var: Equal to ``output_var``, or None if the expectation does not hold: it needs
+            ScaledWS and beta.
     """
 
     fold_scale = True
@@ -161,7 +162,7 @@ class NFBlock(ResidualBlock):
             nn.init.zeros_(self.conv3.gain)
 
     def reset_parameters(self) -> None:
-        """Set the block's own parameter, the SkipInit gain, to its start."""
+        """Set the block's own parameter, the SkipInit gain, to its initial value."""
         if self.skip_gain is not None and self.skipinit is not None:
             nn.init.constant_(self.skip_gain, self.skipinit)
 
@@ -203,7 +204,7 @@ class NFBlock(ResidualBlock):
     def _branch_scale(self) -> Tensor:
         """Compute ``alpha * s``, a scalar."""
         if self.skip_gain is None:
-            return cast(Tensor, self.conv3.weight).new_full((), self.alpha)  # of a convolution
+            return cast(Tensor, self.conv3.weight).new_full((), self.alpha)
         return self.alpha * self.skip_gain
 
     @property
@@ -225,13 +226,13 @@ class NFBlock(ResidualBlock):
         return factors
 
     def drop_factors(self) -> None:
-        """Apply no factors any more, see :func:`nf_plugins.fold`."""
+        """Stop applying the factors, see :func:`nf_plugins.fold`."""
         self.gamma = self.beta = 1.0
         if self.branch_ends_in_conv3:
             self.alpha, self.skip_gain = 1.0, None
 
     def switch_to_deploy(self) -> None:
-        """Fold the standardization and, where it is linear, the scale of the branch."""
+        """Fold the standardization and, if the branch ends in a convolution, its scale."""
         fold(self)
 
 
@@ -256,7 +257,7 @@ def make_shortcut(
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     stride = place.stride
     if arch.downsample == 'avg' and stride > 1:
-        # SAME padding: at the border the average is over the existing positions.
+        # SAME padding: at the border, the average is taken over existing positions only.
         layers['pool'] = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False)
         stride = 1
     layers['conv'] = conv(place.in_channels, place.out_channels, 1, stride, gamma=gamma)

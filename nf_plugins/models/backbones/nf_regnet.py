@@ -48,9 +48,8 @@ ARCHS: dict[str, NFArch] = {
 class NFRegNet(NFBackbone):
     """NF-RegNet: an EfficientNet-like RegNet without normalisation.
 
-    The bottlenecks expand their input 2.25 times (not in the first block), with
-    group convolutions of 8 channels and squeeze-excite inside; a 1x1 convolution ends
-    the network.
+    The bottlenecks expand their input 2.25 times, except in the first block. They have group
+    convolutions of 8 channels and squeeze-excite. A 1x1 convolution ends the network.
 
     Args:
         arch: 'b0' to 'b8', or ``dict(base='b0', width_mult=1.0, ...)`` with fields of
@@ -65,10 +64,10 @@ class NFRegNet(NFBackbone):
           output of the final convolution.
 
     Raises:
-        ValueError: An unknown arch, field or option.
+        ValueError: The arch, a field or an option is unknown.
 
     Source: Brock et al. 2021a, section 5.2; DeepMind's ``nfnets/nf_regnet.py``. B6 to
-    B8 are in DeepMind's table but not in the paper.
+    B8 are in DeepMind's code but not in the paper.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""Normalizer-free ResNet, and its predecessor with SkipInit alone."""
+"""Normalizer-free ResNet, and its predecessor, which only has SkipInit gains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEPTHS = {
 
 
 def resnet_depths(depth: int | Sequence[int]) -> tuple[int, ...]:
-    """Find the blocks per stage of a bottleneck ResNet: by its named depth, or as given."""
+    """Return the numbers of blocks of each stage of a bottleneck ResNet, from its depth."""
     if isinstance(depth, int):
         return DEPTHS[check_choice('depth', depth, DEPTHS)]
     return check_integers('depth', depth, 4, maximum=MOST_BLOCKS)
@@ -44,10 +44,10 @@ class NFResNet(NFBackbone):
             another key of :data:`STEMS`.
         attention: 'se' or 'eca' for channel attention at the end of the branches, or
             None.
-        se_ratio: Hidden channels of squeeze-excite per channel.
-        downsample: 'conv' for strided shortcut convolutions (official) or 'avg' for
-            average pooling before them (timm).
-        channel_divisor: Round channels to multiples of it.
+        se_ratio: Hidden channels of squeeze-excite, as a ratio to its channels.
+        downsample: 'conv' for strided shortcut convolutions (official), or 'avg' for average
+            pooling before shortcut convolutions (timm).
+        channel_divisor: Channels are rounded to multiples of it.
         gamma_at: 'act' (official) or 'conv' (timm), see
             :class:`~nf_plugins.models.backbones.nf_arch.NFArch`.
         **kwargs: ``in_channels``, ``alpha``, ``act_cfg``, ``conv_cfg``, ``eps_mode``,
@@ -60,11 +60,11 @@ class NFResNet(NFBackbone):
         - Output: a tuple of ``(N, C_i, H_i, W_i)``, not activated.
 
     Raises:
-        ValueError: An unknown depth, stem, activation, attention or padding, or a
-            tuple of the wrong length.
+        ValueError: The depth, stem, activation, attention or padding is unknown, or a tuple
+            has the wrong length.
 
-    Source: Brock et al. 2021a; DeepMind's ``nfnets/nf_resnet.py``. Deviations: the
-    depth 26 (timm), the CIFAR stem, strides and dilations exist.
+    Source: Brock et al. 2021a; DeepMind's ``nfnets/nf_resnet.py``. Not in DeepMind's code: the
+    depth 26 (timm), the CIFAR stem, strides and dilations.
 
     Example:
         >>> import torch
@@ -104,12 +104,12 @@ class NFResNet(NFBackbone):
 
 @MODELS.register_module()
 class SkipInitResNet(NFResNet):
-    r"""ResNet without norms by SkipInit alone, a baseline of the NF papers.
+    r"""ResNet without norms that only has SkipInit gains, a baseline of the NF papers.
 
     .. math:: x_{l+1} = x_l + s\, f_l(x_l), \qquad s = 0 \text{ at initialisation}
 
-    A :class:`NFResNet` with plain convolutions, no gains of the activations, and
-    neither alpha nor beta. Its neck needs the plain activation.
+    It is an :class:`NFResNet` with plain convolutions and without gamma, alpha and beta. Use the
+    plain activation in its neck.
 
     Args:
         depth: As :class:`NFResNet`.

@@ -1,4 +1,4 @@
-"""The stems of the networks."""
+"""Stems of the networks."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from .conv_builder import ConvBuilder
 
 
 class StemShape(NamedTuple):
-    """The layers of a stem.
+    """Layers of a stem.
 
     Args:
-        convs: Kernel, stride and channels of each convolution; None for the channels of the
-            whole stem.
-        has_pool: Whether max-pooling follows.
+        convs: Kernel size, stride and output channels of each convolution. None instead of
+            channels: the output channels of the stem.
+        has_pool: Whether there is max-pooling after the convolutions.
     """
 
     convs: tuple[tuple[int, int, int | None], ...]
@@ -37,12 +37,12 @@ STEMS = {
 
 
 def scaled(x: Tensor, gain: float) -> Tensor:
-    """Compute ``gain * x``, without a multiplication where the gain is 1."""
+    """Compute ``gain * x``, or return ``x`` if the gain is 1."""
     return x if gain == 1 else x * gain
 
 
 class NFStem(nn.Module):
-    """The convolutions (and max-pooling) before the first stage.
+    """Convolutions, and max-pooling in some stems, before the first stage.
 
     Args:
         kind: A key of :data:`STEMS`.
@@ -51,9 +51,9 @@ class NFStem(nn.Module):
         conv: Builder of the convolutions.
         act: Activation between the convolutions.
         gamma: Gain of the activation.
-        first_gamma: Factor of the input of the first convolution, which no activation precedes;
-            None for that of the builder's config.
-        bias: Whether the convolutions have a bias; None for the builder's choice.
+        first_gamma: Factor of the input of the first convolution, before which there is no
+            activation; None takes the one of the builder's config.
+        bias: Whether the convolutions have a bias; None takes the builder's ``bias``.
     """
 
     conv1: nn.Module
@@ -89,7 +89,7 @@ class NFStem(nn.Module):
         return {self.conv1: (1.0, 1.0), **dict.fromkeys(self.later_convs, (self.gamma, 1.0))}
 
     def drop_factors(self) -> None:
-        """Apply no factors any more, see :func:`nf_plugins.fold`."""
+        """Stop applying the factors, see :func:`nf_plugins.fold`."""
         self.gamma = 1.0
 
     @property
@@ -100,15 +100,15 @@ class NFStem(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         for conv in self.later_convs:
-            assert self.act is not None  # as __init__ has checked
+            assert self.act is not None  # checked in __init__
             x = conv(scaled(self.act(x), self.gamma))
         return self.pool(x) if self.has_pool else x
 
     def pool(self, x: Tensor) -> Tensor:
-        """Max-pooling of 3x3 windows with stride 2."""
+        """Apply max-pooling of 3x3 windows with stride 2."""
         if not self.same:
             return F.max_pool2d(x, 3, 2, 1)
         odd = x.shape[2] % 2, x.shape[3] % 2
-        if all(isinstance(number, int) for number in odd):  # an even size has no padding before it
+        if all(isinstance(number, int) for number in odd):  # even sizes: no padding at the start
             return F.max_pool2d(x, 3, 2, odd, ceil_mode=True)
         return F.max_pool2d(pad_same(x, (3, 3), (2, 2), value=-math.inf), 3, 2)

@@ -34,11 +34,11 @@ for _level in range(8):
 
 @MODELS.register_module()
 class NFNet(NFBackbone):
-    """NFNet: a normalizer-free ResNeXt built for accuracy per training time.
+    """NFNet: a normalizer-free ResNeXt, designed for accuracy per training time.
 
-    Bottlenecks of half the width with two 3x3 group convolutions of 128 channels,
-    squeeze-excite at the end of the branches, a stem of four 3x3 convolutions and a
-    1x1 convolution that doubles the channels at the end.
+    The stem has four 3x3 convolutions. Each bottleneck has half the width of its block, two 3x3
+    group convolutions with 128 channels per group, and squeeze-excite at the end. A 1x1
+    convolution that doubles the channels ends the network.
 
     Args:
         arch: 'f0' to 'f7', 'f0+' to 'f7+' (wider), or ``dict(base='f0',
@@ -54,10 +54,10 @@ class NFNet(NFBackbone):
           output of the final convolution.
 
     Raises:
-        ValueError: An unknown arch, field or option.
+        ValueError: The arch, a field or an option is unknown.
 
-    Source: Brock et al. 2021b, section 4; DeepMind's ``nfnets/nfnet.py``. F7 and the
-    F+ variants are in DeepMind's table; the paper trains F0 to F6 and F4+.
+    Source: Brock et al. 2021b, section 4; DeepMind's ``nfnets/nfnet.py``. F7 and the F+ variants
+    are in DeepMind's code; the paper trains F0 to F6 and F4+.
 
     Example:
         >>> import torch

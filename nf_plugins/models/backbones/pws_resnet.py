@@ -24,22 +24,21 @@ from .staged import BlockPlace, StagedBackbone
 
 
 class PWSBlock(ResidualBlock):
-    """ReLU, then the convolutions of a basic or bottleneck block, without norms.
+    """Basic or bottleneck block without norms, with a ReLU at its start.
 
-    The ReLU is at the start of the block, so that the signal on the identity path has
-    approximately zero mean.
+    Because the ReLU is at the start, the mean of the signal on the identity path is about zero.
 
     Args:
-        conv: Builder of the convolutions. Its option ``initalpha`` acts on the first one and
-            on the shortcut's alone.
-        place: The place of the block. The stride is that of the first 3x3, or of the first
-            1x1 in style 'caffe'; the dilation that of the 3x3 (the first, in a basic block).
-        bottleneck: Three convolutions (1x1, 3x3, 1x1 on a quarter of the channels)
+        conv: Builder of the convolutions. Its option ``initalpha`` only affects the first
+            convolution and the one of the shortcut.
+        place: The place of the block. The first 3x3 convolution has its stride (in style
+            'caffe', the first 1x1 convolution) and its dilation.
+        bottleneck: Use three convolutions (1x1, 3x3, 1x1 on a quarter of the channels)
             instead of two (3x3, 3x3).
         style: 'pytorch' or 'caffe'.
-        avg_down: Average pooling before the shortcut's convolution.
-        drop_path_rate: Rate of stochastic depth.
-        with_cp: Recompute in the backward pass.
+        avg_down: Use average pooling before the shortcut's convolution.
+        drop_path_rate: Rate of drop-path.
+        with_cp: Recompute the block in the backward pass instead of keeping its activations.
     """
 
     conv3: nn.Module | None
@@ -90,10 +89,10 @@ class PWSBlock(ResidualBlock):
 
 @MODELS.register_module()
 class PWSResNet(StagedBackbone):
-    """ResNet whose convolutions are standardized by PWS; one norm, after the stem.
+    """ResNet with PWS convolutions and only one norm, after the stem.
 
-    The output is not activated: :class:`ReLUNeck` with the second norm follows.
-    Deviations from the PWSConv repository: stochastic depth and dilations exist.
+    The output is not activated. Add a :class:`ReLUNeck` with the second norm after it. Not in the
+    PWSConv repository: drop-path and dilations.
 
     Args:
         depth: 18, 34, 50, 101 or 152.
@@ -106,22 +105,22 @@ class PWSResNet(StagedBackbone):
         out_indices: Stages whose outputs are returned.
         stem: 'imagenet' (7x7, stride 2, max-pooling) or 'cifar' (3x3, stride 1).
         style: Where a bottleneck strides: 'pytorch' (3x3) or 'caffe' (1x1).
-        avg_down: Average pooling before the shortcuts' convolutions.
-        frozen_stages: Stages that are not trained; -1 for none.
-        conv_cfg: Config of the convolutions. ``initalpha`` acts on the stem, the first
-            convolution of each block and its downsampling alone.
+        avg_down: Use average pooling before the shortcuts' convolutions.
+        frozen_stages: Number of the last frozen stage; the stem is stage 0. -1 freezes nothing.
+        conv_cfg: Config of the convolutions. ``initalpha`` only affects the stem, and the first
+            convolution and the shortcut of each block.
         norm_cfg: Config of the norm after the stem, or None.
         norm_eval: Keep batch norm layers in evaluation mode.
-        drop_path_rate: Stochastic depth of the last block, growing linearly from 0.
-        with_cp: Recompute the blocks in the backward pass.
-        init_cfg: mm initialisation config. The layers initialise themselves.
+        drop_path_rate: Rate of drop-path of the last block; the rates grow linearly from 0.
+        with_cp: Recompute the blocks in the backward pass instead of keeping their activations.
+        init_cfg: mm initialisation config. The layers initialise themselves without it.
 
     Shape:
         - Input: ``(N, in_channels, H, W)``.
         - Output: a tuple of ``(N, C_i, H_i, W_i)``.
 
     Raises:
-        ValueError: An unknown depth, stem or style, or a tuple of the wrong length.
+        ValueError: The depth, stem or style is unknown, or a tuple has the wrong length.
 
     Source: "Delving into variance transmission and normalization"
     (arXiv 2103.11590) and its repository, PWSConv.

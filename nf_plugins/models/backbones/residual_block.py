@@ -1,4 +1,4 @@
-"""The base of all residual blocks, and operations that overwrite their input where they may."""
+"""Base of all residual blocks, and operations that work in place when this is safe."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch.utils.checkpoint import checkpoint
 
 
 def may_overwrite(conv: nn.Module, *later: nn.Module | None) -> bool:
-    """Whether the next operation may overwrite what a convolution returned.
+    """Return whether the next operation may overwrite the output of a convolution.
 
-    It may where no hook has seen that tensor, and no compiler records the operations.
+    It may if no hook has seen this tensor, and no compiler records the operations.
 
     Args:
         conv: The convolution.
-        *later: Modules between the convolution and the operation. Each may have returned its
-            input itself, as stochastic depth does in evaluation mode.
+        *later: Modules between the convolution and the operation. A module may return its input
+            tensor itself, as drop-path does in evaluation mode.
     """
     if torch.compiler.is_compiling() or not isinstance(conv, nn.Conv2d):
         return False
@@ -24,7 +24,7 @@ def may_overwrite(conv: nn.Module, *later: nn.Module | None) -> bool:
 
 
 def is_watched(module: nn.Module | None) -> bool:
-    """Whether a hook sees the inputs, outputs or gradients of a module."""
+    """Return whether a hook sees the inputs, outputs or gradients of a module."""
     every = torch.nn.modules.module
     return module is not None and bool(
         module._forward_pre_hooks
@@ -39,39 +39,38 @@ def is_watched(module: nn.Module | None) -> bool:
 
 
 def activate(act: nn.Module, x: Tensor, conv: nn.Module | None = None) -> Tensor:
-    """Compute ``act(x)``; a ReLU overwrites ``x`` where :func:`may_overwrite` allows it.
+    """Compute ``act(x)``; a ReLU overwrites ``x`` if :func:`may_overwrite` allows it.
 
     Args:
         act: The activation.
-        x: Its input: what ``conv`` returned, or, without ``conv``, a new tensor.
+        x: Its input: the output of ``conv``, or a new tensor if ``conv`` is None.
         conv: The convolution.
     """
     unseen = not torch.compiler.is_compiling() if conv is None else may_overwrite(conv)
-    # Not with a proxy of torch.fx: users of its graph may ask for any value in it.
+    # Not with a proxy of torch.fx: users of its graph may read any value in it.
     if unseen and type(act) is nn.ReLU and isinstance(x, Tensor) and not is_watched(act):
         return torch.relu_(x)
     if torch.compiler.is_compiling() and not torch.compiler.is_dynamo_compiling():
-        # An export: quantizers count all calls of a module as one operation.
+        # This is an export. Quantizers would count all calls of one module as one operation.
         return act.forward(x)
     return act(x)
 
 
 def add_shortcut(branch: Tensor, shortcut: Tensor, inplace: bool) -> Tensor:
-    """Add the shortcut to the branch, whose memory is overwritten where ``inplace`` allows it."""
+    """Add the shortcut to the branch; ``inplace`` allows to overwrite the branch."""
     inplace = inplace and isinstance(branch, Tensor) and branch.dtype == shortcut.dtype
     return branch.add_(shortcut) if inplace else branch + shortcut
 
 
 class ResidualBlock(BaseModule):
-    """A block ``x -> shortcut(x) + drop_path(branch(x))``, up to constants.
+    """Residual block ``x -> shortcut(x) + drop_path(branch(x))``, up to constant factors.
 
-    Subclasses write :meth:`inner_forward` and have ``downsample``, the module on the
-    shortcut, or None where that is the identity. The branch enters the addition
-    without its constant factors, which is where signal propagation is measured.
+    Subclasses define :meth:`inner_forward` and ``downsample``, the module on the shortcut (None
+    for an identity). Signal propagation is measured at the branch end, before the constant
+    factors.
 
     Args:
-        with_cp: Recompute the block in the backward pass instead of keeping its
-            activations.
+        with_cp: Recompute the block in the backward pass instead of keeping its activations.
     """
 
     downsample: nn.Module | None

@@ -26,11 +26,11 @@ from .residual_block import ResidualBlock, add_shortcut, may_overwrite
 from .staged import BlockPlace, StagedBackbone
 
 INITS = {'he': 2.0, 'lecun': 1.0}
-"""Name -> variance of a weight times its fan-in."""
+"""Name of an initialisation -> variance of a weight times its fan-in."""
 
 
 class ResNetV2Block(ResidualBlock):
-    """Three convolutions, each after a norm and an activation (in either order).
+    """Block of three convolutions, each after a norm and an activation in either order.
 
     Args:
         conv: Builder of the convolutions.
@@ -38,9 +38,10 @@ class ResNetV2Block(ResidualBlock):
         act_cfg: Config of the activation.
         norm_cfg: Config of the norms.
         order: 'bn_relu' or 'relu_bn'.
-        se_ratio: Hidden channels of squeeze-excite per channel; 0 for no squeeze-excite.
-        drop_path_rate: Rate of stochastic depth.
-        with_cp: Recompute in the backward pass.
+        se_ratio: Hidden channels of squeeze-excite, as a ratio to its channels; 0: no
+            squeeze-excite.
+        drop_path_rate: Rate of drop-path.
+        with_cp: Recompute the block in the backward pass instead of keeping its activations.
     """
 
     def __init__(
@@ -92,22 +93,20 @@ class ResNetV2Block(ResidualBlock):
 class ResNetV2(StagedBackbone):
     r"""Pre-activation ResNet with batch norm, as in the papers' comparisons.
 
-    At initialisation the branches have a variance that the order and the
-    initialisation decide: :math:`1 - 1/\pi \approx 0.68` for BN-ReLU with He
-    initialisation, 1 for ReLU-BN with variance ``1 / fan_in``; the variance of the
-    signal grows by as much per block and is reset at each stage.
+    The variance of the branches at initialisation depends on the order and on the
+    initialisation. It is :math:`1 - 1/\pi \approx 0.68` for BN-ReLU with He initialisation, and 1
+    for ReLU-BN with weights of variance ``1 / fan_in``. Each block increases the variance of the
+    signal by this value, and each transition resets it.
 
-    The output is neither normalised nor activated: ``ReLUNeck`` with ``norm_cfg``
-    follows.
+    The output is neither normalised nor activated. Add a ``ReLUNeck`` with ``norm_cfg`` after it.
 
     Args:
         depth: 26, 50, 101, 152, 200, 288, 600, or the blocks of the four stages.
         base_channels: Bottleneck width of the first stage.
         in_channels: Channels of the image.
         order: 'bn_relu' or 'relu_bn'.
-        init: 'he' (weight variance ``2 / fan_in``) or 'lecun' (``1 / fan_in``); None
-            takes 'he' for 'bn_relu' and 'lecun' for 'relu_bn', with which the
-            variance of the branches is as above.
+        init: 'he' (weight variance ``2 / fan_in``) or 'lecun' (``1 / fan_in``). None takes 'he'
+            for 'bn_relu' and 'lecun' for 'relu_bn', as in the sentences above.
         stem: 'imagenet' (7x7, stride 2, max-pooling) or 'cifar' (3x3, stride 1).
         strides: Stride of each stage.
         dilations: Dilation of each stage.
@@ -115,12 +114,12 @@ class ResNetV2(StagedBackbone):
         norm_cfg: Config of the norm.
         conv_cfg: Config of the convolutions.
         attention: 'se' for squeeze-excite at the end of the branches, or None.
-        drop_path_rate: Stochastic depth: block i of N drops with ``rate * i / N``.
+        drop_path_rate: Rate of drop-path: ``rate * i / N`` for block i of N.
         padding: 'same' (TF style, as in the official code) or 'symmetric'.
         out_indices: Stages whose outputs are returned.
-        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for none.
+        frozen_stages: Number of the last frozen stage; the stem is stage 0. -1 freezes nothing.
         norm_eval: Keep batch norm layers in evaluation mode.
-        with_cp: Recompute the blocks in the backward pass.
+        with_cp: Recompute the blocks in the backward pass instead of keeping their activations.
         init_cfg: mm initialisation config.
 
     Shape:
@@ -128,11 +127,10 @@ class ResNetV2(StagedBackbone):
         - Output: a tuple of ``(N, C_i, H_i, W_i)``.
 
     Raises:
-        ValueError: An unknown depth, order, init, stem, attention or padding.
+        ValueError: The depth, order, init, stem, attention or padding is unknown.
 
     Source: He et al. 2016, "Identity mappings in deep residual networks"; DeepMind's
-    ``nfnets/resnet.py``. The order and the initialisation: Brock et al. 2021a,
-    section 3.
+    ``nfnets/resnet.py``. Brock et al. 2021a, section 3, for the order and the initialisation.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""What all backbones share: stages, frozen stages, layer depths, deploy."""
+"""Base of all backbones: stages, frozen stages, layer depths, deploy."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Block = TypeVar('Block', bound=nn.Module)
 
 @dataclass(frozen=True)
 class BlockPlace:
-    """The place of a block in its network, and the shape that it has there.
+    """Place of a block in its network, and the shape that results from it.
 
     Args:
-        index: Blocks before it in the whole network.
-        num_blocks: Blocks of the whole network.
-        index_in_stage: Blocks before it in its stage.
+        index: Number of blocks before it in the whole network.
+        num_blocks: Number of blocks of the whole network.
+        index_in_stage: Number of blocks before it in its stage.
         in_channels: Channels of the input.
         out_channels: Channels of the output.
         stride: Stride.
@@ -39,22 +39,21 @@ class BlockPlace:
 
     @property
     def is_transition(self) -> bool:
-        """Whether the output has another shape than the input: the shortcut is a projection."""
+        """Whether input and output differ in shape, so that the shortcut is a projection."""
         return self.stride > 1 or self.in_channels != self.out_channels
 
     def drop_path_rate(self, rate: float) -> float:
-        """Compute the rate of stochastic depth of this block, ``rate * index / num_blocks``."""
+        """Compute the rate of drop-path of this block, ``rate * index / num_blocks``."""
         return rate * self.index / self.num_blocks
 
 
 class StagedBackbone(BaseModule):
-    """A stem and stages ``layer1`` ... ``layerN``, with the usual mm options.
+    """Backbone with a stem and the stages ``layer1`` to ``layerN``, with the usual mm options.
 
     Args:
-        num_stages: Stages.
-        out_indices: Stages whose outputs are returned, from 0.
-        frozen_stages: Stages that are not trained, the stem being stage 0; -1 for
-            none.
+        num_stages: Number of stages.
+        out_indices: Stages whose outputs are returned, counted from 0.
+        frozen_stages: Number of the last frozen stage; the stem is stage 0. -1 freezes nothing.
         norm_eval: Keep batch norm layers in evaluation mode.
         init_cfg: mm initialisation config.
     """
@@ -106,8 +105,8 @@ class StagedBackbone(BaseModule):
         """Add the stages, and set ``feat_dim`` to the channels of the last one.
 
         Args:
-            make_block: Makes a block, given its place and the block before it (None for the
-                first one).
+            make_block: Function that makes a block from its place and the block before it (None
+                for the first block).
             in_channels: Channels of the stem.
             depths: Blocks of each stage.
             widths: Output channels of each stage.
@@ -137,14 +136,14 @@ class StagedBackbone(BaseModule):
         return tuple(outs)
 
     def get_layer_depth(self, param_name: str, prefix: str = '') -> tuple[int, int]:
-        """Find the layer of a parameter, for learning rates that differ by layer.
+        """Return the depth of a parameter's layer, for learning rates that differ by layer.
 
-        The stem is layer 0, each block is the next one, and what follows the backbone is
-        the last one.
+        The stem is layer 0, and each block is one layer. Everything after the backbone is the
+        last layer.
 
         Args:
             param_name: Name of the parameter in the model.
-            prefix: What the names of this backbone's parameters begin with.
+            prefix: Prefix of the names of this backbone's parameters in the model.
 
         Returns:
             The layer, and the number of layers.
@@ -166,7 +165,7 @@ class StagedBackbone(BaseModule):
         return [(name, m) for name, m in self.named_children() if m in self.stages]
 
     def freeze_stages(self) -> None:
-        """Freeze the stem and stages that ``frozen_stages`` names; a constructor calls it last."""
+        """Freeze the stem and the stages up to ``frozen_stages``; constructors call this last."""
         frozen = [] if self.frozen_stages < 0 else self.stem_modules()
         for module in [*frozen, *self.stages[: max(self.frozen_stages, 0)]]:
             module.eval()

@@ -1,4 +1,4 @@
-"""The activation and pooling that un-activated backbones leave to the neck."""
+"""Neck for backbones whose output is not activated."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from nf_plugins.utils.checks import check_config, check_integer, check_number
 
 @MODELS.register_module()
 class ReLUNeck(BaseModule):
-    """Norm (if any), activation and global average pooling.
+    """Neck of an optional norm, an activation and global average pooling.
 
-    The pre-activation networks here end with a residual sum. After it, PWS networks need one
-    norm and a ReLU. Normalizer-free networks need no norm, but their activation with its
-    gain: ``act_cfg=dict(type='GammaAct', act='ReLU')``.
+    The pre-activation networks of this package end with a residual sum. After it, PWS networks
+    need a norm and a ReLU. Normalizer-free networks need no norm; they need their activation with
+    its gain: ``act_cfg=dict(type='GammaAct', act='ReLU')``.
 
     Args:
-        in_channels: Channels of the input, or of each input; needed by the norm alone.
+        in_channels: Channels of the input, or of each input. Only the norm needs it.
         norm_cfg: Config of the norm layer, or None.
         act_cfg: Config of the activation.
         avgpool: Average over the positions.
@@ -29,11 +29,12 @@ class ReLUNeck(BaseModule):
         init_cfg: mm initialisation config.
 
     Raises:
-        ValueError: A norm without ``in_channels``, or another number of inputs.
+        ValueError: There is a norm but no ``in_channels``, or the number of inputs is different
+            from that of ``in_channels``.
 
     Shape:
         - Input: ``(N, C, H, W)``, or a tuple of these, such as the outputs of all stages.
-        - Output: ``(N, C)`` with ``avgpool``, else as the input; a tuple for a tuple.
+        - Output: ``(N, C)`` with ``avgpool``, else the shape of the input; a tuple for a tuple.
 
     Source: the PWSConv repository.
 
@@ -53,7 +54,7 @@ class ReLUNeck(BaseModule):
         init_cfg: dict | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        sizes: Sequence[object] = ()  # checked next
+        sizes: Sequence[object] = ()  # checked below
         if isinstance(in_channels, (list, tuple)):
             sizes = in_channels
         elif in_channels is not None:
@@ -77,7 +78,7 @@ class ReLUNeck(BaseModule):
             return self.forward((inputs,))[0]
         norms = [*self.norm] if isinstance(self.norm, nn.ModuleList) else [self.norm] * len(inputs)
         if len(norms) != len(inputs):
-            raise ValueError(f'in_channels are of {len(norms)} inputs, got {len(inputs)}')
+            raise ValueError(f'in_channels has {len(norms)} values, got {len(inputs)} inputs')
         return tuple(map(self.finish, inputs, norms))
 
     def finish(self, x: Tensor, norm: nn.Module | None) -> Tensor:
