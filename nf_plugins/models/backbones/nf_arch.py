@@ -35,6 +35,8 @@ class NFArch:
         bottleneck_ratio: Width of the 3x3 convolutions per output channel of the
             block, or per input channel with ``regnet``.
         group_width: Channels per group of the 3x3 convolutions; None for one group.
+        whole_groups: Round the bottleneck down to whole groups of ``group_width``, as the
+            official code does; else keep its channels, in as many groups, which are wider.
         num_3x3: 3x3 convolutions per block, 1 or 2.
         regnet: EfficientNet-like blocks: the bottleneck expands the input, the first
             block does not expand, and the attention is inside the bottleneck.
@@ -59,6 +61,7 @@ class NFArch:
     width_mult: float = 1.0
     bottleneck_ratio: float = 0.25
     group_width: int | None = None
+    whole_groups: bool = True
     num_3x3: int = 1
     regnet: bool = False
     attention: str | None = None
@@ -120,7 +123,7 @@ class NFArch:
         if self.group_width is None:
             return mid, 1
         groups = mid // self.group_width
-        return groups * self.group_width, groups
+        return groups * self.group_width if self.whole_groups else mid, groups
 
     def hidden_channels(self, channels: int) -> int:
         """Hidden channels of squeeze-excite."""
