@@ -68,7 +68,9 @@ def write_new_style(configs, target):
             module.write_text(NEW_STYLE.format(name=name.as_posix()))
 
 
-EXTRAS = {name: requirements(name) for name in ('digits', 'report', 'hub', 'export', 'video', 'tests')}
+EXTRAS = {
+    name: requirements(name) for name in ('digits', 'report', 'hub', 'export', 'video', 'tests')
+}
 EXTRAS['mm'] = requirements('mminstall')
 
 setup(

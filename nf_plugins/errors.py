@@ -45,7 +45,12 @@ DISTRIBUTIONS = {
 } | {
     name: name
     for name in (
-        'huggingface_hub', 'pycocotools', 'shapely', 'terminaltables', 'tensorboard', 'timm'
+        'huggingface_hub',
+        'pycocotools',
+        'shapely',
+        'terminaltables',
+        'tensorboard',
+        'timm',
     )
 }
 """Module -> what pip calls the distributions that bring it."""

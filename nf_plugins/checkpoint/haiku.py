@@ -110,9 +110,7 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
     return flat
 
 
-def haiku_weights(
-    path: str | os.PathLike, key: str | None = None
-) -> tuple[dict[str, Tensor], str]:
+def haiku_weights(path: str | os.PathLike, key: str | None = None) -> tuple[dict[str, Tensor], str]:
     """Read haiku parameters as tensors, and say which of several they are.
 
     Args:

@@ -93,6 +93,11 @@ class Published:
         """The place of the weights, for ``load_from`` and the like."""
         return f'{self.source}://{self.name}'
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it may be called: also by the architecture, or the config."""
+        return self.name, self.name.partition('.')[0], self.config
+
 
 _PARAMETERS = (71489284, 132634256, 193779228, 254924200, 316069172, 377214144, 438359116)
 """Of NFNet-F0 to F6, DeepMind's and timm's."""
@@ -211,11 +216,10 @@ def find(name: str) -> Published:
     scheme, mark, wanted = name.rpartition('://')
     of_source = [entry for entry in PUBLISHED if not mark or entry.source == scheme]
     for entry in of_source:
-        names = (entry.name, entry.name.partition('.')[0], entry.config)
-        if wanted.removesuffix('.py').lower() in map(str.lower, names):
+        if wanted.removesuffix('.py').lower() in map(str.lower, entry.names):
             return entry
-    known = {other.lower(): entry.uri for entry in of_source for other in (entry.name, entry.config)}
-    close = difflib.get_close_matches(wanted.lower(), known, 3, 0.6)
+    known = {other.lower(): entry.uri for entry in of_source for other in entry.names}
+    close = difflib.get_close_matches(wanted.lower(), known, 3)
     told = list(dict.fromkeys(known[other] for other in close)) or [e.uri for e in of_source]
     which = 'close are' if close else 'there are'
     hint = f'; for a file at hand write {scheme}:///path/to/file' if mark else ''
@@ -434,7 +438,12 @@ def _checked(entry: Published, download: Any, name: str) -> Path:
 
     The hub names a file after its SHA-256, and huggingface_hub compares its length alone.
     """
-    options = dict(repo_id=f'timm/{entry.name}', filename=name, library_name='nf_plugins')
+    options = dict(
+        repo_id=f'timm/{entry.name}',
+        filename=name,
+        library_name='nf_plugins',
+        endpoint=os.environ.get('HF_ENDPOINT'),  # huggingface_hub reads it at its import alone
+    )
     for again in (False, True):
         path = Path(download(**options, force_download=again))
         blob = path.resolve()
