@@ -24,7 +24,7 @@ $(VENV)/.requirements: requirements/constraints.txt $(wildcard requirements/*.tx
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt setuptools wheel
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt $(foreach f,runtime \
-		mminstall digits report export video tests tools docs,-r requirements/$(f).txt)
+		mminstall digits report hub export video tests tools docs,-r requirements/$(f).txt)
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt --no-deps \
 		--no-build-isolation -r requirements/downstream.txt
 	$(BIN)/python -m pip install -q -c requirements/constraints.txt --no-deps --upgrade \

@@ -7,6 +7,7 @@ takes the first folder of the wheel's sorted record for the package: `nf_plugins
 sorts before `nfplugins-*.dist-info`.
 """
 
+import re
 import shutil
 from pathlib import Path
 
@@ -62,12 +63,14 @@ def write_new_style(configs, target):
     for path in configs.rglob('*.py'):
         name = path.relative_to(configs)
         if name.parts[0] != '_base_':
-            module = target / name.parent / name.name.replace('-', '_')
+            module = target / name.parent / f'{re.sub("[-.]", "_", name.stem)}.py'
             module.parent.mkdir(parents=True, exist_ok=True)
             module.write_text(NEW_STYLE.format(name=name.as_posix()))
 
 
-EXTRAS = {name: requirements(name) for name in ('digits', 'report', 'export', 'video', 'tests')}
+EXTRAS = {
+    name: requirements(name) for name in ('digits', 'report', 'hub', 'export', 'video', 'tests')
+}
 EXTRAS['mm'] = requirements('mminstall')
 
 setup(

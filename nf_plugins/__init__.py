@@ -58,6 +58,7 @@ with warnings.catch_warnings():
     from . import checkpoint, config_names, datasets, engine, functional, layers, models, spp
     from .config_names import config_path
     from .layers import convert, fold
+    from .models.hub import get_model
 
 checkpoint.install()  # mmengine reads checkpoints by our safe loaders
 config_names.install()  # mmengine and mmpretrain find our configs by name
@@ -71,6 +72,7 @@ __all__ = [
     'engine',
     'fold',
     'functional',
+    'get_model',
     'layers',
     'models',
     'spp',

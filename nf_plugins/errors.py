@@ -42,7 +42,17 @@ DISTRIBUTIONS = {
     'mmdet': 'onedl-mmdetection',
     'sklearn': 'scikit-learn',
     'pytorch_grad_cam': 'grad-cam',
-} | {name: name for name in ('pycocotools', 'shapely', 'terminaltables', 'tensorboard', 'timm')}
+} | {
+    name: name
+    for name in (
+        'huggingface_hub',
+        'pycocotools',
+        'shapely',
+        'terminaltables',
+        'tensorboard',
+        'timm',
+    )
+}
 """Module -> the distributions that contain it, as pip names them."""
 
 
@@ -69,6 +79,11 @@ def printable(text: object, longest: int = 10_000) -> str:
     text = ' '.join(str(text)[: 2 * longest].split())
     text = ''.join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return text if len(text) <= longest else f'{text[:longest]} ...'
+
+
+def reason(error: Exception) -> str:
+    """The first line of what an exception says, or its name."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def short(value: object) -> str:

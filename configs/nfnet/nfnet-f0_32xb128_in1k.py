@@ -1,5 +1,6 @@
 # Trained at 192, tested at 256, 4 layers of RandAugment at level 5, as published
-# (what a level does differs between the implementations).
+# (what a level does differs between the implementations). For the test both sides are resized to
+# 32 pixels more than the crop, whatever the shape of the image, as published ('resize_crop_32').
 _base_ = [
     '../_base_/models/nfnet.py',
     '../_base_/datasets/imagenet.py',
@@ -22,7 +23,7 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
-    dict(type='ResizeEdge', scale=288, edge='short', interpolation='bicubic'),
+    dict(type='Resize', scale=(288, 288), interpolation='bicubic'),
     dict(type='CenterCrop', crop_size=256),
     dict(type='PackInputs'),
 ]

@@ -8,7 +8,7 @@ train_pipeline = _base_.train_pipeline
 train_pipeline[1].scale = 448
 train_pipeline[3].magnitude_level = 15
 test_pipeline = _base_.test_pipeline
-test_pipeline[1].scale = 608
+test_pipeline[1].scale = (608, 608)
 test_pipeline[2].crop_size = 576
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

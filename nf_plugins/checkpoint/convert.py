@@ -66,7 +66,7 @@ def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> d
     # What the mean of the images is, is the config's business and in no weight file.
     empty = [key for key in wanted if key not in state and not key.startswith('data_preprocessor')]
     problems = [
-        _listed(names, what)
+        listed(names, what)
         for what, names in (
             ('source keys have no place in the model', unused),
             ('shapes differ', mismatched),
@@ -88,14 +88,27 @@ def _check_all_numbers(source: Mapping[str, Tensor]) -> None:
         except ValueError as error:
             bad.append(f'{name} is {error}')
     if bad:
-        raise ValueError(_listed(bad, 'values cannot be used'))
+        raise ValueError(listed(bad, 'values cannot be used'))
 
 
-def _listed(names: list[str], what: str) -> str:
+def listed(names: list[str], what: str) -> str:
+    """How many names there are, what they are, and the first of them."""
     return f'{len(names)} {what}: {", ".join(names[:5])}{" ..." if len(names) > 5 else ""}'
 
 
-def encode_converted(state: Mapping[str, Tensor], path: str | os.PathLike, source: str) -> bytes:
-    """The content of ``path`` with converted weights, and where they come from."""
-    meta = dict(source=os.path.basename(source), converter=f'nf_plugins {__version__}')
+def encode_converted(
+    state: Mapping[str, Tensor], path: str | os.PathLike, source: str, sha256: str = ''
+) -> bytes:
+    """The content of ``path`` with converted weights, and where they come from.
+
+    Args:
+        state: The weights.
+        path: Their file.
+        source: The file that they come from, or its published name.
+        sha256: The checksum of that file, if it is known.
+    """
+    source = source if '://' in source else os.path.basename(source)
+    meta = dict(source=source, converter=f'nf_plugins {__version__}')
+    if sha256:
+        meta['sha256'] = sha256
     return encode_weights(state, path, meta)

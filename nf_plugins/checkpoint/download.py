@@ -43,10 +43,11 @@ def cache_path(url: str) -> Path:
     url = urldefrag(url).url
     stem, suffix = os.path.splitext(os.path.basename(urlsplit(url).path))
     digest = hashlib.sha256(url.encode()).hexdigest()[:16]
-    return _folder() / f'{stem[:100]}.{digest}{suffix[:20]}'
+    return cache_folder() / f'{stem[:100]}.{digest}{suffix[:20]}'
 
 
-def _folder() -> Path:
+def cache_folder() -> Path:
+    """torch's folder of downloaded checkpoints, in ``TORCH_HOME``."""
     return Path(torch.hub.get_dir(), 'checkpoints')
 
 
@@ -64,15 +65,18 @@ def hash_in_name(url: str) -> str | None:
     return found[1] if found and not found[1].isdigit() else None
 
 
-def has_hash(path: Path, start: str | None) -> bool:
-    """Whether a file's SHA-256 starts so; None fits any file."""
-    if start is None:
-        return True
-    digest = hashlib.sha256()
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file."""
     with open(path, 'rb') as file:
+        digest = hashlib.sha256()
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
-    return digest.hexdigest().startswith(start)
+    return digest.hexdigest()
+
+
+def has_hash(path: Path, start: str | None) -> bool:
+    """Whether a file's SHA-256 starts so; None fits any file."""
+    return start is None or sha256_of(path).startswith(start)
 
 
 def fetch(url: str, again: bool = False) -> tuple[Path, bool]:
@@ -93,7 +97,7 @@ def fetch(url: str, again: bool = False) -> tuple[Path, bool]:
         url = urldefrag(url).url
         path, start = cache_path(url), hash_in_name(url)
         # With the hash in its name, what torch.hub or mmengine has downloaded does as well.
-        known = [path, *([_folder() / os.path.basename(urlsplit(url).path)] if start else [])]
+        known = [path, *([cache_folder() / os.path.basename(urlsplit(url).path)] if start else [])]
         for cached in () if again else known:
             if cached.is_file() and has_hash(cached, start):
                 return cached, False

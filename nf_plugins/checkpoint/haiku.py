@@ -7,12 +7,13 @@ from collections.abc import Mapping
 from typing import Any, BinaryIO
 
 import numpy as np
+from torch import Tensor
 
-from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, Refused, short
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, Refused, reason, short
 
 from .archive import is_archive, read_npz
+from .exact import as_tensor
 from .numpy_pickle import DILL_GLOBALS, GLOBALS, PickledNumberDtype
-from .safe_load import reason
 from .unpickler import Limits, SafeUnpickler
 
 _FUNCTIONS: dict[str, Any] = {
@@ -107,3 +108,30 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
         parts = [part for part in name.replace('/', '.').split('.') if part != '~']
         flat['.'.join(parts)] = value
     return flat
+
+
+def haiku_weights(path: str | os.PathLike, key: str | None = None) -> tuple[dict[str, Tensor], str]:
+    """Read haiku parameters as tensors, and say which of several they are.
+
+    Args:
+        path: The file.
+        key: The dict of the file that holds them; None for ``params`` where there is one.
+
+    Returns:
+        Parameter name -> tensor, as :func:`read_haiku` names them, and the line.
+
+    Raises:
+        CheckpointError: As of :func:`read_haiku`; or there is nothing under ``key``.
+    """
+    arrays, note = read_haiku(path), ''
+    if key is None and any(name.startswith('params.') for name in arrays):
+        key = 'params'
+        others = sorted({name.split('.')[0] for name in arrays} - {key})
+        if others:
+            note = f'{path}: the weights of {key!r} are taken, not those of {str(others)[1:-1]}'
+    if key is not None:
+        start = f'{key}.'
+        arrays = {k.removeprefix(start): v for k, v in arrays.items() if k.startswith(start)}
+        if not arrays:
+            raise CheckpointError(f'{path} holds no weights under {key!r}')
+    return {name: as_tensor(value) for name, value in arrays.items()}, note

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from nf_plugins.errors import CheckpointError
 
+from .foreign import adapted
 from .state_dict import MEMBERS, fits_at_all, has_place, state_dict_of, unwrap_for
 
 _last = threading.local()
@@ -38,8 +39,11 @@ def note_source(path: str, note: str) -> None:
 def load_state_dict(
     module: nn.Module, state_dict: Mapping[str, Any], strict: bool = False, logger: Any = None
 ) -> None:
-    """mmengine's function, which raises a CheckpointError where nothing fits."""
+    """mmengine's function, for published weights, too; a CheckpointError where nothing fits."""
     inner = module.module if isinstance(module, BaseTTAModel) else module
+    state_dict, change = adapted(state_dict, inner, getattr(_last, 'path', 'the checkpoint'))
+    if change:
+        print_log(change, logger='current')
     wanted = mm.get_state_dict(inner)
     if not fits_at_all(state_dict, wanted):
         found = unwrap_for(state_dict, has_place(wanted))

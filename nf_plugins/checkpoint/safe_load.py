@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, Refused
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, Refused, reason
 
 from .advice import how_to_save
+from .haiku import haiku_weights
 from .safetensors_file import read_safetensors
 from .torch_file import read_torch
 from .values import FUNCTIONS
@@ -33,13 +34,14 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
     :func:`torch.serialization.add_safe_globals`, or appended to :data:`SAFE_GLOBALS`, is made.
 
     Args:
-        path: A file written by ``torch.save``, or of safetensors (by its suffix).
+        path: A file written by ``torch.save``, or by its suffix of safetensors or of numpy
+            and haiku (``.npz``).
         map_location: As in :func:`torch.load`.
         name: What messages call the file; None for ``path``.
 
     Returns:
         What the file holds; of safetensors the tensors as ``state_dict`` and the rest as
-        ``meta``.
+        ``meta``; of ``.npz`` the tensors as ``state_dict``.
 
     Raises:
         CheckpointNotFoundError: There is no such file; it is a FileNotFoundError, too.
@@ -51,6 +53,8 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
     name = path if name is None else name
     if not os.path.isfile(path):
         raise CheckpointNotFoundError(f'no checkpoint at {name}')
+    if path.endswith('.npz'):
+        return dict(state_dict=haiku_weights(path)[0])
     try:
         with open(path, 'rb') as file:
             if path.endswith('.safetensors'):
@@ -65,11 +69,6 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise  # of the disk or its rights, not of the content
         raise CheckpointError(f'{name} is not a readable checkpoint: {reason(error)}') from None
-
-
-def reason(error: Exception) -> str:
-    """The first line of what an exception says, or its name."""
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _registered() -> dict[str, Any]:

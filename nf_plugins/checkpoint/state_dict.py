@@ -250,14 +250,6 @@ def _shape(value: Any) -> Any:
     return value.shape if isinstance(value, Tensor) and not is_lazy(value) else None
 
 
-def weights_for(
-    module: nn.Module, checkpoint: Any, path: str | os.PathLike, key: str | None = None
-) -> tuple[dict[str, Tensor], str]:
-    """The weights of a checkpoint for a module, and the line of :func:`find_weights`."""
-    state, note = find_weights(checkpoint, path, key)
-    return unwrap_for(state, has_place(module.state_dict())), note
-
-
 def check_match(
     state: Mapping[str, Tensor], module: nn.Module, path: str | os.PathLike, minimum: float = 1.0
 ) -> None:

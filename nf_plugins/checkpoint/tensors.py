@@ -11,11 +11,11 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
+from nf_plugins.errors import CheckpointError, CheckpointNotFoundError, reason
 
 from .archive import read_npz
 from .exact import as_tensor
-from .safe_load import reason, safe_load
+from .safe_load import safe_load
 from .state_dict import find_weights
 
 

@@ -67,8 +67,10 @@ TIMM_BACKBONES['test_nfnet'] = _nfnet(
 )
 
 
-_MEAN, _STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-_HALF = [127.5, 127.5, 127.5]
+MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+"""Of red, green and blue, of nearly all."""
+HALF = (127.5, 127.5, 127.5)
+"""Both of ``test_nfnet``."""
 
 
 def timm_config(name: str, num_classes: int = 1000) -> dict:
@@ -97,7 +99,7 @@ def timm_config(name: str, num_classes: int = 1000) -> dict:
     act_cfg = backbone['act_cfg']
     if name.startswith('dm_'):
         act_cfg = dict(type='nf_plugins.GammaAct', act=act_cfg['type'])
-    mean, std = (_HALF, _HALF) if name == 'test_nfnet' else (_MEAN, _STD)
+    mean, std = (HALF, HALF) if name == 'test_nfnet' else (MEAN, STD)
     return dict(
         _scope_='mmpretrain',
         type='mmpretrain.ImageClassifier',

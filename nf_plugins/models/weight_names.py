@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
+from nf_plugins.checkpoint import foreign
 from nf_plugins.checkpoint.convert import Rename
 
 from .backbones.nf_backbone import NFBackbone
@@ -137,3 +139,20 @@ def pwsconv_rename(model: nn.Module) -> Rename:
         return name.removeprefix('module.'), value
 
     return rename
+
+
+_TIMM_FILE = re.compile(r'(?:^|\.)stages\.0\.0\.conv1\.weight$')
+_HAIKU_FILE = re.compile(r'^\w+\.(?:stem_conv0|initial_conv)\.w$')
+
+
+def foreign_rename(module: nn.Module, state: Mapping[str, Any]) -> Rename | None:
+    """The renaming for a network here, if a state dict is one of timm's or of DeepMind's."""
+    if not isinstance(getattr(module, 'backbone', module), NFBackbone):
+        return None
+    for pattern, make in ((_TIMM_FILE, timm_rename), (_HAIKU_FILE, haiku_rename)):
+        if any(pattern.search(key) for key in state if isinstance(key, str)):
+            return make(module)
+    return None
+
+
+foreign.RENAMES[:] = [foreign_rename]

@@ -21,8 +21,8 @@ EVERY = sorted(
     for path in (ROOT / 'configs').rglob('*.py')
     if '_base_' not in path.parts
 )
-CONFIGS = [name for name in EVERY if not name.startswith('downstream/')]
-"""The classifiers; tests/test_downstream has the others."""
+CONFIGS = [name for name in EVERY if not name.startswith(('downstream/', 'timm/'))]
+"""Classifiers to train; tests/test_downstream and test_models/test_hub.py have the others."""
 QUICK = ('digits', 'cifar10.py', 'nf-resnet50_8xb32', 'pws-resnet50_1xb64', 'nf-regnet-b0')
 
 

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from mmengine.logging import MMLogger
 
-from nf_plugins.checkpoint import check_match, safe_load
+from nf_plugins.checkpoint import check_match
 from nf_plugins.checkpoint.convert import encode_converted
-from nf_plugins.checkpoint.state_dict import split_weights_key, weights_for
+from nf_plugins.checkpoint.fit import read_checkpoint, weights_for
+from nf_plugins.checkpoint.state_dict import split_weights_key
 from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, with_weights_key
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.cli.model_config import has_data, importing_config, model_config
@@ -91,7 +92,7 @@ def main() -> None:
     model = build_model(cfg, args.config)
     with as_usage_error(f'cannot load the checkpoint {args.checkpoint}'):
         path, key = split_weights_key(with_weights_key(args.checkpoint, args.weights_key))
-        state, note = weights_for(model, safe_load(path), path, key)
+        state, note = weights_for(model, read_checkpoint(path), path, key)
         check_match(state, model, path)
         model.load_state_dict(state, strict=False)
     with as_usage_error(f'cannot fold the model of {args.config}'):

@@ -35,6 +35,8 @@ class NFArch:
         bottleneck_ratio: Channels of the 3x3 convolutions, as a ratio to the output channels of
             the block. With ``regnet``, to its input channels.
         group_width: Channels per group of the 3x3 convolutions; None: one group.
+        whole_groups: Round the bottleneck down to whole groups of ``group_width``, as the
+            official code does; else keep its channels, in as many groups, which are wider.
         num_3x3: Number of 3x3 convolutions per block, 1 or 2.
         regnet: Use EfficientNet-like blocks: the bottleneck expands the input, the first
             block does not expand, and the attention is inside the bottleneck.
@@ -58,6 +60,7 @@ class NFArch:
     width_mult: float = 1.0
     bottleneck_ratio: float = 0.25
     group_width: int | None = None
+    whole_groups: bool = True
     num_3x3: int = 1
     regnet: bool = False
     attention: str | None = None
@@ -119,7 +122,7 @@ class NFArch:
         if self.group_width is None:
             return mid, 1
         groups = mid // self.group_width
-        return groups * self.group_width, groups
+        return groups * self.group_width if self.whole_groups else mid, groups
 
     def hidden_channels(self, channels: int) -> int:
         """Compute the hidden channels of squeeze-excite."""

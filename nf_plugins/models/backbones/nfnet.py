@@ -30,6 +30,7 @@ for _level in range(8):
     _arch = replace(_F0, depths=tuple(depth * (_level + 1) for depth in _F0.depths))
     ARCHS[f'f{_level}'] = _arch
     ARCHS[f'f{_level}+'] = replace(_arch, widths=(384, 768, 2048, 2048), stem_channels=192)
+ARCHS['f4+paper'] = replace(ARCHS['f4+'], whole_groups=False)
 
 
 @MODELS.register_module()
@@ -41,7 +42,8 @@ class NFNet(NFBackbone):
     convolution that doubles the channels ends the network.
 
     Args:
-        arch: 'f0' to 'f7', 'f0+' to 'f7+' (wider), or ``dict(base='f0',
+        arch: 'f0' to 'f7', 'f0+' to 'f7+' (wider), 'f4+paper' (of the size that the paper says:
+            stage 1 keeps its bottleneck of 192 channels, in one group), or ``dict(base='f0',
             group_width=64, ...)`` with fields of
             :class:`~nf_plugins.models.backbones.nf_arch.NFArch` to override.
         act_cfg: Config of the activation. The official GELU is the tanh approximation.
