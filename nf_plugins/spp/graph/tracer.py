@@ -37,7 +37,7 @@ from .units import Unit, has_weights, repeated_modules
 
 
 @dataclass
-class _Call:
+class Call:
     """An operation on tensors of the graph."""
 
     func: Any
@@ -70,6 +70,8 @@ class Tracer(TorchDispatchMode):
         measure: Called with a tensor and its channel axis; what it returns is kept with
             the residual addition. None measures nothing.
         before_write: Called with each tensor that an operation is about to write into.
+        observe: Called after each operation on tensors of the graph, with the tracer, the
+            operation and its result.
     """
 
     def __init__(
@@ -77,17 +79,20 @@ class Tracer(TorchDispatchMode):
         names: dict[nn.Module, str],
         measure: Callable[[Tensor, int], Any] | None = None,
         before_write: Callable[[Tensor], None] | None = None,
+        observe: Callable[[Tracer, Call, Any], None] | None = None,
     ) -> None:
         super().__init__()
         self.names = names
         self.modules = {name: module for module, name in names.items()}
         self._measure = measure
         self._before_write = before_write
+        self._observe = observe
         self.nodes: list[Node] = []
         self.node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.base_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.stack: list[str] = ['']
         self.entries: list[int] = [0]  # candidates when a module was entered
+        self.entered: set[str] = set()  # modules that ran
         self.candidates: list[Residual] = []
         self.units: list[Unit] = []
         self.pending: dict[int, tuple[Tensor, Residual]] = {}
@@ -133,7 +138,7 @@ class Tracer(TorchDispatchMode):
         ]
         if not given:
             return func(*args, **kwargs)
-        call = _Call(func, args, kwargs, given)
+        call = Call(func, args, kwargs, given)
         for _, tensor in given:
             if id(tensor) in self.pending and call.op not in ACTIVATIONS:
                 self.settle(tensor)
@@ -150,9 +155,12 @@ class Tracer(TorchDispatchMode):
             self.follow(call, outputs[0], residual)
         if call.mutates:
             self.propagate_mutation(args[0])
+        if self._observe is not None:
+            with _disable_current_modes(), grad_mode(False):
+                self._observe(self, call, result)
         return result
 
-    def record(self, call: _Call, out: Tensor) -> Node:
+    def record(self, call: Call, out: Tensor) -> Node:
         """Add an output of an operation to the graph."""
         parents = list(dict.fromkeys(node for node, _ in call.given))
         node = self.add_node(
@@ -167,7 +175,7 @@ class Tracer(TorchDispatchMode):
             node.weight = call.args[1]
         return node
 
-    def follow(self, call: _Call, out: Tensor, residual: Residual | None) -> None:
+    def follow(self, call: Call, out: Tensor, residual: Residual | None) -> None:
         """Note that an operation's first output is a residual sum, or the activation of one."""
         if residual is not None:
             node = self.node_of[out]
@@ -308,6 +316,7 @@ class Tracer(TorchDispatchMode):
                 if node not in self.inputs_measured:
                     self.inputs_measured[node] = self.measure(tensor, node.channel_dim)
         self.stack.append(name)
+        self.entered.add(name)
         self.entries.append(len(self.candidates))
 
     def leave(self, module: nn.Module, output: Any) -> None:
@@ -346,10 +355,11 @@ def tracing(
     inputs: Tensor,
     measure: Callable[[Tensor, int], Any] | None = None,
     before_write: Callable[[Tensor], None] | None = None,
+    observe: Callable[[Tracer, Call, Any], None] | None = None,
 ) -> Iterator[Tracer]:
     """Follow what a model does with ``inputs`` inside the block."""
     names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
-    tracer = Tracer(names, measure, before_write)
+    tracer = Tracer(names, measure, before_write, observe)
     thread = threading.get_ident()
     hooks: list[RemovableHandle] = []
     # The compiled and what it was made of are one.
