@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -74,7 +73,8 @@ def measure(
 
 def measure_features(found: Measurement, x: Tensor, channel_dim: int) -> None:
     """Measure the largest value, and how much images and positions are alike."""
-    found.largest = torch.linalg.vector_norm(x.float(), ord=math.inf)
+    low, high = torch.aminmax(x)
+    found.largest = torch.maximum(high, -low)
     count, channels = len(x), x.shape[channel_dim]
     positions = x.numel() // max(1, count * channels)
     if channel_dim % x.dim() == 0 or channels < 2:
@@ -229,8 +229,9 @@ def analyze(
         if backward:
             leaf = inputs.clone().requires_grad_()
             x = leaf * 1  # not the leaf: networks may write into their input
-        look = functools.partial(measure, backward=backward, evidence=evidence)
-        with tracing(model, x, look, before.note_write, observer) as tracer:
+        look = functools.partial(measure, backward=backward)
+        more = functools.partial(look, evidence=evidence)
+        with tracing(model, x, look, before.note_write, observer, more) as tracer:
             output = run(model, x)
             tracer.finish(output)
         gradients = None
