@@ -153,7 +153,7 @@ class MethodFact:
         gammas: The gains of the other activations of the branch.
         activation: Name of the activation.
         plain: Paths of convolutions whose weights are not standardized.
-        raw_shortcut: Whether the projection of a transition reads the signal without the activation.
+        raw_shortcut: Whether the projection of a transition reads the raw signal.
     """
 
     block: int

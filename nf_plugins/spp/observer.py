@@ -148,9 +148,11 @@ class Observer:
         logits = q @ k.transpose(-1, -2) * (q.shape[-1] ** -0.5 if scale is None else scale)
         if mask is not None:
             full = mask.expand(*call.args[0].shape[:-1], k.shape[-2])[:2, :, ::step]
-            none = torch.zeros_like(logits).masked_fill_(~full, -math.inf) if (
-                full.dtype == torch.bool
-            ) else full
+            none = (
+                torch.zeros_like(logits).masked_fill_(~full, -math.inf)
+                if (full.dtype == torch.bool)
+                else full
+            )
             logits = logits + none
         elif given.get('is_causal'):
             rows = torch.arange(call.args[0].shape[-2], device=q.device)[::step, None]

@@ -60,6 +60,7 @@ class BlockSignal:
         shortcut_norms: Norms of the shortcut.
         pre_norm: Whether the first layer of the branch reads the output of a norm.
         activation: Names of the activations of the branch.
+        max_pooled: Whether the shortcut is max-pooled.
         largest: Largest absolute value of the output.
         image_cosine: Mean cosine between the features of two images, None for a single one.
         token_cosine: Mean cosine between the features at two positions of an image.
@@ -91,6 +92,7 @@ class BlockSignal:
     shortcut_norms: int = 0
     pre_norm: bool = False
     activation: str = ''
+    max_pooled: bool = False
     largest: float | None = None
     image_cosine: float | None = None
     token_cosine: float | None = None
@@ -130,7 +132,8 @@ _IS_VALID: dict[str, Callable[[Any], bool]] = {
     ),
     **dict.fromkeys(('name', 'kind', 'family', 'activation'), lambda v: isinstance(v, str)),
     **dict.fromkeys(
-        ('activated', 'pooled', 'normalized', 'pre_norm'), lambda v: isinstance(v, bool)
+        ('activated', 'pooled', 'normalized', 'pre_norm', 'max_pooled'),
+        lambda v: isinstance(v, bool),
     ),
     'shape': lambda v: isinstance(v, list | tuple) and all(type(size) is int for size in v),
     'zero_parameter': lambda v: v is None or isinstance(v, str),
@@ -264,7 +267,9 @@ class SignalProfile:
         if data.get('schema') not in (SCHEMA, OLD_SCHEMA):
             raise ValueError(f'its schema is {data.get("schema")!r:.100}, not {SCHEMA!r}')
         if data.get('mode') not in MODES:
-            raise ValueError(f'its mode must be one of {", ".join(MODES)}, got {data.get("mode")!r}')
+            raise ValueError(
+                f'its mode must be one of {", ".join(MODES)}, got {data.get("mode")!r}'
+            )
         if not isinstance(data.get('blocks'), list) or not data['blocks']:
             raise ValueError('it has no list of blocks')
         if len(data['blocks']) > MAX_BLOCKS:

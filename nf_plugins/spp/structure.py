@@ -211,6 +211,7 @@ def describe_blocks(blocks: Blocks, tracer: Tracer) -> None:
             branch = path_nodes(item.end, item.source)
             shortcut = path_nodes(item.shortcut, item.source) - branch
             layers = [n for n in branch if n.op in LAYERS]
+            block.max_pooled = any('max_pool' in n.op for n in shortcut)
             block.shortcut_norms = len(_norms(shortcut, modules))
             block.pre_norm = _starts_with_norm(branch, item.source, modules)
         elif isinstance(item, Unit):
@@ -251,9 +252,7 @@ def is_norm(module: nn.Module | None) -> bool:
     return 'norm' in name and 'nonorm' not in name and not list(module.children() if module else ())
 
 
-def _starts_with_norm(
-    branch: set[Node], source: Node, modules: dict[str, nn.Module]
-) -> bool:
+def _starts_with_norm(branch: set[Node], source: Node, modules: dict[str, nn.Module]) -> bool:
     """Whether the scale of a branch's input has no effect: a norm comes before any activation."""
     todo, seen, found = [source], {source}, False
     while todo:
@@ -330,9 +329,7 @@ def _was_used(name: str, parameter: Tensor, tracer: Tracer, observer: Observer) 
     return memory_of(parameter) in observer.used or owner in tracer.entered
 
 
-def _unreached(
-    trainable: dict[str, nn.Parameter], tracer: Tracer, observer: Observer
-) -> list[str]:
+def _unreached(trainable: dict[str, nn.Parameter], tracer: Tracer, observer: Observer) -> list[str]:
     """Parameters that no path without a ``detach`` leads to from the output."""
     reached: set[Node] = set()
     todo = [node for node in tracer.nodes if node.returned]
