@@ -22,7 +22,7 @@ from .evidence import (
 )
 from .graph import Node, Residual, Tracer, Unit
 from .graph.nodes import path_nodes
-from .graph.ops import ACTIVATIONS, BATCH_NORMS, HEAVY, MOVES, NORMS, POOLINGS, SCALINGS
+from .graph.ops import ACTIVATIONS, HEAVY, MOVES, NORMS, POOLINGS, SCALINGS
 from .observer import SATURATING, Observer, feeds_a_gate, memory_of, multiplies
 
 if TYPE_CHECKING:
@@ -131,24 +131,22 @@ def describe(
     inner, after = _layers_after(tracer.nodes)
     for node, layer in observer.layers:
         layer.inner, layer.last = node in inner, node not in after
-    found = (observer.activations, observer.attentions, observer.norms, observer.layers)
-    for facts in found:
+    for facts in (observer.activations, observer.attentions, observer.norms, observer.layers):
         for node, fact in facts:  # type: ignore[attr-defined]
             fact.block = block_of(node)
-    activations, attentions, norms, layers = ([fact for _, fact in facts] for facts in found)
     attended = {node for node in tracer.nodes if _feeds_product(node)}
     return Evidence(
         type(model).__name__,
         tuple(sorted(_options(model))),
         inputs,
-        activations,  # type: ignore[arg-type]
+        [fact for _, fact in observer.activations],
         [
             fact
             for node, fact in observer.attentions
             if node in attended or 'softmax' not in node.op
         ],
-        norms,  # type: ignore[arg-type]
-        layers,  # type: ignore[arg-type]
+        [fact for _, fact in observer.norms],
+        [fact for _, fact in observer.layers],
         find_drops(model),
         method_facts(blocks, tracer),
         parameter_facts(model, tracer, observer, blocks, gradients),
@@ -444,7 +442,7 @@ def _reads_raw(item: Residual) -> bool:
     passed = (*MOVES, *POOLINGS, *SCALINGS, 'constant_pad_nd', 'copy_')
     while node.parents:
         node = node.parents[0]
-        if _is_activation(node) or node.op in ('mul', 'mul_') and len(node.parents) > 1:
+        if _is_activation(node) or (node.op in ('mul', 'mul_') and len(node.parents) > 1):
             return False
         if node.sum is not None or node.op not in passed:
             return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import defaultdict
@@ -66,7 +67,7 @@ def explosion(
     else:
         ratios = [
             b.branch_gain**2 * b.res_avg_var / a.avg_var
-            for a, b in zip(blocks, blocks[1:])
+            for a, b in itertools.pairwise(blocks)
             if b.res_avg_var is not None and b.branch_gain is not None and a.avg_var > 0
         ]
         if ratios:
@@ -191,7 +192,7 @@ def branch_jump(
         return
     index = min([*jumps, *(layer[1] for layer in layers)])
     parts = [text for _, text in sorted(jumps.items())][:2]
-    for name, block, times in layers[:3]:
+    for name, _, times in layers[:3]:
         parts.append(f'the weights of {name} are {times:.3g} times those of its siblings')
     if len(layers) > 3:
         parts[-1] += f' ({len(layers)} layers are beyond {weights:g} times)'
