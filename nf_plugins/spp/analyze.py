@@ -29,7 +29,16 @@ from .graph import (
     zero_parameter,
 )
 from .graph.ops import ACTIVATIONS, MOVES, NORMS, POOLINGS
-from .profile import BlockSignal, SignalProfile
+from .observer import Numbers, Observer, sample
+from .profile import MODES, STATES, BlockSignal, SignalProfile
+from .structure import (
+    describe,
+    describe_blocks,
+    find_state,
+    input_facts,
+    non_finite_names,
+    reached_parameters,
+)
 from .theory import add_theory
 
 
@@ -40,10 +49,18 @@ class Measurement:
     stats: ChannelStatistics
     shape: tuple[int, ...]
     grad: ChannelStatistics | None = None
+    largest: Tensor | None = None
+    image_cosine: Tensor | None = None
+    token_cosine: Tensor | None = None
 
 
-def measure(tensor: Tensor, channel_dim: int, backward: bool = False) -> Measurement:
+def measure(
+    tensor: Tensor, channel_dim: int, backward: bool = False, evidence: bool = False
+) -> Measurement:
     found = Measurement(channel_statistics(tensor, channel_dim), tuple(tensor.shape))
+    if evidence:
+        with torch.no_grad():
+            measure_features(found, tensor.detach(), channel_dim)
     if backward and tensor.requires_grad:
 
         def keep(gradient: Tensor) -> None:
@@ -52,6 +69,31 @@ def measure(tensor: Tensor, channel_dim: int, backward: bool = False) -> Measure
         with torch.enable_grad():
             tensor.register_hook(keep)
     return found
+
+
+def measure_features(found: Measurement, x: Tensor, channel_dim: int) -> None:
+    """Measure the largest value, and how much images and positions are alike."""
+    low, high = torch.aminmax(x)
+    found.largest = torch.maximum(high, -low)
+    count, channels = len(x), x.shape[channel_dim]
+    positions = x.numel() // max(1, count * channels)
+    if channel_dim % x.dim() == 0 or channels < 2:
+        return
+    values = sample(x, channel_dim, max(1 << 15, 8 * count * channels))
+    if len(values) % count:
+        return
+    values = values.unflatten(0, (count, -1)).float()  # images, positions, channels
+    if count > 1:
+        found.image_cosine = mean_cosine(values.flatten(1))
+    if positions > 1 and values.shape[1] > 1:
+        found.token_cosine = mean_cosine(values).mean()
+
+
+def mean_cosine(values: Tensor) -> Tensor:
+    """Mean cosine between two of the rows of ``(..., rows, features)``."""
+    unit = torch.nn.functional.normalize(values, dim=-1)
+    rows = values.shape[-2]
+    return (unit.sum(-2).square().sum(-1) - unit.square().sum((-1, -2))) / (rows * (rows - 1))
 
 
 _ALLOCATIONS = ('empty', 'new_empty')
@@ -119,6 +161,8 @@ def analyze(
     sync: bool = False,
     input_info: dict[str, Any] | None = None,
     label: str = '',
+    state: str | None = None,
+    evidence: bool = True,
 ) -> SignalProfile:
     """Measure how a signal propagates through the residual blocks of any network.
 
@@ -133,7 +177,8 @@ def analyze(
         model: A backbone, a model with one as ``backbone``, or a wrapper of such
             (compiled, DDP, EMA).
         inputs: A batch, usually ``(N, C, H, W)``, on the device of the model.
-        mode: 'train' (batch norm uses the batch, as in the papers' plots) or 'eval'.
+        mode: 'train' (batch norm uses the batch, as in the papers' plots), 'eval', or 'asis':
+            each module in the mode that it has, so that frozen batch norms are seen.
         seed: Seed for what is random in the network.
         backward: Measure, too, the gradient that flows back from unit Gaussian noise at
             the last output.
@@ -142,13 +187,16 @@ def analyze(
         sync: Merge the statistics of all ranks, each of which has its own inputs.
         input_info: What the batch is; it becomes part of ``SignalProfile.input``.
         label: Name for legends.
+        state: 'init' or 'trained': what is expected of the network; None to find out.
+        evidence: Collect what rules need beside the curves (saturated units, weights that are
+            zero, ...). It costs a tenth of a forward pass.
 
     Returns:
         The profile: the stem, then every block in order of execution.
 
     Raises:
         TypeError: The model is no module.
-        ValueError: Unknown ``mode``, or nothing in the model can be measured.
+        ValueError: Unknown ``mode`` or ``state``, or nothing in the model can be measured.
 
     Source: Brock et al. 2021a, section 3: signal propagation plots.
 
@@ -158,7 +206,9 @@ def analyze(
         >>> [block.kind for block in profile.blocks[:3]]
         ['stem', 'transition', 'residual']
     """
-    check_choice('mode', mode, ('train', 'eval'))
+    check_choice('mode', mode, MODES)
+    if state is not None:
+        check_choice('state', state, STATES)
     if not isinstance(model, nn.Module):
         raise TypeError(
             f'model must be an nn.Module, got {model!r} (train() and eval() of most backbones in '
@@ -166,6 +216,8 @@ def analyze(
         )
     model = unwrap(model)
     inputs = check_type('inputs', inputs, Tensor).detach()
+    state = state or find_state(model)
+    observer = Observer(model) if evidence else None
     with (
         preserved(model, mode, unit_gain) as before,
         plain_execution(model, len(inputs), inputs.device),
@@ -178,13 +230,22 @@ def analyze(
             leaf = inputs.clone().requires_grad_()
             x = leaf * 1  # not the leaf: networks may write into their input
         look = functools.partial(measure, backward=backward)
-        with tracing(model, x, look, before.note_write) as tracer:
+        more = functools.partial(look, evidence=evidence)
+        with tracing(model, x, look, before.note_write, observer, more) as tracer:
             output = run(model, x)
             tracer.finish(output)
+        gradients = None
         if backward:
+            gradients = reached_parameters(t for t in tree_iter(output) if isinstance(t, Tensor))
             send_noise_back(output, leaf)
         del output, x, leaf
         blocks = collect(tracer, model, sync)
+        found = None
+        if observer is not None:
+            facts = input_facts([inputs])
+            found = describe(blocks, tracer, observer, model, facts, gradients)
+        else:
+            describe_blocks(blocks, tracer)
         add_theory(blocks, tracer, mode)
         profile = SignalProfile(
             [block for block, _ in blocks],
@@ -193,6 +254,8 @@ def analyze(
             seed=seed,
             label=label,
             unit_gain=unit_gain,
+            state=state,
+            evidence=found,
         )
         if not profile.is_finite():
             if seed is not None:
@@ -200,6 +263,8 @@ def analyze(
             profile.non_finite_module = first_non_finite(
                 model, inputs, before_write=before.note_write
             )
+            if found is not None and (broken := non_finite_names(model)):
+                found.parameters.append(broken)
     return profile
 
 
@@ -211,24 +276,6 @@ def send_noise_back(output: Any, leaf: Tensor) -> None:
     last = outputs[-1]
     noise = torch.randn(last.shape, dtype=last.dtype, device='cpu').to(last.device)
     torch.autograd.grad(last, leaf, noise, allow_unused=True)
-
-
-class _Numbers:
-    """Scalars on the device that come to the host together."""
-
-    def __init__(self) -> None:
-        self.tensors: list[Tensor] = []
-        self.targets: list[tuple[Any, str]] = []
-
-    def put(self, target: Any, name: str, value: Tensor) -> None:
-        self.tensors.append(value.detach().double())
-        self.targets.append((target, name))
-
-    def deliver(self) -> None:
-        if self.tensors:
-            values = torch.stack(self.tensors).tolist()
-            for (target, name), value in zip(self.targets, values):
-                setattr(target, name, value)
 
 
 def collect(
@@ -245,7 +292,7 @@ def collect(
         branches = [item.measured_branch for *_, item in found if isinstance(item, Residual)]
         merge_ranks([output for _, _, output, _ in found] + branches)
 
-    numbers, blocks = _Numbers(), []
+    numbers, blocks = Numbers(), []
     for index, (name, kind, output, item) in enumerate(found):
         block = BlockSignal(index, name, kind, output.shape, 0.0, 0.0)
         _fill_output(block, output, numbers)
@@ -281,7 +328,7 @@ def _measured_blocks(
     return found
 
 
-def _fill_output(block: BlockSignal, output: Measurement, numbers: _Numbers) -> None:
+def _fill_output(block: BlockSignal, output: Measurement, numbers: Numbers) -> None:
     """Fill in what is measured at the output of a block."""
     var = output.stats.var
     numbers.put(block, 'avg_sq_mean', output.stats.avg_sq_mean)
@@ -291,9 +338,12 @@ def _fill_output(block: BlockSignal, output: Measurement, numbers: _Numbers) -> 
         numbers.put(block, 'grad_avg_sq_mean', output.grad.avg_sq_mean)
         numbers.put(block, 'grad_avg_var', output.grad.avg_var)
     block.positions = output.stats.count // output.shape[0]
+    for name in ('largest', 'image_cosine', 'token_cosine'):
+        if (value := getattr(output, name)) is not None:
+            numbers.put(block, name, value)
 
 
-def _fill_branch(block: BlockSignal, residual: Residual, numbers: _Numbers) -> None:
+def _fill_branch(block: BlockSignal, residual: Residual, numbers: Numbers) -> None:
     """Fill in what is measured at the end of the branch of a block."""
     branch = residual.measured_branch
     numbers.put(block, 'res_avg_var', branch.stats.avg_var / residual.branch_scale**2)

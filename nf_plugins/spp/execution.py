@@ -57,7 +57,7 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
 
     Args:
         model: The model.
-        mode: 'train' or 'eval'.
+        mode: 'train', 'eval', or 'asis' for each module in its own mode.
         unit_gain: Set the gains that are zero (see :func:`zero_gains`) to one.
 
     Yields:
@@ -85,10 +85,12 @@ _ALONE = threading.RLock()
 def _set_mode(model: nn.Module, mode: str) -> None:
     # `train` of some modules makes or drops caches; that of others keeps frozen parts in
     # evaluation mode, so the flags are set once more.
-    model.train(mode == 'train')
+    if mode != 'asis':
+        model.train(mode == 'train')
     switches = {name for adapter in adapters() for name in adapter.switched_off}
     for module in model.modules():
-        module.training = mode == 'train' and not is_random_depth(module)
+        training = module.training if mode == 'asis' else mode == 'train'
+        module.training = training and not is_random_depth(module)
         for name in switches:
             if getattr(module, name, False) is True:
                 setattr(module, name, False)

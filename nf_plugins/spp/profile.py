@@ -12,11 +12,17 @@ import torch
 
 from nf_plugins.version import __version__
 
+from .evidence import Evidence
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-SCHEMA = 'nf_plugins.spp/1'
+SCHEMA = 'nf_plugins.spp/2'
+OLD_SCHEMA = 'nf_plugins.spp/1'
+"""What 0.1.0 wrote, without state and evidence; it is still read."""
+STATES = ('init', 'trained')
+MODES = ('train', 'eval', 'asis')
 
 
 @dataclass
@@ -48,6 +54,16 @@ class BlockSignal:
         pooled: Whether the shortcut is average-pooled.
         normalized: Whether the branch has a norm, or one reads a plain module.
         zero_parameter: Name of the parameter, all zero, that silences the branch.
+        family: Name of the class of the block's module.
+        layers: Convolutions and matrix products of the branch.
+        norms: Norms of the branch.
+        shortcut_norms: Norms of the shortcut.
+        pre_norm: Whether the first layer of the branch reads the output of a norm.
+        activation: Names of the activations of the branch.
+        max_pooled: Whether the shortcut is max-pooled.
+        largest: Largest absolute value of the output.
+        image_cosine: Mean cosine between the features of two images, None for a single one.
+        token_cosine: Mean cosine between the features at two positions of an image.
     """
 
     index: int
@@ -70,6 +86,16 @@ class BlockSignal:
     pooled: bool = False
     normalized: bool = False
     zero_parameter: str | None = None
+    family: str = ''
+    layers: int = 0
+    norms: int = 0
+    shortcut_norms: int = 0
+    pre_norm: bool = False
+    activation: str = ''
+    max_pooled: bool = False
+    largest: float | None = None
+    image_cosine: float | None = None
+    token_cosine: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the block for JSON, which has no infinity and no NaN.
@@ -100,9 +126,15 @@ MAX_BLOCKS = 10_000
 
 _IS_VALID: dict[str, Callable[[Any], bool]] = {
     'index': lambda v: type(v) is int and 0 <= v < MAX_BLOCKS,
-    'positions': lambda v: type(v) is int and 0 <= v < 2**31,
-    **dict.fromkeys(('name', 'kind'), lambda v: isinstance(v, str)),
-    **dict.fromkeys(('activated', 'pooled', 'normalized'), lambda v: isinstance(v, bool)),
+    **dict.fromkeys(
+        ('positions', 'layers', 'norms', 'shortcut_norms'),
+        lambda v: type(v) is int and 0 <= v < 2**31,
+    ),
+    **dict.fromkeys(('name', 'kind', 'family', 'activation'), lambda v: isinstance(v, str)),
+    **dict.fromkeys(
+        ('activated', 'pooled', 'normalized', 'pre_norm', 'max_pooled'),
+        lambda v: isinstance(v, bool),
+    ),
     'shape': lambda v: isinstance(v, list | tuple) and all(type(size) is int for size in v),
     'zero_parameter': lambda v: v is None or isinstance(v, str),
 }
@@ -143,7 +175,7 @@ class SignalProfile:
 
     Args:
         blocks: The blocks, the stem first.
-        mode: 'train' or 'eval', the mode of the network.
+        mode: 'train', 'eval' or 'asis' (each module in its own), the mode of the network.
         input: What went in: ``kind``, ``shape``, ...
         seed: Seed of the input and of everything random in the network.
         label: Name for legends.
@@ -151,6 +183,8 @@ class SignalProfile:
         checkpoint: Path of the checkpoint, if any.
         unit_gain: Whether gains at zero were measured at one.
         non_finite_module: The module that first made a non-finite value.
+        state: 'init' or 'trained', None where it is not known.
+        evidence: What rules need beside the curves, None where it was not collected.
     """
 
     blocks: list[BlockSignal]
@@ -162,6 +196,8 @@ class SignalProfile:
     checkpoint: str | None = None
     unit_gain: bool = False
     non_finite_module: str | None = None
+    state: str | None = None
+    evidence: Evidence | None = None
 
     def is_finite(self) -> bool:
         """Whether every measured value is finite."""
@@ -193,6 +229,7 @@ class SignalProfile:
             config=self.config,
             checkpoint=self.checkpoint,
             mode=self.mode,
+            state=self.state,
             seed=self.seed,
             unit_gain=self.unit_gain,
             input=self.input,
@@ -204,6 +241,8 @@ class SignalProfile:
         )
         if self.non_finite_module is not None:
             data['non_finite_module'] = self.non_finite_module
+        if self.evidence is not None:
+            data['evidence'] = self.evidence.to_dict()
         return data
 
     @classmethod
@@ -225,10 +264,12 @@ class SignalProfile:
             True
         """
         data = data if isinstance(data, Mapping) else {}
-        if data.get('schema') != SCHEMA:
+        if data.get('schema') not in (SCHEMA, OLD_SCHEMA):
             raise ValueError(f'its schema is {data.get("schema")!r:.100}, not {SCHEMA!r}')
-        if data.get('mode') not in ('train', 'eval'):
-            raise ValueError(f"its mode must be 'train' or 'eval', got {data.get('mode')!r}")
+        if data.get('mode') not in MODES:
+            raise ValueError(
+                f'its mode must be one of {", ".join(MODES)}, got {data.get("mode")!r}'
+            )
         if not isinstance(data.get('blocks'), list) or not data['blocks']:
             raise ValueError('it has no list of blocks')
         if len(data['blocks']) > MAX_BLOCKS:
@@ -240,6 +281,10 @@ class SignalProfile:
             except ValueError as error:
                 raise ValueError(f'block {number}: {error}') from None
         optional = {k: data[k] for k, kind in _OPTIONAL.items() if type(data.get(k)) is kind}
+        if data.get('state') in STATES:
+            optional['state'] = data['state']
+        if data.get('evidence') is not None:
+            optional['evidence'] = Evidence.from_dict(data['evidence'])
         return cls(blocks, mode=data['mode'], **optional)
 
     def table(self) -> str:

@@ -37,7 +37,7 @@ from .units import Unit, has_weights, repeated_modules
 
 
 @dataclass
-class _Call:
+class Call:
     """An operation on tensors of the graph."""
 
     func: Any
@@ -70,6 +70,9 @@ class Tracer(TorchDispatchMode):
         measure: Called with a tensor and its channel axis; what it returns is kept with
             the residual addition. None measures nothing.
         before_write: Called with each tensor that an operation is about to write into.
+        observe: Called after each operation on tensors of the graph, with the tracer, the
+            operation and its result.
+        measure_output: Called instead of ``measure`` with the outputs of blocks.
     """
 
     def __init__(
@@ -77,17 +80,22 @@ class Tracer(TorchDispatchMode):
         names: dict[nn.Module, str],
         measure: Callable[[Tensor, int], Any] | None = None,
         before_write: Callable[[Tensor], None] | None = None,
+        observe: Callable[[Tracer, Call, Any], None] | None = None,
+        measure_output: Callable[[Tensor, int], Any] | None = None,
     ) -> None:
         super().__init__()
         self.names = names
         self.modules = {name: module for module, name in names.items()}
         self._measure = measure
         self._before_write = before_write
+        self._observe = observe
+        self._measure_output = measure_output
         self.nodes: list[Node] = []
         self.node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.base_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
         self.stack: list[str] = ['']
         self.entries: list[int] = [0]  # candidates when a module was entered
+        self.entered: set[str] = set()  # modules that ran
         self.candidates: list[Residual] = []
         self.units: list[Unit] = []
         self.pending: dict[int, tuple[Tensor, Residual]] = {}
@@ -102,6 +110,13 @@ class Tracer(TorchDispatchMode):
             return None
         with _disable_current_modes():
             return self._measure(tensor, axis)
+
+    def measure_output(self, tensor: Tensor, axis: int) -> Any:
+        """Measure the output of a block, of which more is measured where that is asked for."""
+        if self._measure_output is None:
+            return self.measure(tensor, axis)
+        with _disable_current_modes():
+            return self._measure_output(tensor, axis)
 
     # ---------------------------------------------------------------- the graph
     def add_node(self, tensor: Tensor, op: str, parents: list[Node], axis: int | None) -> Node:
@@ -133,7 +148,7 @@ class Tracer(TorchDispatchMode):
         ]
         if not given:
             return func(*args, **kwargs)
-        call = _Call(func, args, kwargs, given)
+        call = Call(func, args, kwargs, given)
         for _, tensor in given:
             if id(tensor) in self.pending and call.op not in ACTIVATIONS:
                 self.settle(tensor)
@@ -150,9 +165,12 @@ class Tracer(TorchDispatchMode):
             self.follow(call, outputs[0], residual)
         if call.mutates:
             self.propagate_mutation(args[0])
+        if self._observe is not None:
+            with _disable_current_modes(), grad_mode(False):
+                self._observe(self, call, result)
         return result
 
-    def record(self, call: _Call, out: Tensor) -> Node:
+    def record(self, call: Call, out: Tensor) -> Node:
         """Add an output of an operation to the graph."""
         parents = list(dict.fromkeys(node for node, _ in call.given))
         node = self.add_node(
@@ -167,7 +185,7 @@ class Tracer(TorchDispatchMode):
             node.weight = call.args[1]
         return node
 
-    def follow(self, call: _Call, out: Tensor, residual: Residual | None) -> None:
+    def follow(self, call: Call, out: Tensor, residual: Residual | None) -> None:
         """Note that an operation's first output is a residual sum, or the activation of one."""
         if residual is not None:
             node = self.node_of[out]
@@ -231,7 +249,7 @@ class Tracer(TorchDispatchMode):
         bare, gains, measured, scale = walk_back_gains(branch, factors)
         if not self.candidates and identity and source not in self.inputs_measured:
             if shortcut.root is source:
-                self.inputs_measured[source] = self.measure(operands[first], axis)
+                self.inputs_measured[source] = self.measure_output(operands[first], axis)
         return Residual(
             name='',
             identity=identity,
@@ -286,7 +304,7 @@ class Tracer(TorchDispatchMode):
         """Measure a block's output, right before something uses it."""
         _, residual = self.pending.pop(id(tensor))
         if residual.measured_output is None:
-            residual.measured_output = self.measure(tensor, residual.channel_dim)
+            residual.measured_output = self.measure_output(tensor, residual.channel_dim)
 
     def follow_activation(self, tensor: Tensor, out: Tensor) -> None:
         """An activation after the addition, in the same module, is part of the block."""
@@ -295,7 +313,7 @@ class Tracer(TorchDispatchMode):
             residual.activated = True
             self.pending[id(out)] = (out, residual)
         elif residual.measured_output is None:
-            residual.measured_output = self.measure(tensor, residual.channel_dim)
+            residual.measured_output = self.measure_output(tensor, residual.channel_dim)
 
     # ------------------------------------------------------------------ modules
     def enter(self, module: nn.Module, args: tuple) -> None:
@@ -306,8 +324,9 @@ class Tracer(TorchDispatchMode):
             if not self.candidates and node.index and next(module.children(), None) is not None:
                 self.read_by.setdefault(name, node)
                 if node not in self.inputs_measured:
-                    self.inputs_measured[node] = self.measure(tensor, node.channel_dim)
+                    self.inputs_measured[node] = self.measure_output(tensor, node.channel_dim)
         self.stack.append(name)
+        self.entered.add(name)
         self.entries.append(len(self.candidates))
 
     def leave(self, module: nn.Module, output: Any) -> None:
@@ -325,7 +344,7 @@ class Tracer(TorchDispatchMode):
             return
         if name and has_weights(module):
             node = self.node_of[tensor]
-            value = self.measure(tensor, node.channel_dim)
+            value = self.measure_output(tensor, node.channel_dim)
             unit = Unit(name, type(module), repeated, tuple(tensor.shape), node, value)
             self.units.append(unit)
 
@@ -346,10 +365,12 @@ def tracing(
     inputs: Tensor,
     measure: Callable[[Tensor, int], Any] | None = None,
     before_write: Callable[[Tensor], None] | None = None,
+    observe: Callable[[Tracer, Call, Any], None] | None = None,
+    measure_output: Callable[[Tensor, int], Any] | None = None,
 ) -> Iterator[Tracer]:
     """Follow what a model does with ``inputs`` inside the block."""
     names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
-    tracer = Tracer(names, measure, before_write)
+    tracer = Tracer(names, measure, before_write, observe, measure_output)
     thread = threading.get_ident()
     hooks: list[RemovableHandle] = []
     # The compiled and what it was made of are one.

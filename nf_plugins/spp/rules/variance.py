@@ -2,100 +2,289 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import math
+import statistics
+from collections import defaultdict
 
 from nf_plugins.registry import RULES
 
 from ..profile import BlockSignal, SignalProfile
-from .signal import is_silent
+from .base import (
+    Finding,
+    Findings,
+    beyond_siblings,
+    called,
+    evidence_of,
+    is_normalizer_free,
+    is_scale_free,
+    is_silent,
+    is_trained,
+    option,
+    rectifier,
+    role,
+    says,
+    some,
+)
 
-EXPLOSION = 1e3
-"""``avg_var`` beyond this times that of the first block, or gradients towards the input."""
-ATTENUATION = 1 / 20
-"""``avg_var`` below this times the larger one of stem and first block."""
-MEAN_SHIFT = 1.0
-"""``avg_sq_mean`` beyond this times ``avg_var``; batch norm and ReLU have 0.47."""
+NORM_EPS = 1e-5
+"""Variance that norms add before they divide; below it they do not normalize."""
+
+
+def start_of(profile: SignalProfile, blocks: list[BlockSignal]) -> float:
+    """The variance that the blocks start from: the larger one of stem and first block."""
+    return max([blocks[0].avg_var, *(b.avg_var for b in profile.blocks if b.kind == 'stem')])
 
 
 @RULES.register_module()
-def explosion(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
+@says('error', 'info')
+def explosion(
+    profile: SignalProfile, blocks: list[BlockSignal], *, growth: float = 200.0
+) -> Findings:
     """The variance grows exponentially with depth."""
-    first = blocks[0].avg_var
-    last = max(blocks, key=lambda b: b.avg_var)
-    if first > 0 and last.avg_var > EXPLOSION * first:
-        depth = max(1, last.index - blocks[0].index)
-        rate = (last.avg_var / first) ** (1 / depth)
-        beyond = next(b for b in blocks if b.avg_var > EXPLOSION * first)
-        yield (
-            'error',
+    start, high = start_of(profile, blocks), max(blocks, key=lambda b: b.avg_var)
+    if not 0 < start < math.inf or high.avg_var <= growth * start:
+        return
+    beyond = next(b for b in blocks if b.avg_var > growth * start)
+    rate = (high.avg_var / start) ** (1 / max(1, high.index - profile.blocks[0].index))
+    cause = (
+        f'the variance explodes: from {start:.3g} at the start to {high.avg_var:.3g} at '
+        f'{called(high)}, {rate:.3g} times per block'
+    )
+    if all(is_scale_free(profile, b) for b in blocks):
+        yield Finding(
+            'info',
             beyond.index,
-            f'the variance explodes: {first:.3g} at block {blocks[0].index}, '
-            f'{last.avg_var:.3g} at block {last.index} ({last.name}), {rate:.3g} times per block. '
-            'Every block adds a branch as large as its input; divide the input of the branch by '
-            'its expected standard deviation and scale the branch (NFResNet: alpha, beta), '
-            'normalize it, or start the branch at zero (SkipInit)',
+            f'the variance grows from {start:.3g} to {high.avg_var:.3g} at {called(high)}; each '
+            'block normalizes what it reads, so the scale between the blocks does no harm',
         )
+        return
+    if is_trained(profile):
+        remedy = 'The weights have grown while training: lower the learning rate or clip gradients'
+    elif high.kind == 'plain':
+        cause += '; each layer multiplies the variance, as its weights are too large'
+        remedy = _keep_variance(profile)
+    else:
+        ratios = [
+            b.branch_gain**2 * b.res_avg_var / a.avg_var
+            for a, b in itertools.pairwise(blocks)
+            if b.res_avg_var is not None and b.branch_gain is not None and a.avg_var > 0
+        ]
+        if ratios:
+            cause += f'; a branch adds {statistics.median(ratios):.3g} times its input'
+        remedy = _tame_branches(profile)
+    yield Finding('error', beyond.index, cause, remedy)
+
+
+def _tame_branches(profile: SignalProfile) -> str:
+    if is_normalizer_free(profile):
+        return 'Use alpha = 0.2, beta and SkipInit as the method has them'
+    if any(n.running for n in evidence_of(profile).norms):
+        return 'Norms with running statistics do not fit this signal: measure in train mode'
+    name = option(profile, 'norm_cfg', 'norm_layer')
+    norm = f'normalize the branches ({name})' if name else 'put a norm into each branch'
+    return f'Divide the input of each branch by its deviation: {norm}, or start branches at zero'
+
+
+def _keep_variance(profile: SignalProfile) -> str:
+    if rectifier(profile) in ('relu', 'hardtanh', 'clamp_min'):
+        return "Use an initialisation that keeps the variance: He's, 2 / fan_in, for ReLU"
+    return 'Use an initialisation that keeps the variance, or put norms between the layers'
 
 
 @RULES.register_module()
-def attenuation(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
+@says('warning', 'info')
+def attenuation(
+    profile: SignalProfile, blocks: list[BlockSignal], *, share: float = 0.05
+) -> Findings:
     """The variance dies away."""
-    stem = [b.avg_var for b in profile.blocks if b.kind == 'stem']
-    start = max([blocks[0].avg_var, *stem])
-    low = min(blocks, key=lambda b: b.avg_var)
-    if low.avg_var < ATTENUATION * start:
-        pooled = [b for b in blocks if b.pooled]
-        text = (
-            f'the variance dies away: from {start:.3g} to {low.avg_var:.3g} at block '
-            f'{low.index} ({low.name}). '
+    start, low = start_of(profile, blocks), min(blocks, key=lambda b: b.avg_var)
+    if not low.avg_var < share * start:
+        return
+    first = next(b for b in blocks if b.avg_var < share * start)
+    cause = f'the variance dies away: from {start:.3g} to {low.avg_var:.3g} at {called(low)}'
+    severity = 'warning'
+    if any(b.pooled for b in blocks) or any(is_silent(b) for b in blocks):
+        severity = 'info'
+        cause += '; only the shortcuts and what is between the stages carry it'
+        remedy = 'Training opens the branches: measure with the gains at one (unit_gain)'
+        if not any(is_silent(b) for b in blocks):
+            remedy = 'Measure with images, of which average pooling takes less'
+    elif all(is_scale_free(profile, b) for b in blocks) and low.avg_var > NORM_EPS / 10:
+        yield Finding(
+            'info',
+            first.index,
+            f'{cause}; each block normalizes what it reads, so this does no harm',
         )
-        silent = any(is_silent(b) for b in blocks)
-        if pooled and silent:
-            text += (
-                'With silent branches only the shortcuts are left, and their average pooling '
-                'shrinks it (pooled_shortcut): training opens the branches, --unit-gain shows '
-                'the plot with them'
-            )
-        elif pooled:
-            text += (
-                'The average pooling of the shortcuts shrinks it (pooled_shortcut); '
-                'branches can make up for it only in part'
-            )
-        elif silent:
-            text += (
-                'With silent branches (zero_branch) only the shortcuts and the layers between the '
-                'stages are left: training opens the branches'
-            )
-        else:
-            text += (
-                'The weights are too small for the activation: use an initialisation that keeps '
-                "the variance (He's for ReLU), ScaledWS with the activation's gamma, or a norm"
-            )
-        yield ('warning', low.index, text)
+        return
+    elif is_trained(profile):
+        severity = 'info' if low.avg_var > 1e-6 * start else 'warning'
+        remedy = 'If the accuracy is low, look for too much weight decay'
+    else:
+        cause += '; the weights are too small for the activation'
+        remedy = _keep_variance(profile)
+        if low.avg_var <= NORM_EPS / 10 and any(b.norms for b in blocks):
+            cause = f'{cause}, and below the eps of norms, which cannot bring it back'
+    yield Finding(severity, first.index, cause, remedy)
 
 
 @RULES.register_module()
-def mean_shift(profile: SignalProfile, blocks: list[BlockSignal]) -> Iterator[tuple]:
+@says('warning', 'info')
+def mean_shift(
+    profile: SignalProfile, blocks: list[BlockSignal], *, ratio: float = 1.0
+) -> Findings:
     """Channels have means larger than their deviations."""
     # Up to the first transition a large mean may be the stem's (its pooling, its ReLU).
     start = max([b.avg_sq_mean for b in profile.blocks if b.kind == 'stem'], default=0.0)
+    activated = sum(b.activated for b in blocks) > len(blocks) / 2  # an odd one out inherits
     inherited, shifted = True, []
     for b in blocks:
-        inherited &= b.kind != 'transition' and b.avg_sq_mean <= 1.1 * start
+        if b.max_pooled:
+            inherited, start = True, max(start, b.avg_sq_mean)
+        inherited &= b.avg_sq_mean <= 1.1 * start and (b.kind != 'transition' or b.max_pooled)
         followed = b.kind == 'plain' and b.normalized  # a norm takes the mean away
-        if (
-            not (b.activated or inherited or followed)
-            and b.avg_sq_mean > MEAN_SHIFT * b.avg_var > 0
-        ):
-            shifted.append(b)
-    if shifted:
-        worst = max(shifted, key=lambda b: b.avg_sq_mean / b.avg_var)
-        yield (
-            'warning',
-            shifted[0].index,
-            f'the channel means shift: at block {worst.index} ({worst.name}) the squared mean is '
-            f'{worst.avg_sq_mean / worst.avg_var:.3g} times the variance ({len(shifted)} of '
-            f'{len(blocks)} blocks are beyond {MEAN_SHIFT:g}). Activations such as ReLU have a '
-            'positive mean, which weights of non-zero mean pass on; standardize the weights '
-            "(conv_cfg=dict(type='ScaledWS') or 'PWS'), or normalize the activations",
-        )
+        if not (activated or b.activated or inherited or followed):
+            if b.avg_sq_mean > ratio * b.avg_var > 0:
+                shifted.append(b)
+    if not shifted:
+        return
+    worst = max(shifted, key=lambda b: b.avg_sq_mean / b.avg_var)
+    cause = (
+        f'the channel means shift: at {called(worst)} the squared mean is '
+        f'{worst.avg_sq_mean / worst.avg_var:.3g} times the variance ({len(shifted)} of '
+        f'{len(blocks)} blocks are beyond {ratio:g})'
+    )
+    if all(is_scale_free(profile, b) for b in blocks):
+        cause += '; each block normalizes what it reads'
+        yield Finding('info', shifted[0].index, cause)
+        return
+    convolutional = any(layer.op == 'convolution' for layer in evidence_of(profile).layers)
+    name = rectifier(profile)
+    if name is not None or profile.evidence is None:
+        cause += f'. The outputs of {name or "ReLU"} have a positive mean, which weights pass on'
+    remedy = 'Normalize what the branches read'
+    if profile.evidence is None or (convolutional and option(profile, 'conv_cfg')):
+        remedy = "Standardize the weights (conv_cfg=dict(type='ScaledWS') or 'PWS')"
+    elif convolutional:
+        remedy = 'Standardize the weights of the convolutions, or normalize what they read'
+    yield Finding('info' if is_trained(profile) else 'warning', shifted[0].index, cause, remedy)
+
+
+# ------------------------------------------------------------------ one block or layer
+@RULES.register_module()
+@says('warning', 'info')
+def branch_jump(
+    profile: SignalProfile,
+    blocks: list[BlockSignal],
+    *,
+    ratio: float = 10.0,
+    weights: float = 8.0,
+) -> Findings:
+    """One block, or one layer, multiplies the signal far beyond its siblings."""
+    jumps = _record_jumps(profile, blocks, ratio)
+    trained = is_trained(profile)
+    if not trained:
+        jumps.update(_branches_beyond(blocks, ratio, jumps))
+    layers = [] if trained else _layers_beyond(profile, weights)
+    if jumps and len(jumps) > max(1, len(blocks) // 4):  # all blocks grow: an explosion
+        jumps = {}
+    if not jumps and not layers:
+        return
+    index = min([*jumps, *(layer[1] for layer in layers)])
+    parts = [text for _, text in sorted(jumps.items())][:2]
+    for name, _, times in layers[:3]:
+        parts.append(f'the weights of {name} are {times:.3g} times those of its siblings')
+    if len(layers) > 3:
+        parts[-1] += f' ({len(layers)} layers are beyond {weights:g} times)'
+    remedy = 'Initialise it as its siblings are: look for a missing or a different factor'
+    severity = 'warning'
+    if trained:
+        remedy = 'A block that outgrew the others: look at its weights and at its learning rate'
+        severity = 'info' if all(b.pre_norm for b in blocks) else 'warning'
+    elif not layers:
+        names = [b.name for b in blocks if b.index in jumps]
+        remedy = f'Look at the scales and biases in {some(names)}, and compare with a sibling'
+    yield Finding(severity, index, '; '.join(parts), remedy)
+
+
+def _record_jumps(
+    profile: SignalProfile, blocks: list[BlockSignal], ratio: float
+) -> dict[int, str]:
+    """Blocks whose variance is far beyond that of all blocks before."""
+    found = {}
+    highest = max(
+        (b.avg_var for b in profile.blocks if b.kind == 'stem'), default=blocks[0].avg_var
+    )
+    for b in blocks:
+        if b.avg_var > ratio * highest > 0:
+            found[b.index] = (
+                f'{called(b)} multiplies the variance by {b.avg_var / highest:.3g}, from '
+                f'{highest:.3g} to {b.avg_var:.3g}'
+            )
+        highest = max(highest, b.avg_var)
+    return found
+
+
+def _branches_beyond(
+    blocks: list[BlockSignal], ratio: float, known: dict[int, str]
+) -> dict[int, str]:
+    """Blocks whose branch is far larger than those of the blocks like it in the same stage."""
+    groups = defaultdict(list)
+    for b in blocks:
+        if b.res_avg_var and b.kind == 'residual':
+            groups[b.family, b.shape, b.layers, b.activation].append((b, b.res_avg_var))
+    found = {}
+    for group in groups.values():
+        for b, value, middle in beyond_siblings(group, ratio):
+            if b.index not in known:
+                found[b.index] = (
+                    f'the branch of {called(b)} has a variance of {value:.3g}, '
+                    f'{value / middle:.3g} times that of its siblings'
+                )
+    return found
+
+
+def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, int, float]]:
+    """Layers and norms whose weights are far larger than those of their siblings."""
+    evidence, groups = evidence_of(profile), defaultdict(list)
+    for layer in evidence.layers:
+        groups[role(layer.module), layer.op].append((layer, layer.energy))
+    found = []
+    for group in groups.values():
+        spread = {id(layer): value / layer.fan_in for layer, value in group}
+        middle = statistics.median(spread.values())
+        for layer, value, usual in beyond_siblings(group, weights**2):
+            if spread[id(layer)] > weights**2 * middle:  # by either convention of the fan-in
+                found.append((layer.module, layer.block, math.sqrt(value / usual)))
+    scales = defaultdict(list)
+    for norm in evidence.norms:
+        if norm.scale:
+            scales[role(norm.module), norm.op].append((norm, norm.scale))
+    for group in scales.values():
+        for norm, value, usual in beyond_siblings(group, weights):
+            found.append((norm.module, norm.block, value / usual))
+    return sorted(found, key=lambda item: item[1])
+
+
+@RULES.register_module()
+@says('error', 'warning')
+def low_precision(
+    profile: SignalProfile, blocks: list[BlockSignal], *, bits: float = 3.0
+) -> Findings:
+    """The largest value is within a few bits of the end of float16 or bfloat16."""
+    known = [b for b in profile.blocks if b.largest is not None and math.isfinite(b.largest)]
+    for name, end, severity in (('bfloat16', 3.39e38, 'error'), ('float16', 65504.0, 'warning')):
+        beyond = [b for b in known if (b.largest or 0) > end / 2**bits]
+        if beyond:
+            worst = max(beyond, key=lambda b: b.largest or 0)
+            left = math.log2(end / (worst.largest or 1))
+            where = f'{left:.1f} bits below' if left > 0 else f'{-left:.1f} bits beyond'
+            yield Finding(
+                severity,
+                beyond[0].index,
+                f'the largest absolute value is {worst.largest:.3g} at {called(worst)}, {where} '
+                f'the end of {name} ({end:.3g})',
+                'In mixed precision it overflows: keep these blocks in float32, or scale the '
+                'signal down' + (', or use bfloat16' if name == 'float16' else ''),
+            )
+            return

@@ -1,0 +1,104 @@
+"""Put related verdicts together: one cause, one verdict, the rest as its symptoms."""
+
+from __future__ import annotations
+
+from .base import SEVERITIES
+
+_VARIANCE = ('explosion', 'attenuation', 'mean_shift', 'not_reset', 'stem_scale', 'low_precision')
+_GRADIENTS = ('gradient_explosion', 'gradient_attenuation', 'gradient_mean_shift')
+_COLLAPSE = ('collapsed_images', 'collapsed_tokens')
+_DEAD = ('dead_units', 'dead_branch', 'constant_channels')
+
+SYMPTOMS: dict[str, tuple[str, ...]] = {
+    'bad_input': (
+        *_VARIANCE,
+        *_COLLAPSE,
+        *_DEAD,
+        'branch_jump',
+        'pooled_shortcut',
+        'saturated_units',
+        'attention_saturated',
+        'norm_statistics',
+    ),
+    'norm_statistics': (*_VARIANCE, *_COLLAPSE, *_DEAD, *_GRADIENTS, 'branch_jump'),
+    'off_theory': (*_VARIANCE, 'pooled_shortcut', 'branch_jump', *_GRADIENTS, *_COLLAPSE),
+    'zero_weights': (*_DEAD, 'attenuation', 'duplicate_channels', *_COLLAPSE, 'no_gradient'),
+    'duplicate_channels': ('constant_channels',),
+    'norm_missing': ('branch_jump', *_VARIANCE, *_GRADIENTS),
+    'branch_jump': (
+        *_VARIANCE,
+        *_GRADIENTS,
+        *_COLLAPSE,
+        'attention_saturated',
+        'saturated_units',
+        'dead_units',
+    ),
+    'dead_units': ('constant_channels', 'dead_branch', 'attenuation', *_COLLAPSE, 'no_gradient'),
+    'saturated_units': ('attenuation', 'gradient_attenuation'),
+    'explosion': ('low_precision', 'gradient_explosion', 'not_reset', 'mean_shift', *_COLLAPSE),
+    'mean_shift': (*_COLLAPSE, 'gradient_mean_shift', 'not_reset'),
+    'collapsed_images': ('collapsed_tokens',),
+    'attenuation': ('gradient_attenuation', *_COLLAPSE, 'constant_channels'),
+    'pooled_shortcut': ('attenuation',),
+    'zero_branch': ('attenuation',),
+    'non_finite': ('no_gradient',),
+}
+"""Rule of a cause -> the rules whose verdicts may follow from it."""
+ABSORBING = ('zero_branch', 'pooled_shortcut')
+"""Causes that are by design: what follows from them is no worse."""
+
+
+def merge(verdicts: list[dict]) -> list[dict]:
+    """Merge verdicts that have one cause.
+
+    A symptom is in ``symptoms`` of its cause, and the cause is as severe as the worst of them.
+
+    Args:
+        verdicts: The verdicts of all rules.
+
+    Returns:
+        The causes, the most severe first.
+    """
+    fired = {verdict['rule'] for verdict in verdicts}
+    cause_of: dict[int, dict] = {}
+    for verdict in verdicts:
+        causes = [
+            other
+            for rule in SYMPTOMS
+            if verdict['rule'] in SYMPTOMS[rule] and rule in fired
+            for other in verdicts
+            if other['rule'] == rule and _explains(other, verdict)
+        ]
+        if causes:
+            cause_of[id(verdict)] = causes[0]
+    kept = []
+    for verdict in verdicts:
+        if id(verdict) not in cause_of:
+            kept.append({**verdict, 'symptoms': []})
+    for verdict in verdicts:
+        if id(verdict) in cause_of:
+            root = cause_of[id(verdict)]
+            while id(root) in cause_of:
+                root = cause_of[id(root)]
+            merged = next(v for v in kept if _same(v, root))
+            _add_symptom(merged, verdict)
+    return sorted(kept, key=lambda v: SEVERITIES.index(v['severity']))
+
+
+def _explains(cause: dict, verdict: dict) -> bool:
+    """An info explains no error, but where it is by design; a gate's verdict explains nothing."""
+    if cause['severity'] == 'info' and verdict['severity'] != 'info':
+        return cause['rule'] in ABSORBING and verdict['severity'] != 'error'
+    return True
+
+
+def _same(merged: dict, verdict: dict) -> bool:
+    return all(merged[key] == verdict[key] for key in ('rule', 'block', 'cause'))
+
+
+def _add_symptom(cause: dict, verdict: dict) -> None:
+    cause['symptoms'].append(verdict['rule'])
+    if cause['rule'] not in ABSORBING:
+        cause['severity'] = min(cause['severity'], verdict['severity'], key=SEVERITIES.index)
+    text = verdict['cause'].partition(';')[0]
+    cause['message'] = f'{cause["message"]} It shows as {verdict["rule"]}: {text}.'

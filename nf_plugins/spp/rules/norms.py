@@ -1,0 +1,127 @@
+"""Norms that are missing, and batch norms whose statistics do not fit."""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter, defaultdict
+
+from nf_plugins.registry import RULES
+
+from ..evidence import NormFact
+from ..profile import BlockSignal, SignalProfile
+from .base import Finding, Findings, called, evidence_of, says, some
+
+
+@RULES.register_module()
+@says('warning')
+def norm_missing(
+    profile: SignalProfile, blocks: list[BlockSignal], *, siblings: float = 0.75
+) -> Findings:
+    """A block lacks a norm that its siblings have."""
+    missing: list[tuple[BlockSignal, str]] = []
+    for part in ('norms', 'shortcut_norms'):
+        groups = defaultdict(list)
+        for b in blocks:
+            if b.layers and (part == 'norms' or b.kind == 'transition'):
+                groups[b.family, b.kind, b.layers, bool(b.activation)].append(b)
+        for group in groups.values():
+            for b in group:
+                others = Counter(getattr(o, part) for o in group if o is not b)
+                usual, count = max(others.items(), key=lambda item: item[1], default=(0, 0))
+                if count < 2 or count < siblings * sum(others.values()):
+                    continue
+                if getattr(b, part) < usual:
+                    where = 'its branch' if part == 'norms' else 'its shortcut'
+                    missing.append((b, f'{where} has {getattr(b, part)} of {usual} norms'))
+    if missing:
+        first, text = min(missing, key=lambda item: item[0].index)
+        cause = f'{called(first)} lacks a norm that its siblings have: {text}'
+        names = _roles_without(profile, blocks, first)
+        if names:
+            cause += f' ({some(names)} is missing)'
+        if len(missing) > 1:
+            cause += f'; so it is in {some(b.name for b, _ in missing)}'
+        yield Finding('warning', first.index, cause, 'Add the norm, as its siblings have it')
+
+
+def _roles_without(
+    profile: SignalProfile, blocks: list[BlockSignal], block: BlockSignal
+) -> list[str]:
+    """Names, in a block, of the norms that the blocks of the same class have and it has not."""
+    own: set[str] = set()
+    others: Counter[str] = Counter()
+    family = {b.index: b for b in blocks if b.family == block.family and b.kind == block.kind}
+    for norm in evidence_of(profile).norms:
+        b = family.get(norm.block)
+        if b is not None and norm.module.startswith(f'{b.name}.'):
+            name = norm.module.removeprefix(f'{b.name}.')
+            if b is block:
+                own.add(name)
+            else:
+                others[name] += 1
+    return [name for name, count in others.items() if count > 1 and name not in own]
+
+
+@RULES.register_module()
+@says('warning', 'info')
+def norm_statistics(
+    profile: SignalProfile,
+    blocks: list[BlockSignal],
+    *,
+    decades: float = 0.5,
+    values: float = 16.0,
+) -> Findings:
+    """Running statistics that do not fit the data, were never trained, or are of one image."""
+    norms = evidence_of(profile).norms
+    running = [n for n in norms if n.running]
+    untouched = [n for n in running if n.untouched]
+    known = [n for n in running if n.log_ratio is not None and not n.untouched]
+    wrong = [n for n in known if (n.log_ratio or 0) > decades]
+    if untouched:
+        where = some(n.module for n in untouched)
+        yield Finding(
+            'warning',
+            untouched[0].block,
+            f'the running statistics of {len(untouched)} of {len(running)} batch norms ({where}) '
+            'are those of a new layer, 0 and 1, so that these norms do nothing',
+            "Measure in train mode (mode='train'), or train them first",
+        )
+    elif wrong:
+        yield Finding(_severity(profile, wrong, known), wrong[0].block, *_misfit(wrong, known))
+    elif not running:
+        yield from _few_images(profile, norms, values)
+
+
+def _misfit(wrong: list[NormFact], known: list[NormFact]) -> tuple[str, str]:
+    worst = max(wrong, key=lambda n: n.log_ratio or 0)
+    cause = (
+        f'the running statistics of {len(wrong)} of {len(known)} batch norms do not fit the data: '
+        f'in {worst.module} they are {10 ** (worst.log_ratio or 0):.3g} times off'
+    )
+    if worst.batches is not None and worst.batches < 10:
+        cause += f', as they have seen {worst.batches} batches'
+    if len(wrong) < len(known) / 2:
+        return cause, f'Look at {some(n.module for n in wrong)}: compute its statistics anew'
+    return cause, 'Measure with the data of the training, or compute the statistics anew'
+
+
+def _severity(profile: SignalProfile, wrong: list[NormFact], known: list[NormFact]) -> str:
+    """Noise does not fit what was trained on images, and says nothing about the network."""
+    noise = profile.input.get('kind') == 'gaussian' and profile.state == 'trained'
+    middle = statistics.median(n.log_ratio or 0 for n in known)
+    return 'info' if noise and middle > 0.1 else 'warning'
+
+
+def _few_images(profile: SignalProfile, norms: list[NormFact], values: float) -> Findings:
+    inputs = evidence_of(profile).inputs
+    batch = [n for n in norms if n.count]
+    if inputs and inputs[0].shape[0] == 1 and batch:
+        few = [n for n in batch if n.count < values]
+        least = min(batch, key=lambda n: n.count)
+        yield Finding(
+            'warning' if few else 'info',
+            (few or batch)[0].block,
+            f'the statistics of {len(batch)} batch norms come from one image, in {least.module} '
+            f'from {least.count} values',
+            'Measure with a batch of several images',
+        )
