@@ -1,5 +1,5 @@
 # Trained at 192, tested at 256, 4 layers of RandAugment at level 5, as published
-# (what a level does differs between the implementations).
+# (the effect of a level differs between implementations).
 _base_ = [
     '../_base_/models/nfnet.py',
     '../_base_/datasets/imagenet.py',
