@@ -1,1 +1,1 @@
-"""Measurements of the package and of other libraries; run from the checkout, with ``-m``."""
+"""Measurements of this package and of other libraries. Run them in the checkout, with ``-m``."""

@@ -1,4 +1,4 @@
-"""What all benchmarks share: the description of the machine, the command, silence."""
+"""Shared code of the benchmarks: description of the machine and the command, quiet logging."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ PACKAGES = (
 
 
 def machine() -> dict:
-    """Describe what a result depends on beside the code: processor, system, libraries."""
+    """Describe the machine on which a result depends: processor, system, libraries."""
     found = dict(
         cpu=_processor(),
         cpus=os.cpu_count(),
@@ -48,7 +48,7 @@ def machine() -> dict:
 
 
 def _processor() -> str:
-    """The name of the processor's model, as far as the system says it."""
+    """Return the model name of the processor, if the system knows it."""
     path = Path('/proc/cpuinfo')
     for line in path.read_text().splitlines() if path.exists() else ():
         if line.startswith('model name'):
@@ -57,13 +57,13 @@ def _processor() -> str:
 
 
 def command(module: str) -> str:
-    """The command of this process, to be written beside its results."""
+    """Return the command of this process, which is saved with its results."""
     return shlex.join(['python', '-m', module, *sys.argv[1:]])
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Let mmengine's logger write errors only; it lists the settings of each parameter."""
+    """Restrict mmengine's logger to errors; else it lists the settings of each parameter."""
     logger = MMLogger.get_current_instance()
     level = logger.level
     logger.setLevel('ERROR')

@@ -1,14 +1,14 @@
-"""Mutate files of weights, and see that each is read rightly or refused.
+"""Mutate files of weights, and check that each is either read correctly or refused.
 
     python benchmarks/fuzz_checkpoints.py --count 20000
 
-Each file is read in this process under a limit of 1 GB of memory beyond what it has at the
-start, and of 10 s of its time (a run that hangs in C code is ended with a traceback). A crash
-ends it, too, and leaves the file, whose name is printed first.
+Each file is read in this process under two limits: 1 GB of additional memory and 10 s of processor
+time. If a read hangs in C code, the process is ended with a traceback. The name of the file is
+printed first, and the file is kept after a crash.
 
-A mutated archive must be refused, or hold what it held: its parts have checksums. Of the other
-kinds, which have none, and of archives that are mutated before their checksums are made, any
-numbers may come.
+The parts of an archive have checksums. So a mutated archive must be refused, or have the same
+content as before. The other kinds of files have no checksums, and some archives get their checksums
+after the mutation. For these, any numbers are right.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ READERS: dict[str, Callable] = dict(pth=safe_load, haiku=read_haiku, npz=read_we
 
 
 def checkpoint() -> dict[str, Any]:
-    """What mmengine writes, in small."""
+    """Make a small checkpoint like those of mmengine."""
     layer = torch.nn.Linear(3, 2)
     optimizer = torch.optim.Adam(layer.parameters())
     layer(torch.ones(1, 3)).sum().backward()
@@ -66,7 +66,7 @@ def checkpoint() -> dict[str, Any]:
 
 
 def rezip(content: bytes, change: Callable[[bytes], bytes], part: str) -> bytes:
-    """An archive with a changed part, whose checksum is right."""
+    """Change a part of an archive, and write the archive with the right checksum."""
     file = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, 'w') as new:
         for entry in old.infolist():
@@ -76,7 +76,7 @@ def rezip(content: bytes, change: Callable[[bytes], bytes], part: str) -> bytes:
 
 
 def corpus() -> dict[str, tuple[str, str, bytes, str]]:
-    """Kind -> reader, suffix, content, and the part that is mutated (all of it if empty)."""
+    """Make kind -> reader, suffix, content, and the part to mutate (the whole file if empty)."""
     state = {'a.weight': torch.arange(6.0).reshape(2, 3), 'a.bias': torch.ones(2)}
     arrays = {name: value.numpy() for name, value in state.items()}
     new, old, plain, packed = (io.BytesIO() for _ in range(4))
@@ -110,7 +110,7 @@ PIECES = [
 
 
 def mutate(data: bytes, rng: np.random.RandomState) -> bytes:
-    """One to three changes: bits, bytes, pieces put in, cut out, doubled, or a cut end."""
+    """Make one to three changes: flip bits, change bytes, insert, remove or repeat a piece, cut."""
     result = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         place, kind = rng.randint(len(result) + 1), rng.randint(7)
@@ -136,7 +136,7 @@ def mutate(data: bytes, rng: np.random.RandomState) -> bytes:
 
 
 def same(first: Any, second: Any) -> bool:
-    """Whether two loads gave the same: whether they are saved as the same parts."""
+    """Return whether two loaded values are equal: whether they are saved as equal parts."""
     saved = []
     for value in (first, second):
         file = io.BytesIO()
@@ -148,7 +148,7 @@ def same(first: Any, second: Any) -> bool:
 
 
 class TooLong(BaseException):
-    """A file took more than its time."""
+    """Reading a file took too long."""
 
 
 def _stop(*args: Any) -> None:
@@ -156,14 +156,14 @@ def _stop(*args: Any) -> None:
 
 
 def limit_memory(more: int) -> None:
-    """Let this process take so much more memory, and no more."""
+    """Limit the additional memory of this process."""
     pages = int(Path('/proc/self/statm').read_text().split()[0])
     size = pages * resource.getpagesize() + more
     resource.setrlimit(resource.RLIMIT_AS, (size, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 def load(reader: str, path: str) -> tuple[str, Any]:
-    """What becomes of a file: ``loaded``, ``refused`` or how it failed; and the content."""
+    """Read a file; return ``loaded``, ``refused`` or how it failed, and the content."""
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         return 'loaded', READERS[reader](path)
@@ -172,14 +172,14 @@ def load(reader: str, path: str) -> tuple[str, Any]:
         if "can't allocate memory" in text or text.endswith(('MemoryError', 'std::bad_alloc')):
             return f'FAILED: {text}', None
         return ('refused' if text.isprintable() else f'FAILED: {text!r}'), None
-    except BaseException as error:  # whatever gets out is a failure
+    except BaseException as error:  # any other exception is a failure
         return f'FAILED: {error!r}', None
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def main() -> int:
-    """Fuzz, or read the files that are given; the exit status is the number of failures."""
+    """Fuzz, or read the given files; the exit status is the number of failures."""
     parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
     parser.add_argument('--count', type=int, default=1000, help='mutated files')
     parser.add_argument('--seed', type=int, default=0)
@@ -226,7 +226,7 @@ def main() -> int:
 
 
 def _read_files(files: list[str]) -> int:
-    """Print what becomes of each file as a line of JSON; it is the last line after a crash."""
+    """Print the outcome of each file as a line of JSON. After a crash, it is the last line."""
     failures = 0
     for file in files:
         reader, _, path = file.partition(':')

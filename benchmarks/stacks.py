@@ -1,9 +1,9 @@
 """Run the quick tests on several sets of libraries.
 
-A stack is a file of ``requirements/stacks``. Each has a virtual environment in
-``.compat``, kept from run to run. The versions and the outcome go to
-``benchmarks/results/stacks.json`` and into the table of ``docs/stacks.md``; what a
-stack does not support are the tests that skip there with ``not supported: ...``.
+A stack is a file in ``requirements/stacks``. Each stack has a virtual environment in ``.compat``,
+which is kept for the next run. The versions and the outcome are written to
+``benchmarks/results/stacks.json`` and into the table of ``docs/stacks.md``. The row "not supported"
+lists the tests that were skipped with the reason ``not supported: ...``.
 
 python benchmarks/stacks.py [STACK ...]
 """
@@ -38,7 +38,7 @@ START, END = '<!-- made by make compat -->\n', '<!-- end -->\n'
 
 
 def install(stack: str) -> Path:
-    """The Python of a stack's virtual environment, made or brought up to date."""
+    """Create or update the virtual environment of a stack, and return its Python."""
     folder = VENVS / stack
     python = folder / 'bin/python'
     if not python.exists():
@@ -50,7 +50,7 @@ def install(stack: str) -> Path:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Python's version and, of each library, the distribution and version that are there."""
+    """Return the versions of Python and of each library, with the name of its distribution."""
     command = [python, '-m', 'pip', 'list', '--format', 'json', '--disable-pip-version-check']
     listed = json.loads(subprocess.check_output(command))
     there = {entry['name'].lower(): entry['version'] for entry in listed}
@@ -63,7 +63,7 @@ def versions(python: Path) -> dict[str, str]:
 
 
 def outcome(report: Path) -> dict:
-    """Counts, seconds and what is not supported, of a JUnit report of pytest."""
+    """Read counts, seconds and unsupported features from a JUnit report of pytest."""
     suite = ET.parse(report).getroot().find('testsuite')
     failed = int(suite.get('failures')) + int(suite.get('errors'))
     skipped = int(suite.get('skipped'))
@@ -90,13 +90,13 @@ def run(stack: str) -> dict:
         env={**os.environ, 'PATH': path, 'OMP_WAIT_POLICY': 'PASSIVE'},
         check=False,
     )
-    if result.returncode not in (0, 1):  # more than failed tests
+    if result.returncode not in (0, 1):  # not only failed tests
         result.check_returncode()
     return dict(versions=versions(python), **outcome(report))
 
 
 def table(results: dict[str, dict]) -> str:
-    """Markdown: a column for each stack."""
+    """Make a table in Markdown with a column for each stack."""
     columns = {
         stack: {
             **found['versions'],
@@ -115,7 +115,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def record(stack: str, found: dict) -> None:
-    """Enter the outcome of one stack into the results and the page."""
+    """Write the outcome of one stack into the results and into the page."""
     results = json.loads(RESULTS.read_text('utf-8')) if RESULTS.exists() else {}
     results[stack] = found
     results = {name: results[name] for name in STACKS if name in results}

@@ -1,8 +1,8 @@
-"""Sphinx: ``make docs`` builds these pages and the reference into ``work_dirs/docs``."""
+"""Settings of Sphinx. ``make docs`` builds the pages and the reference in ``work_dirs/docs``."""
 
 import warnings
 
-warnings.filterwarnings('ignore', 'Fail to import', UserWarning)  # of mmcv-lite
+warnings.filterwarnings('ignore', 'Fail to import', UserWarning)  # a warning of mmcv-lite
 
 from nf_plugins import __version__  # noqa: E402
 
@@ -16,5 +16,5 @@ autodoc_inherit_docstrings = False
 autodoc_typehints = 'signature'
 napoleon_use_rtype = False
 myst_heading_anchors = 3
-# Of links to pages outside this folder; whether links lead anywhere is a test's business.
+# Warnings about links to pages outside this folder. A test checks that linked files exist.
 suppress_warnings = ['myst.xref_missing']

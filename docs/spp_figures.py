@@ -1,10 +1,10 @@
-"""The figures of a page: what the commands above each of them measure, in one picture.
+"""Draw the figures of a page from the commands in the page.
 
     python docs/spp_figures.py docs/reading_spps.md
 
-For each picture of the page runs the commands ``python tools/spp_analysis.py ...`` of the
-fenced block before it, and draws all their networks into that picture. ``$NAME`` in
-a command is a variable of the environment.
+For each picture of the page, this runs the commands ``python tools/spp_analysis.py ...`` in the
+fenced block before the picture, and draws all their networks into it. ``$NAME`` in a command is a
+variable of the environment.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ BLOCK = re.compile(r'^```bash\n(.*?)^```|^!\[[^]]*\]\(([^)]+)\)', re.DOTALL | re
 
 
 def commands_of(block: str) -> list[list[str]]:
-    """The commands of a fenced block, as arguments; variables of the environment are put in."""
+    """Split the commands of a fenced block into arguments, and replace environment variables."""
     lines = block.replace('\\\n', ' ').splitlines()
     commands = [shlex.split(os.path.expandvars(line), comments=True) for line in lines]
     return [command for command in commands if command]
 
 
 def figures_of(page: str) -> dict[str, list[list[str]]]:
-    """Path of each picture -> the arguments of ``spp_analysis.py`` in the block before it."""
+    """Find path of a picture -> the arguments of ``spp_analysis.py`` in the block before it."""
     figures, runs = {}, []
     for match in BLOCK.finditer(page):
         block, picture = match.groups()
@@ -54,7 +54,7 @@ def figures_of(page: str) -> dict[str, list[list[str]]]:
 
 
 def measure(arguments: list[str]) -> list[SignalProfile]:
-    """Measure what one command measures."""
+    """Measure the networks of one command."""
     unknown = [argument for argument in arguments if '$' in argument]
     if unknown:
         raise UsageError(f'set the variable of {unknown[0]} in the environment')
@@ -62,7 +62,7 @@ def measure(arguments: list[str]) -> list[SignalProfile]:
 
 
 def png(profiles: list[SignalProfile]) -> bytes:
-    """The figure of some profiles, in 128 colours: a third of the size, to the eye the same."""
+    """Draw some profiles in 128 colours; it looks the same in a third of the size."""
     full, small = io.BytesIO(), io.BytesIO()
     plot_profiles(profiles).savefig(full)
     Image.open(full).convert('RGB').quantize(128).save(small, format='png', optimize=True)

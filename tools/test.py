@@ -24,7 +24,7 @@ from nf_plugins.utils.checks import check_choice
 from nf_plugins.utils.files import atomic_write, check_writable_dir
 
 FORMATS = dict(metrics=tuple(file_handlers), pred=('pkl', 'pickle'))
-"""Extensions of ``--out``, by what it holds."""
+"""Content of ``--out`` -> accepted extensions."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -35,7 +35,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         '--out-item',
         choices=['metrics', 'pred'],
-        help='what --out holds: the metrics or the predictions (default)',
+        help='content of --out: the metrics, or the predictions (default)',
     )
     add_common_arguments(parser)
     args = parser.parse_args()
@@ -45,7 +45,7 @@ def parse_args() -> argparse.Namespace:
 
 
 class AtomicDumpResults(DumpResults):
-    """Predictions in a file that appears whole or not at all."""
+    """Metric that writes the predictions into a file atomically."""
 
     def compute_metrics(self, results: list) -> dict:
         with as_usage_error(f'cannot write {self.out_file_path}'):
@@ -78,8 +78,8 @@ def main() -> None:
             runner.test_evaluator.metrics.append(AtomicDumpResults(out_file_path=args.out))
     about = f'cannot prepare the test of {args.config}'
     with as_usage_error_with_data(about, cfg, ['test_dataloader']):
-        _ = runner.test_loop  # builds the data set
-    # The runner loads the weights after the hooks have begun: an EMAHook wants to see them.
+        _ = runner.test_loop  # this builds the data set
+    # The runner loads the weights after the hooks have started, because EMAHook has to see them.
     runner.register_hook(FoldHook())
     metrics = runner.test()
     if args.out and args.out_item == 'metrics':

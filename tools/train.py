@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='go on from a checkpoint; without a name, from the latest one in the work dir',
+        help='resume from a checkpoint (default: the latest one in the work dir)',
     )
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument(
@@ -52,22 +52,22 @@ def parse_args() -> argparse.Namespace:
         help='scale the learning rate by the batch size over auto_scale_lr.base_batch_size',
     )
     parser.add_argument(
-        '--no-persistent-workers', action='store_true', help='end the workers after an epoch'
+        '--no-persistent-workers', action='store_true', help='end the workers after each epoch'
     )
     add_common_arguments(parser)
     return parser.parse_args()
 
 
 def go_on(cfg: Config, resume: str | None, training: Training) -> Resumable | None:
-    """The checkpoint that ``--resume`` or the config asks for, which is put into the config.
+    """Find the checkpoint that ``--resume`` or the config asks for, and enter it into the config.
 
     Args:
         cfg: The config.
-        resume: What ``--resume`` says: a checkpoint, 'auto', or None.
-        training: What goes on.
+        resume: The value of ``--resume``: a checkpoint, 'auto', or None.
+        training: The training.
 
     Returns:
-        None where the training starts from the beginning.
+        The checkpoint, or None if the training starts from the beginning.
     """
     if resume is None and cfg.get('resume'):
         resume = cfg.get('load_from') or 'auto'
@@ -101,7 +101,7 @@ def apply_options(cfg: Config, args: argparse.Namespace) -> None:
 
 
 def train(runner: Runner) -> int:
-    """Train; the exit status is 1 where a hook stopped the training."""
+    """Train, and return the exit status: 1 if a hook has stopped the training, else 0."""
     try:
         runner.train()
         if torch.distributed.is_initialized():
@@ -110,7 +110,7 @@ def train(runner: Runner) -> int:
         say(f'stopped: {stop}', error=True)
         return 1
     finally:
-        # A process that leaves while others still talk to it takes them down (gloo).
+        # With gloo, the other processes fail if one ends while they still communicate with it.
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
     return 0
@@ -122,7 +122,7 @@ def main() -> int:
         args = parse_args()
     cfg = load_config(args.config, args.cfg_options)
     if any(cfg.get(name) is None for name in ('train_dataloader', 'train_cfg', 'optim_wrapper')):
-        raise UsageError(f'{args.config} has no train_dataloader, train_cfg and optim_wrapper')
+        raise UsageError(f'{args.config} must have train_dataloader, train_cfg and optim_wrapper')
     model = build_model(cfg, args.config)
     prepare(cfg, args, ['train_dataloader', 'val_dataloader', 'test_dataloader'])
 
@@ -144,7 +144,7 @@ def main() -> int:
     if found:
         set_aside(found, training)
     elif cfg.get('load_from'):
-        check_checkpoint(cfg.load_from, model, minimum=0.0)  # fine-tuning leaves out a head
+        check_checkpoint(cfg.load_from, model, minimum=0.0)  # in fine-tuning the head is missing
     runner = build_runner(cfg, args.config)
     about = f'cannot prepare the training of {args.config}'
     with as_usage_error_with_data(about, cfg, ['train_dataloader', 'val_dataloader']):

@@ -1,1 +1,1 @@
-"""What networks with and without norms cost, and how times and memory are measured."""
+"""Costs of networks with and without norms, and measuring of time and memory."""

@@ -1,11 +1,11 @@
-"""What networks with and without norms cost: training, inference, memory, clipping.
+"""Measure the costs of networks with and without norms: training, inference, memory, clipping.
 
     python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json
     python -m benchmarks.cost.benchmark --device cuda --out benchmarks/results/cost_cuda.json
 
-Times are medians of interleaved runs in one process, as ratios to the plain network: the
-NF-ResNet-50 with ordinary convolutions and no factors at all. Beside the JSON file come a
-table (.md) and a figure (.png) of the same name.
+The runs of all networks are interleaved in one process. A result is the ratio of the median time to
+that of the plain network, an NF-ResNet-50 with ordinary convolutions and without factors. A table
+(.md) and a figure (.png) with the same name are written into the folder of the JSON file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-import nf_plugins.models  # noqa: F401 (registers them)
+import nf_plugins.models  # noqa: F401 (registers the networks)
 from benchmarks.common import command, machine, quiet
 from nf_plugins.cli.arguments import ArgumentParser, positive
 from nf_plugins.cli.command_line import command_line
@@ -74,7 +74,7 @@ def features(net: nn.Module, x: Tensor) -> Tensor:
 
 
 class Setting:
-    """The device, the precision and the form of the network of one series of runs."""
+    """Device, precision and form of the networks in one series of runs."""
 
     def __init__(self, device: str, dtype: str, compiled: bool, batch: int, size: int) -> None:
         self.device, self.dtype, self.compiled = device, dtype, compiled
@@ -87,7 +87,7 @@ class Setting:
         return f'{sizes}, {self.dtype}, {form}' if self.device != 'cpu' else sizes
 
     def prepare(self, net: nn.Module) -> tuple[nn.Module, Tensor]:
-        """The network and an input of it; on a GPU in channels_last."""
+        """Return the network and an input for it; on a GPU in channels_last."""
         layout = torch.contiguous_format if self.device == 'cpu' else torch.channels_last
         net = net.to(self.device, memory_format=layout)
         x = torch.randn(self.shape, device=self.device).to(memory_format=layout)
@@ -99,7 +99,7 @@ class Setting:
 
 
 def training_step(net: nn.Module, setting: Setting) -> Callable[[], None]:
-    """Forward, backward and an SGD step."""
+    """Make a job of a forward pass, a backward pass and an SGD step."""
     net.train()
     net, x = setting.prepare(net)
     sgd = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
@@ -132,11 +132,11 @@ def deployed(name: str) -> nn.Module:
 
 
 def summary(times: Times, base: str = 'plain') -> dict[str, dict]:
-    """Milliseconds (median and quartiles) and the ratio of the medians of each job."""
+    """Compute the milliseconds (median and quartiles) and the ratio of medians for each job."""
     reference = statistics.median(times[base])
     found = {}
     for name, seconds in times.items():
-        # By default quantiles extrapolate, of few rounds even below zero.
+        # The default method extrapolates; with few rounds, quantiles may even be negative.
         low, middle, high = (
             statistics.quantiles(seconds, n=4, method='inclusive')
             if len(seconds) > 1
@@ -151,12 +151,12 @@ def summary(times: Times, base: str = 'plain') -> dict[str, dict]:
 
 
 def saved_bytes(name: str, shape: tuple[int, ...]) -> int:
-    """Bytes that the graph of a training step keeps for its backward pass.
+    """Count the bytes that a training step keeps for its backward pass.
 
-    Each piece of memory counts once, the parameters not at all.
+    Each piece of memory counts once. The parameters do not count.
     """
     net = build(name)
-    net.train()  # returns None in mmpretrain
+    net.train()  # not chained: it returns None in mmpretrain
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
     kept: dict[int, int] = {}
 
@@ -177,7 +177,7 @@ def report_peak(name: str, shape: str) -> None:
     """Print the MiB that two training steps need beyond the network and the input."""
     batch, _, size, _ = json.loads(shape)
     small = training_step(build(name), Setting('cpu', 'fp32', False, 2, 64))
-    small()  # imports and libraries' own buffers
+    small()  # imports, and buffers of libraries
     job = training_step(build(name), Setting('cpu', 'fp32', False, batch, size))
     forget_peak()
     before = memory('VmRSS')
@@ -187,7 +187,7 @@ def report_peak(name: str, shape: str) -> None:
 
 
 def cuda_peak(name: str, setting: Setting) -> float:
-    """MiB that PyTorch's allocator gives to two training steps, network and input included."""
+    """Measure the MiB of PyTorch's allocator for two training steps, with network and input."""
     torch.cuda.empty_cache()
     job = training_step(build(name), setting)
     job()
@@ -197,7 +197,7 @@ def cuda_peak(name: str, setting: Setting) -> float:
 
 
 def clipping(device: str, rounds: int) -> dict[str, dict]:
-    """Our gradient clipping and timm's, on the parameters of NFNet-F0."""
+    """Measure our gradient clipping and timm's on the parameters of NFNet-F0."""
     from timm.utils.agc import adaptive_clip_grad
 
     net = MODELS.build(dict(type='NFNet', arch='f0')).to(device)
@@ -213,9 +213,9 @@ def clipping(device: str, rounds: int) -> dict[str, dict]:
 
 
 class FactorCounter(TorchDispatchMode):
-    """Counts multiplications of activations by a single number, a constant or a parameter.
+    """Counter of multiplications of activations by a single number, a constant or a parameter.
 
-    An activation is a 4-D tensor with the batch in front.
+    An activation is a 4-D tensor whose first axis is the batch.
     """
 
     OPS = ('mul', 'div', 'addcmul', 'addcdiv')
@@ -244,7 +244,7 @@ class FactorCounter(TorchDispatchMode):
 
 
 def factor_passes(net: nn.Module, batch: int = 7) -> int:
-    """Passes over activations, of a training step, that multiply them by a number."""
+    """Count the passes in a training step that multiply activations by a number."""
     net.train()
     x = torch.randn(batch, 3, 64, 64)
     with FactorCounter(batch) as counter:
@@ -264,7 +264,7 @@ def settings_of(args: Any) -> list[Setting]:
 
 
 def measure_setting(names: list[str], setting: Setting, args: Any) -> dict[str, dict]:
-    """Measure the times of one setting, and on a GPU the memory."""
+    """Measure the times of one setting, and the memory if it is on a GPU."""
 
     def measured(jobs: dict[str, Callable[[], None]]) -> dict:
         return {setting.label: summary(interleaved(jobs, args.rounds, warmup=2))}
@@ -289,7 +289,7 @@ def measure_setting(names: list[str], setting: Setting, args: Any) -> dict[str, 
 
 
 def cpu_memory(names: list[str], setting: Setting, args: Any) -> dict[str, dict]:
-    """Measure the bytes that training steps save, and their peaks."""
+    """Measure the bytes that training steps save, and their peak memory."""
     shape = (args.saved_batch, 3, args.sizes[0], args.sizes[0])
     saved = {name: saved_bytes(name, shape) / 2**20 for name in names}
     peak_shape = json.dumps(setting.shape)
@@ -329,7 +329,7 @@ def main() -> None:
     parser.add_argument('--rounds', type=positive, default=15)
     parser.add_argument('--sizes', type=positive, nargs='+', default=[224, 128], help='CPU')
     parser.add_argument('--batches', type=positive, nargs='+', default=[256, 32], help='GPU')
-    parser.add_argument('--saved-batch', type=positive, default=32, help='of the bytes saved')
+    parser.add_argument('--saved-batch', type=positive, default=32, help='batch for saved bytes')
     parser.add_argument('--networks', nargs='+', choices=[*CONFIGS, TIMM])
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
     parser.add_argument('--out', type=Path, help='JSON file')

@@ -1,4 +1,4 @@
-"""Times and memory of jobs, for the benchmarks."""
+"""Measuring of time and memory for the benchmarks."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ Times = dict[str, list[float]]
 
 
 def interleaved(jobs: dict[str, Callable[[], None]], rounds: int, warmup: int = 1) -> Times:
-    """Seconds of each job in each round; in a round the jobs run in turn, in a random order.
+    """Measure the seconds of each job in each round; a round runs all jobs in random order.
 
-    So a slow minute of the machine meets all jobs, and none has always the same one in front
-    of it. The first rounds warm up and do not count.
+    So if the machine is slow for a minute, all jobs are slow, and no job always runs after the
+    same one. The first ``warmup`` rounds are not counted.
     """
     times: Times = {name: [] for name in jobs}
     order, generator = list(jobs), random.Random(0)
@@ -36,7 +36,7 @@ def interleaved(jobs: dict[str, Callable[[], None]], rounds: int, warmup: int = 
 
 
 def timed(job: Callable[[], None]) -> float:
-    """Seconds of one call, with the work of the GPU, without Python's garbage collection."""
+    """Measure the seconds of one call, including the GPU, without Python's garbage collection."""
     gc.collect()
     gc.disable()
     try:
@@ -52,9 +52,9 @@ def timed(job: Callable[[], None]) -> float:
 
 
 def peak_beyond(module: str, function: str, *args: str) -> float:
-    """MiB that ``module.function(*args)`` prints last, in a fresh process."""
+    """Call ``module.function(*args)`` in a new process, and return the MiB that it prints last."""
     code = f'import {module}; {module}.{function}(*{args!r})'
-    # Freed tensors go back at once, else the peak depends on the allocator's history.
+    # With this, freed memory goes back to the system at once. Else the peak depends on the history.
     environment = {**os.environ, 'MALLOC_MMAP_THRESHOLD_': '65536'}
     out = subprocess.run(
         [sys.executable, '-c', code],
@@ -68,11 +68,11 @@ def peak_beyond(module: str, function: str, *args: str) -> float:
 
 
 def forget_peak() -> None:
-    """Let the peak of the resident memory start again at the present one."""
+    """Reset the peak of the resident memory to the present value."""
     Path('/proc/self/clear_refs').write_text('5')
 
 
 def memory(field: str) -> float:
-    """A size of this process in MiB as Linux says it: VmRSS, or VmHWM for the peak."""
+    """Read a memory size of this process in MiB: VmRSS, or VmHWM for the peak (Linux)."""
     lines = Path('/proc/self/status').read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024

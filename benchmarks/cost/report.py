@@ -1,4 +1,4 @@
-"""The table and the figure of the costs."""
+"""Table and figure of the costs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import io
 
 
 def table(results: dict[str, dict]) -> str:
-    """The results in Markdown."""
+    """Format the results in Markdown."""
     lines = []
     for part in ('training step', 'inference'):
         found = results.get(part, {})
@@ -51,7 +51,7 @@ def table(results: dict[str, dict]) -> str:
 
 
 def figure(results: dict[str, dict]) -> bytes:
-    """Bars of the ratios, with the quartiles, as PNG."""
+    """Draw the ratios as bars with quartiles, as PNG."""
     import matplotlib
 
     matplotlib.use('Agg')

@@ -1,1 +1,1 @@
-"""The study of networks with and without norms on the digits."""
+"""Study of networks with and without norms on the digits."""

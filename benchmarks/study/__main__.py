@@ -1,10 +1,10 @@
-"""Networks with and without normalisation on real data, over batch sizes and learning rates.
+"""Compare networks with and without norms on real data, over batch sizes and learning rates.
 
     python -m benchmarks.study --out benchmarks/results/study_digits
 
-trains the networks of the digits configs (batch norm, group norm, PWS, NF with and without
-AGC, and plain ones) on the embedded digits, and writes results.json, table.md and figures.
-A stopped study goes on where it was: finished runs are kept in results.json.
+This trains the networks of the digits configs (batch norm, group norm, PWS, NF with and without
+AGC, and a plain one) on the digits of scikit-learn, and writes results.json, table.md and figures.
+Finished runs are kept in results.json. So after an interruption, the same command goes on.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def report(results: Results, args: Namespace, setting: Setting) -> str:
         atomic_write_all(files)
     if figures['spp'] is None:
         batch_size, lr = setting.reference
-        text += f'\nNo spp.png: it is of batch size {batch_size}, lr {lr:g}, seed 0.\n'
+        text += f'\nNo spp.png: it needs the run of batch size {batch_size}, lr {lr:g}, seed 0.\n'
     return text
 
 

@@ -1,4 +1,4 @@
-"""The arguments of the study: which runs there are, and what they share."""
+"""Arguments of the study: the list of runs, and the setting that they share."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ QUICK = dict(
 
 
 def runs_of(args: argparse.Namespace) -> list[Run]:
-    # The batch sizes in turn, so that the time left can be told early.
+    # Alternate between the batch sizes, so that the remaining time can be estimated early.
     return [
         Run(network, batch_size, lr, seed)
         for seed in args.seeds
@@ -57,12 +57,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument('--lrs', nargs='+', type=number, help='default: 0.0125 to 3.2')
     parser.add_argument('--seeds', nargs='+', type=natural, help='default: 0 1 2')
     parser.add_argument('--epochs', type=number, help='passes over the images, default 2')
-    parser.add_argument('--min-steps', type=size, help='at least so many steps, default 120')
+    parser.add_argument('--min-steps', type=size, help='least number of steps, default 120')
     parser.add_argument('--image-size', type=size, help='side of the images, default 12')
     parser.add_argument('--clip-factor', type=number, help='threshold of AGC, default 0.1')
-    parser.add_argument('--quick', action='store_true', help='a few steps only, to try the tool')
+    parser.add_argument('--quick', action='store_true', help='only a few steps, to try the tool')
     parser.add_argument(
-        '--workers', type=natural, default=2, help='processes of one thread; 0: in this one'
+        '--workers', type=natural, default=2, help='processes of one thread; 0: only this process'
     )
     parser.add_argument('--out', type=Path, default=Path('benchmarks/results/study_digits'))
     parser.add_argument('--worker', type=json.loads, help=argparse.SUPPRESS)
@@ -74,7 +74,7 @@ def parse_args() -> argparse.Namespace:
     for key in ('networks', 'batch_sizes', 'lrs', 'seeds'):
         values = getattr(args, key)
         if len(set(values)) < len(values):
-            raise UsageError(f'--{key.replace("_", "-")} names one twice: {values}')
+            raise UsageError(f'--{key.replace("_", "-")} has a value twice: {values}')
         setattr(args, key, values if key == 'networks' else sorted(values))
     return args
 

@@ -1,4 +1,4 @@
-"""The figures of the study."""
+"""Figures of the study."""
 
 from __future__ import annotations
 
@@ -28,9 +28,10 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any
 
 
 def draw_lines(ax: Any, grid: Grid, points: dict[str, list[tuple[float, int, float]]]) -> None:
-    """A line per network through the means at (x, batch size, learning rate).
+    """Draw a line for each network through its means at (x, batch size, learning rate).
 
-    The lines are moved a little so that their bars, from the worst to the best seed, stay apart.
+    A bar reaches from the worst to the best seed. The lines are shifted a little, so that their
+    bars do not overlap.
     """
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
@@ -62,7 +63,7 @@ def draw_lines(ax: Any, grid: Grid, points: dict[str, list[tuple[float, int, flo
 
 
 def accuracy_axis(axes: Any) -> None:
-    """Test error on a logarithmic axis, labelled as accuracy: 98 and 99 % differ visibly."""
+    """Set a logarithmic axis of the test error with labels of accuracy, so 98 and 99 % differ."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     ticks = [0, 50, 80, 90, 95, 98, 99, 100]
@@ -75,7 +76,7 @@ def accuracy_axis(axes: Any) -> None:
         ax.yaxis.set_minor_locator(NullLocator())
 
 
-_ZERO = 100.3  # an error of 0 is drawn as one more wrong test image
+_ZERO = 100.3  # so that 100 % has a place on the axis, about one test image above 99.7 %
 
 
 def _stretch(accuracy: Any) -> Any:
@@ -91,7 +92,7 @@ def _unstretch(value: Any) -> Any:
 
 
 def accuracy_figure(grid: Grid) -> Any:
-    """Accuracy against batch size."""
+    """Draw accuracy against batch size."""
     figure, axes = new_figure(1, 2, (10, 4.2), sharey=True)
     common = grid.common_lr()
     titles = ('at the best learning rate of each', f'at the learning rate {common:g}')
@@ -109,7 +110,7 @@ def accuracy_figure(grid: Grid) -> Any:
 
 
 def lr_figure(grid: Grid) -> Any:
-    """Accuracy against learning rate, a panel per batch size."""
+    """Draw accuracy against learning rate, with a panel for each batch size."""
     number = len(grid.batch_sizes)
     columns = 2 if number in (2, 4) else min(3, number)
     rows = math.ceil(number / columns)
@@ -144,7 +145,7 @@ def finish(figure: Any, axes: Any) -> None:
 
 
 def spp_figure(grid: Grid, setting: Setting) -> Any | None:
-    """Signal propagation at the start and at the end, or None without such runs."""
+    """Draw signal propagation at the start and at the end; None if there are no such runs."""
     profiles: dict[str, list[SignalProfile]] = dict(start=[], end=[])
     for network in grid.networks:
         row = grid.rows.get(Run(network, *setting.reference, 0))

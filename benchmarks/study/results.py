@@ -1,4 +1,4 @@
-"""The results of the study: the file of all runs, and means over the seeds."""
+"""Results of the study: the file of all runs, and means over the seeds."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SCHEMA = 'nf_plugins.study_digits/1'
 
 
 class Results:
-    """The file results.json: one row per run, written whole after each run."""
+    """File results.json with one row per run; it is written atomically after each run."""
 
     def __init__(self, path: Path, setting: Setting) -> None:
         self.path = path
@@ -69,7 +69,7 @@ class Results:
         self.content['runs'].sort(
             key=lambda r: (order.index(r['network']), *map(r.get, Run._fields[1:]))
         )
-        # A row per line.
+        # One row per line.
         text = json.dumps(self.content, indent=1)
         text = re.sub(r'\n {3,}', ' ', text)
         text = re.sub(r'\n  ([]}])', r' \1', text)
@@ -86,7 +86,7 @@ def describe(network: str) -> dict:
 
 
 class Grid:
-    """The rows of a grid of runs, and their means over the seeds."""
+    """Rows of a grid of runs, and their means over the seeds."""
 
     def __init__(self, rows: dict[Run, dict], args: Namespace) -> None:
         self.rows = rows
@@ -107,16 +107,16 @@ class Grid:
         return max(self.lrs, key=lambda lr: self.mean(network, batch_size, lr))
 
     def working_lrs(self, network: str, batch_size: int) -> list[float]:
-        """The learning rates of a mean of at least 90 %."""
+        """Return the learning rates with a mean accuracy of at least 90 %."""
         return [lr for lr in self.lrs if self.mean(network, batch_size, lr) >= 90]
 
     def common_lr(self) -> float:
-        """The learning rate of the highest mean over all networks and batch sizes."""
+        """Return the learning rate with the highest mean over all networks and batch sizes."""
         pairs = list(itertools.product(self.networks, self.batch_sizes))
         return max(self.lrs, key=lambda lr: sum(self.mean(n, b, lr) for n, b in pairs))
 
     def failures(self, **where: Any) -> tuple[int, int, int]:
-        """Runs, those that became non-finite, and those that learnt nothing."""
+        """Count all runs, runs that became non-finite, and runs that learnt nothing."""
         runs = [
             row
             for run, row in self.rows.items()
@@ -128,13 +128,13 @@ class Grid:
 
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
-    """Two studies must not write the same files."""
+    """Lock a folder, so that two studies do not write the same files."""
     try:
         import fcntl
     except ImportError:  # not on Windows
         yield
         return
-    # Not the folder itself, which `atomic_write_all` locks.
+    # Not the folder itself, because `atomic_write_all` locks it.
     lock = Path(folder) / '.study.lock'
     handle = os.open(lock, os.O_RDWR | os.O_CREAT)
     try:

@@ -1,4 +1,4 @@
-"""The networks of the study, and one training of one of them."""
+"""Networks of the study, and the training of one network."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ CONFIGS = ROOT / 'configs'
 
 
 class Network(NamedTuple):
-    """A line of the figures.
+    """Network of the study, which is one line in the figures.
 
     Args:
         label: Its name in tables and figures.
-        config: The config, in the folder of the configs.
-        change: What is changed in the config's model: half the width, to save time.
-        agc: Whether gradients are clipped adaptively.
+        config: Path of the config in the folder of the configs.
+        change: Changes of the config's model, such as half the width to save time.
+        agc: Whether adaptive gradient clipping is used.
     """
 
     label: str
@@ -42,8 +42,8 @@ class Network(NamedTuple):
 
 
 _HALF = {'backbone.stem_channels': 8, 'backbone.base_channels': 8, 'head.in_channels': 64}
-# A SkipInit gain of 0, as shipped, leaves 0 too slowly for runs this short: with AGC a step moves
-# it by no more than lr * clip_factor * eps, times ten by the momentum.
+# In these short runs, a SkipInit gain that starts at 0, as in the configs, would stay close to 0.
+# With AGC a step changes it by at most lr * clip_factor * eps, times ten because of the momentum.
 _HALF_NF = {
     'backbone.base_channels': 8,
     'neck.in_channels': 256,
@@ -70,16 +70,17 @@ METRIC_NAMES = ('index', 'name', 'kind', *METRICS)
 
 @dataclass(frozen=True)
 class Setting:
-    """What every run of a study has in common.
+    """Setting that all runs of a study share.
 
     Args:
-        epochs: Passes over the training images, by which the number of steps is set.
-        min_steps: The least number of steps, which large batches get.
+        epochs: Passes over the training images. They determine the number of steps.
+        min_steps: Least number of steps, for large batches.
         image_size: Side of the images.
         clip_factor: Threshold of AGC.
-        test_images: How many of the test images are used.
-        reference: Batch size and learning rate whose first run has signal propagation.
-        chance: Test accuracy in percent at or below which a run has learnt nothing.
+        test_images: Number of test images.
+        reference: Batch size and learning rate of the runs for which, with seed 0, signal
+            propagation is measured.
+        chance: Test accuracy in percent; a run that is not better has learnt nothing.
     """
 
     epochs: float = 2.0
@@ -95,7 +96,7 @@ class Setting:
 
 
 class Run(NamedTuple):
-    """What distinguishes a run of a study."""
+    """Run of a study: its network, batch size, learning rate and seed."""
 
     network: str
     batch_size: int
@@ -104,11 +105,11 @@ class Run(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The digits in memory, normalised.
+    """Normalised digits in memory.
 
     Args:
-        train: ``(9, N, 1, H, W)``, the images at each crop that the config's random crop
-            (one pixel of padding) can make; index 4 is not shifted.
+        train: ``(9, N, 1, H, W)``, the images at each of the nine positions of the config's random
+            crop with one pixel of padding; index 4 is not shifted.
         train_labels: ``(N,)``.
         test: ``(M, 1, H, W)``.
         test_labels: ``(M,)``.
@@ -129,7 +130,7 @@ def config_of(network: str) -> Config:
 
 @functools.cache
 def load_images(image_size: int) -> Data:
-    """The images of the digits configs, at another size, in memory."""
+    """Load the images of the digits configs into memory, at another size."""
     cfg = config_of('nf')
     mean, std = cfg.data_preprocessor.mean[0], cfg.data_preprocessor.std[0]
     pipeline = copy.deepcopy(cfg.test_pipeline)
@@ -149,13 +150,13 @@ def load_images(image_size: int) -> Data:
 
 
 def load_data(setting: Setting) -> Data:
-    """The images of a setting."""
+    """Load the images of a setting."""
     data, kept = load_images(setting.image_size), slice(setting.test_images)
     return data._replace(test=data.test[kept], test_labels=data.test_labels[kept])
 
 
 def build(network: str, lr: float, clip_factor: float) -> tuple[nn.Module, Any]:
-    """A network of a config, and its optimizer with the config's parameter groups."""
+    """Build a network of a config, and its optimizer with the config's parameter groups."""
     cfg = config_of(network)
     model = MODELS.build(copy.deepcopy(cfg.model))
     model.init_weights()
@@ -172,7 +173,10 @@ def build(network: str, lr: float, clip_factor: float) -> tuple[nn.Module, Any]:
 
 
 def schedule(step: int, steps: int) -> float:
-    """Linear warm-up from 0.1 in a tenth of the steps, then a cosine to 0, as the config's."""
+    """Compute the factor of the learning rate, as in the config.
+
+    It rises linearly from 0.1 to 1 in a tenth of the steps, and then falls to 0 as a cosine.
+    """
     warmup = steps / 10
     if step < warmup:
         return 0.1 + 0.9 * step / warmup
@@ -180,13 +184,13 @@ def schedule(step: int, steps: int) -> float:
 
 
 def signal(model: nn.Module, data: Data) -> list[dict]:
-    """The signal propagation on 256 training images."""
+    """Measure signal propagation on 256 training images."""
     blocks = [b.to_dict() for b in analyze(model, data.train[4, :256], mode='train').blocks]
     return [{name: block[name] for name in METRIC_NAMES} for block in blocks]
 
 
 def train(run: Run, setting: Setting) -> dict:
-    """Train and test one network: a row of the results."""
+    """Train and test one network, and return a row of the results."""
     data = load_data(setting)
     start, cpu_start = time.perf_counter(), time.process_time()
     torch.manual_seed(run.seed)
@@ -215,7 +219,7 @@ def train(run: Run, setting: Setting) -> dict:
     model.eval()
     with torch.no_grad():
         logits = model(data.test)
-    # A network without finite outputs guesses.
+    # A network whose outputs are not finite counts as guessing.
     finite = math.isfinite(losses[-1]) and bool(torch.isfinite(logits).all())
     correct = (logits.argmax(1) == data.test_labels).double().mean().item()
     accuracy = 100 * correct if finite else 10.0
@@ -237,7 +241,7 @@ def train(run: Run, setting: Setting) -> dict:
 
 
 def attempt(run: Run, setting: Setting) -> dict:
-    """A row of the results, or what is wrong with the run."""
+    """Return a row of the results, or the error of the run."""
     try:
         return train(run, setting)
     except Exception as error:

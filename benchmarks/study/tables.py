@@ -1,4 +1,4 @@
-"""The tables of the study, in Markdown."""
+"""Tables of the study, in Markdown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
 
 def table(grid: Grid, setting: Setting) -> str:
-    """The tables of table.md."""
+    """Make the tables of table.md."""
 
     def accuracy(network: str, batch_size: int, lr: float, name_lr: bool) -> str:
         mean, spread = (f(network, batch_size, lr) for f in (grid.mean, grid.spread))

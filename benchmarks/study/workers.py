@@ -1,4 +1,4 @@
-"""The runs of the study in processes of one thread each."""
+"""Worker processes of the study, with one thread each."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ COMMAND = [sys.executable, '-W', 'ignore', '-m', 'benchmarks.study', '--worker']
 
 
 def work(setting: Setting) -> None:
-    """Runs come in as JSON lines and rows go out, until the input ends."""
+    """Read runs from stdin as lines of JSON and write rows to stdout, until the input ends."""
     rows = os.fdopen(os.dup(1), 'w')
-    os.dup2(2, 1)  # what libraries print must not get between the rows
+    os.dup2(2, 1)  # texts that libraries print must not be between the rows
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study itself ends its workers
     torch.set_num_threads(1)
     for line in sys.stdin:
@@ -34,9 +34,9 @@ def work(setting: Setting) -> None:
 
 
 def run_all(runs: list[Run], setting: Setting, workers: int) -> Iterator[dict]:
-    """Rows in the order in which they finish.
+    """Yield rows in the order in which the runs finish.
 
-    The workers read from pipes: if this process is killed, they end after their run.
+    The workers read from pipes. So if this process is killed, they end after their present run.
     """
     if not workers:
         threads = torch.get_num_threads()
@@ -64,7 +64,7 @@ def run_all(runs: list[Run], setting: Setting, workers: int) -> Iterator[dict]:
                 process.stdin.write(json.dumps(todo.get_nowait()) + '\n')
                 process.stdin.flush()
                 line = process.stdout.readline()
-                while line and not line.startswith('{'):  # printed by an import
+                while line and not line.startswith('{'):  # a line that an import has printed
                     line = process.stdout.readline()
                 done.put(json.loads(line))
         except queue.Empty:
@@ -78,7 +78,7 @@ def run_all(runs: list[Run], setting: Setting, workers: int) -> Iterator[dict]:
         for _ in runs:
             row = done.get()
             if row is None:
-                raise UsageError('a worker ended early, see above; finished runs are kept')
+                raise UsageError('a worker ended early (see above); finished runs are kept')
             yield row
     finally:
         for process in processes:

@@ -1,6 +1,6 @@
-# mmpretrain's ResNet-18 with batch norm, small, on the embedded digits. The branches are not
-# zero at initialisation, and He initialisation counts the fan-in, so that the signal
-# propagation plot shows what the norms do.
+# A small ResNet-18 of mmpretrain with batch norm, on the digits of scikit-learn. At initialisation
+# the branches are not zero, and He initialisation uses the fan-in. So the signal propagation plot
+# shows the effect of the norms.
 _base_ = [
     '../_base_/models/resnet.py',
     '../_base_/datasets/digits.py',

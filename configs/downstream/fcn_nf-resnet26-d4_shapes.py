@@ -1,4 +1,4 @@
-# A small FCN on NF-ResNet-26 with output stride 4, on drawn shapes: a few minutes
+# A small FCN on NF-ResNet-26 with output stride 4, on drawn shapes. Training takes a few minutes
 # on a CPU.
 _base_ = [
     '../_base_/models/fcn_nf_resnet50-d8.py',
@@ -15,5 +15,5 @@ model = dict(
 auto_scale_lr = dict(base_batch_size=8)
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)
-# A record of the signal propagation after every epoch: `tools/spp_video.py WORK_DIR`.
+# Record signal propagation after every epoch; `tools/spp_video.py WORK_DIR` shows the records.
 custom_hooks = [dict(type='nf_plugins.SPPHook')]

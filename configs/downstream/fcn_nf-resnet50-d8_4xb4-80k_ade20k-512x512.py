@@ -1,5 +1,5 @@
-# FCN on NF-ResNet-50 with output stride 8, on ADE20K. Not trained by us. For results like
-# mmseg's, give the backbone weights of ImageNet: see docs/downstream.md.
+# FCN on NF-ResNet-50 with output stride 8, on ADE20K. We have not trained it. For results like
+# mmseg's, start with backbone weights from ImageNet: see docs/downstream.md.
 _base_ = [
     '../_base_/models/fcn_nf_resnet50-d8.py',
     '../_base_/datasets/ade20k.py',

@@ -1,6 +1,6 @@
 # RetinaNet on NF-ResNet-50, on COCO (8 GPUs x 2 images): mmdet's retinanet_r50_fpn_1x_coco.py
-# with another backbone, as its FPN and head have no norms anyway. Not trained by us. For results
-# like mmdet's, give the backbone weights of ImageNet: see docs/downstream.md.
+# with another backbone; its FPN and head have no norms. We have not trained it. For results like
+# mmdet's, start with backbone weights from ImageNet: see docs/downstream.md.
 _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     'mmdet::_base_/datasets/coco_detection.py',
@@ -9,8 +9,8 @@ _base_ = [
 ]
 custom_imports = dict(imports=['nf_plugins'], allow_failed_imports=False)
 
-# With `_scope_` the backbone is built (and its signal plotted) where mmdet's models cannot be
-# imported, for they need mmcv's compiled ops.
+# Because of `_scope_`, the backbone can be built and analysed even if mmdet's models cannot be
+# imported, which need mmcv's compiled operators.
 model = dict(
     backbone=dict(
         _delete_=True,
@@ -20,7 +20,7 @@ model = dict(
         act_cfg=dict(type='ReLU'),
         out_indices=(0, 1, 2, 3),
     ),
-    # The backbone's outputs are not activated: the first neck does it, for the FPN.
+    # The backbone's outputs are not activated. The first neck activates them for the FPN.
     neck=[
         dict(
             _scope_='nf_plugins',

@@ -1,4 +1,4 @@
-# The published depth; the rest, without dropout and stochastic depth, as NF-ResNet-50 (ours).
+# The depth is published. The rest is ours: as for NF-ResNet-50, without dropout and drop-path.
 _base_ = './nf-resnet50_8xb32_in1k.py'
 
 model = dict(backbone=dict(depth=200))

@@ -1,4 +1,4 @@
-# Ours, as the schedule: the papers do not train on CIFAR. The stem is one 3x3 convolution.
+# Ours, as is the schedule: the papers do not train on CIFAR. The stem is one 3x3 convolution.
 _base_ = [
     '../_base_/models/nf_resnet.py',
     '../_base_/datasets/cifar10.py',

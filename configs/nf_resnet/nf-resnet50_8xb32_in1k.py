@@ -1,5 +1,5 @@
-# The header of the schedule says what is published and what is our reading. No dropout and no
-# stochastic depth.
+# The header of the schedule says what is published and what is ours. There is no dropout and no
+# drop-path.
 _base_ = [
     '../_base_/models/nf_resnet.py',
     '../_base_/datasets/imagenet.py',

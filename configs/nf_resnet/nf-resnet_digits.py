@@ -1,4 +1,4 @@
-# A small NF-ResNet-26 on the embedded digits: seconds per epoch on a CPU.
+# A small NF-ResNet-26 on the digits of scikit-learn. An epoch takes seconds on a CPU.
 _base_ = [
     '../_base_/models/nf_resnet.py',
     '../_base_/datasets/digits.py',
@@ -18,5 +18,5 @@ model = dict(
 )
 default_hooks = dict(logger=dict(interval=10))
 randomness = dict(seed=0)
-# A record of the signal propagation after every epoch: `tools/spp_video.py WORK_DIR`.
+# Record signal propagation after every epoch; `tools/spp_video.py WORK_DIR` shows the records.
 custom_hooks = [dict(type='nf_plugins.SPPHook')]

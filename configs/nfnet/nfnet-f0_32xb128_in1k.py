@@ -1,5 +1,5 @@
 # Trained at 192, tested at 256, 4 layers of RandAugment at level 5, as published
-# (what a level does differs between the implementations). For the test both sides are resized to
+# (the effect of a level differs between implementations). For the test, both sides are resized to
 # 32 pixels more than the crop, whatever the shape of the image, as published ('resize_crop_32').
 _base_ = [
     '../_base_/models/nfnet.py',

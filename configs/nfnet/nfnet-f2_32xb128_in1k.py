@@ -1,5 +1,5 @@
 # Trained at 256, tested at 352, 4 layers of RandAugment at level 10, as published
-# (what a level does differs between the implementations).
+# (the effect of a level differs between implementations).
 _base_ = 'nfnet-f0_32xb128_in1k.py'
 
 model = dict(backbone=dict(arch='f2'), neck=dict(drop_rate=0.4))

@@ -1,5 +1,5 @@
 # Trained at 448, tested at 576, 4 layers of RandAugment at level 15, as published
-# (what a level does differs between the implementations).
+# (the effect of a level differs between implementations).
 _base_ = 'nfnet-f0_32xb128_in1k.py'
 
 model = dict(backbone=dict(arch='f6'), neck=dict(drop_rate=0.5))

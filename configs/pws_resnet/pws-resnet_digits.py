@@ -1,4 +1,4 @@
-# A small PWS ResNet-18 on the embedded digits, with the published CIFAR settings of PWS.
+# A small PWS ResNet-18 on the digits of scikit-learn, with the published CIFAR settings of PWS.
 _base_ = [
     '../_base_/models/pws_resnet.py',
     '../_base_/datasets/digits.py',

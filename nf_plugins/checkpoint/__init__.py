@@ -1,4 +1,4 @@
-"""Loading of checkpoints, which are never trusted."""
+"""Safe loading of checkpoints. A checkpoint is never trusted."""
 
 from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
 

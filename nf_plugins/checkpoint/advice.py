@@ -1,4 +1,4 @@
-"""What to advise about a file that is refused, from the names in it, without executing anything."""
+"""Advice about a refused file, from the names in it. Nothing in the file is executed."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 from .state_dict import WEIGHTS_KEYS
 
-_LARGEST = 1 << 20  # bytes of a pickle that are looked at; tensors lie outside of it
+_LARGEST = 1 << 20  # bytes of a pickle that are read; tensors are not in the pickle
 
 
 def how_to_save(path: str | os.PathLike) -> str:
-    """The line that saves the weights of a checkpoint alone, with the key that it has.
+    """Return a line of Python that saves only the weights of a checkpoint.
 
     Args:
-        path: A file of ``torch.save``. It is looked through as a list of operations; none of
-            them is carried out.
+        path: A file of ``torch.save``. The operations of its pickle are listed to find the key of
+            the weights; none of them is executed.
     """
     try:
         keys = _keys(os.fspath(path))
@@ -31,7 +31,7 @@ def how_to_save(path: str | os.PathLike) -> str:
 
 
 def _keys(path: str) -> list[str]:
-    """Keys of the outermost dict in a file of ``torch.save``, of the new or the old format."""
+    """Return the keys of the outermost dict in a file of ``torch.save``, in either format."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             name = next(name for name in archive.namelist() if name.endswith('data.pkl'))
@@ -39,7 +39,7 @@ def _keys(path: str) -> list[str]:
                 return _dict_keys(io.BytesIO(file.read(_LARGEST)))
     with open(path, 'rb') as file:
         content = io.BytesIO(file.read(_LARGEST))
-    for _ in range(4):  # a number, a version, sizes, and then the checkpoint
+    for _ in range(4):  # the old format: a number, a version, sizes, and then the checkpoint
         keys = _dict_keys(content)
         if set(keys) & set(WEIGHTS_KEYS):
             return keys
@@ -47,20 +47,20 @@ def _keys(path: str) -> list[str]:
 
 
 def _dict_keys(file: io.BytesIO) -> list[str]:
-    """String keys of the dict that a pickle makes: what each operation takes and leaves."""
+    """Return the string keys of the dict in a pickle, by following its operations."""
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     try:
         for operation, argument, _ in pickletools.genops(file):
             _step(operation, argument, stack, memo)
-    except Exception:  # cut off, or no pickle: what came before counts
+    except Exception:  # cut off, or no pickle: use the keys found so far
         pass
     dicts = [item for item in stack if isinstance(item, dict)]
     return [key for key in dicts[0] if isinstance(key, str)] if dicts else []
 
 
 def _step(operation: Any, argument: Any, stack: list, memo: dict) -> None:
-    """Do one operation of a pickle."""
+    """Simulate one operation of a pickle."""
     name = operation.name
     if name in ('PUT', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE'):
         memo[len(memo) if argument is None else int(argument)] = stack[-1]
@@ -83,7 +83,7 @@ def _step(operation: Any, argument: Any, stack: list, memo: dict) -> None:
 
 
 def _take_items(name: str, items: list, stack: list) -> None:
-    """Do an operation on all items after the last mark."""
+    """Simulate an operation on all items after the last mark."""
     keys = {key: None for key in items[::2] if isinstance(key, str)}
     if name == 'SETITEMS' and isinstance(stack[-1], dict):
         stack[-1].update(keys)
@@ -92,7 +92,7 @@ def _take_items(name: str, items: list, stack: list) -> None:
 
 
 def _push_result(operation: Any, argument: Any, stack: list) -> None:
-    """Do an operation on a fixed number of items."""
+    """Simulate an operation on a fixed number of items."""
     name = operation.name
     taken, left = len(operation.stack_before), len(operation.stack_after)
     first = stack[-taken] if taken else None
@@ -101,9 +101,9 @@ def _push_result(operation: Any, argument: Any, stack: list) -> None:
         stack.append({})
     elif 'UNICODE' in name:
         stack.append(argument)
-    elif name == 'BUILD':  # the object stays, with another state
+    elif name == 'BUILD':  # it sets the state of an object, which stays on the stack
         stack.append(first)
-    elif name == 'REDUCE':  # an OrderedDict gets its keys afterwards
+    elif name == 'REDUCE':  # it may be an OrderedDict, which gets its keys later
         stack.append({})
     else:
         stack.extend([None] * left)

@@ -1,4 +1,4 @@
-"""Zip archives that are read as they were checked, or not at all."""
+"""Reading of zip archives, after a check that all readers see the same content."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import BinaryIO, cast
 import numpy as np
 
 MAGIC = b'PK\x03\x04'
-"""The first bytes of an archive that holds something."""
+"""First bytes of an archive that is not empty."""
 
 DIRECTORY = 8 << 20
-"""Most bytes of an archive's list of entries."""
+"""Largest size of an archive's directory in bytes."""
 
 UNPACKED = 512 << 20
-"""Most bytes that a compressed archive may have beyond its size when it is unpacked."""
+"""Largest number of bytes by which unpacking may enlarge a compressed archive."""
 
 ARRAYS = 20_000
-"""Most arrays of an ``.npz``."""
+"""Largest number of arrays in an ``.npz``."""
 
 
 def is_archive(file: BinaryIO) -> bool:
-    """Whether it begins as an archive, which is what PyTorch and numpy look at."""
+    """Return whether a file begins as an archive; PyTorch and numpy do the same check."""
     file.seek(0)
     magic = file.read(len(MAGIC))
     file.seek(0)
@@ -34,15 +34,15 @@ def is_archive(file: BinaryIO) -> bool:
 
 @contextmanager
 def open_archive(file: BinaryIO, compressed: bool) -> Iterator[zipfile.ZipFile]:
-    """Open an archive of which all readers see the same entries.
+    """Open an archive after a check that all readers see the same entries.
 
     Args:
         file: The file.
         compressed: Whether its entries may be compressed.
 
     Raises:
-        zipfile.BadZipFile: Something is before or after it, two entries have one name, or it
-            is damaged.
+        zipfile.BadZipFile: There is data before or after the archive, two entries have the same
+            name, or the archive is damaged.
     """
     size = file.seek(0, io.SEEK_END)
     count = _check_end(file, size)
@@ -56,7 +56,7 @@ def open_archive(file: BinaryIO, compressed: bool) -> Iterator[zipfile.ZipFile]:
         if any(entry.filename != entry.orig_filename for entry in entries):
             raise zipfile.BadZipFile('the name of an entry holds a zero')
         if entries and min(entry.header_offset for entry in entries) != 0:
-            raise zipfile.BadZipFile('something stands before the archive')
+            raise zipfile.BadZipFile('there is data before the archive')
         methods = {zipfile.ZIP_STORED, *([zipfile.ZIP_DEFLATED] if compressed else [])}
         if any(entry.compress_type not in methods for entry in entries):
             raise zipfile.BadZipFile('an entry is compressed in an unusual way')
@@ -69,15 +69,15 @@ def _check_end(file: BinaryIO, size: int) -> int:
     """Refuse an archive that does not end where the file ends, or has a huge directory.
 
     Returns:
-        How many entries the archive says that it has.
+        The number of entries that the archive claims to have.
     """
     file.seek(max(0, size - 22 - 20 - 56))
     tail = file.read()
     end = tail[-22:]
     if not end.startswith(b'PK\x05\x06') or end[20:] != b'\x00\x00':
-        raise zipfile.BadZipFile('it is cut short, or something follows the archive')
+        raise zipfile.BadZipFile('it is cut short, or there is data after the archive')
     count, length, start = struct.unpack('<HII', end[10:20])
-    if tail[-42:].startswith(b'PK\x06\x07'):  # sizes of 64 bits come first
+    if tail[-42:].startswith(b'PK\x06\x07'):  # there is a record with 64-bit sizes before it
         if len(tail) < 98 or not tail.startswith(b'PK\x06\x06'):
             raise zipfile.BadZipFile('the sizes of its directory are missing')
         count, length, start = struct.unpack('<QQQ', tail[32:56])
@@ -88,13 +88,13 @@ def _check_end(file: BinaryIO, size: int) -> int:
 
 
 def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: memoryview) -> None:
-    """Read an entry into memory of its size, and compare its checksum.
+    """Read an entry into ``target``, and compare its size and its checksum.
 
     Raises:
         zipfile.BadZipFile: It is damaged.
     """
     place = 0
-    with cast(zipfile.ZipExtFile, archive.open(entry)) as part:  # as it is open for reading
+    with cast(zipfile.ZipExtFile, archive.open(entry)) as part:  # the type for reading
         while place < len(target):
             count = part.readinto(target[place : place + (1 << 20)])
             if not count:
@@ -105,14 +105,14 @@ def read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, target: memoryv
 
 
 def entry_bytes(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytearray:
-    """What an entry holds."""
+    """Return the content of an entry."""
     data = bytearray(entry.file_size)
     read_entry(archive, entry, memoryview(data))
     return data
 
 
 def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
-    """The arrays of an ``.npz``, without pickles.
+    """Read the arrays of an ``.npz``, without pickles.
 
     Raises:
         ValueError: It is no archive of arrays of numbers.
@@ -122,7 +122,7 @@ def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
         if len(archive.infolist()) > ARRAYS:
             raise ValueError(f'it holds more than {ARRAYS} arrays')
         for entry in archive.infolist():
-            if not entry.filename.endswith('.npy'):  # a checkpoint of PyTorch is a zip file, too
+            if not entry.filename.endswith('.npy'):  # a checkpoint of PyTorch is also a zip file
                 raise ValueError(f'it is no archive of arrays, as {entry.filename} is in it')
         return {
             entry.filename.removesuffix('.npy'): _read_npy(entry_bytes(archive, entry))
@@ -131,15 +131,18 @@ def read_npz(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def _read_npy(data: bytearray) -> np.ndarray:
-    """An array whose header fits its data, as numpy may reserve what the header says."""
+    """Read an array after a check that its header fits its data.
+
+    Without the check numpy may reserve as much memory as the header claims.
+    """
     file = io.BytesIO(data[:20_000])
     read_header = {
         (1, 0): np.lib.format.read_array_header_1_0,
         (2, 0): np.lib.format.read_array_header_2_0,
     }[np.lib.format.read_magic(file)]
-    shape, fortran, dtype = read_header(file, max_header_size=2000)  # it is parsed as Python
+    shape, fortran, dtype = read_header(file, max_header_size=2000)  # a header is parsed as Python
     if dtype.hasobject or dtype.subdtype or not all(0 <= length < 2**63 for length in shape):
-        raise ValueError('an array holds objects, or has a strange shape')
+        raise ValueError('an array holds objects, or has an invalid shape')
     count = 1
     for length in shape:
         count *= length

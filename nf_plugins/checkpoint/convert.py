@@ -1,4 +1,4 @@
-"""Other people's weights in a network here: every key used, every number kept."""
+"""Conversion of foreign weights: each source key is used, and each number is kept."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ Rename = Callable[[str, Tensor], 'tuple[str, Tensor] | None']
 def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> dict[str, Tensor]:
     """Make a state dict for a model from foreign weights.
 
-    Values keep their numbers, as :func:`~nf_plugins.checkpoint.exact.cast_exactly` says.
+    Numbers are kept as in :func:`~nf_plugins.checkpoint.exact.cast_exactly`.
 
     Args:
         source: Foreign name -> value.
         model: The model to fill.
-        rename: What becomes of each value.
+        rename: Function from a source name and value to a model name and value.
 
     Returns:
         A complete state dict.
 
     Raises:
-        ValueError: A source key is unknown or has another shape than the model wants,
-            two of them want the same place, a model key is left, or a value cannot be kept;
-            all are listed.
+        ValueError: A source key is unknown, its shape differs from the model's, two source keys
+            have the same model key, a model key gets no value, or a number cannot be kept. The
+            message lists all of them.
     """
     wanted = model.state_dict()
     state: dict[str, Tensor] = {}
@@ -61,7 +61,7 @@ def convert(source: Mapping[str, Tensor], model: nn.Module, rename: Rename) -> d
         except ValueError as error:
             changed.append(f'{name} -> {key}: {error}')
             state[key] = wanted[key]
-    for key in keys_set_by_layers(model) & wanted.keys():  # foreign weights are initialised
+    for key in keys_set_by_layers(model) & wanted.keys():  # foreign weights are trained
         state.setdefault(key, torch.ones_like(wanted[key]))
     # What the mean of the images is, is the config's business and in no weight file.
     empty = [key for key in wanted if key not in state and not key.startswith('data_preprocessor')]

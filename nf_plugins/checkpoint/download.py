@@ -1,7 +1,8 @@
 """Files of weights from the web, in torch's cache folder.
 
-``torch.hub`` waits for a silent server without end, keeps a download that was cut, and calls
-two files alike that have the same name in two folders; hence an own download of one function.
+``torch.hub`` has three faults: it waits for a silent server for ever, it keeps an incomplete
+download, and it confuses files with the same name in two folders. So this module has its own
+download.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .safe_load import safe_load
 TIMEOUT = 30.0
 """Seconds without an answer, or without ``SLOWEST`` bytes each, after which a download stops."""
 SLOWEST = 256
-"""Bytes a second; a slower server counts as a silent one."""
+"""Bytes per second; a slower server counts as silent."""
 
 _CHUNK = 1 << 16
 

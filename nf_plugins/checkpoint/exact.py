@@ -1,4 +1,4 @@
-"""Weights in other types: what keeps every value, or fails."""
+"""Conversion of weights to other types. It keeps every value, or fails."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 
 def as_tensor(array: np.ndarray) -> Tensor:
-    """A numpy array as a tensor of the same type, in whatever byte order it is.
+    """Convert a numpy array of any byte order to a tensor of the same type.
 
     Raises:
         TypeError: torch has no such type.
     """
     array = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder('='))
-    if array.dtype.name == 'bfloat16':  # numpy's name for what ml_dtypes adds
+    if array.dtype.name == 'bfloat16':  # a type from ml_dtypes
         return torch.from_numpy(array.view(np.uint16).copy()).view(torch.bfloat16)
     return torch.from_numpy(array.copy())
 
 
 def check_numbers(value: Any) -> None:
-    """Raise a ValueError unless ``value`` is a dense tensor that holds its numbers.
+    """Raise a ValueError unless ``value`` is a dense tensor with numbers.
 
     Example:
         >>> check_numbers(torch.ones(1, device='meta'))
@@ -41,18 +41,18 @@ def check_numbers(value: Any) -> None:
 
 
 def cast_exactly(value: Any, dtype: torch.dtype) -> Tensor:
-    """Cast a tensor, if that keeps its values.
+    """Cast a tensor, or raise if its values would change.
 
-    A float may be rounded to the nearest one of the new type. It may not become infinite, nor
-    zero if it is not. An integer must be kept exactly, also as a float. Booleans and complex
-    numbers are not cast at all.
+    A float may be rounded to the nearest float of the new type. It may not become infinite, and a
+    nonzero float may not become zero. An integer must stay exactly equal, also as a float.
+    Booleans and complex numbers are never cast.
 
     Args:
         value: A dense tensor.
         dtype: The new type.
 
     Raises:
-        ValueError: A value would change more than that, or there are no numbers.
+        ValueError: A value would change, or the tensor has no numbers.
 
     Example:
         >>> cast_exactly(torch.tensor([0.1, 1e300], dtype=torch.float64), torch.float32)
@@ -69,7 +69,7 @@ def cast_exactly(value: Any, dtype: torch.dtype) -> Tensor:
     try:
         cast = value.to(dtype)
         kept = _is_rounded(value, cast) if kinds == {'float'} else _is_equal(value, cast)
-    except (RuntimeError, NotImplementedError):  # types that torch stores and cannot compute with
+    except (RuntimeError, NotImplementedError):  # torch can store this type but not compute
         raise ValueError(f'{_name(value.dtype)}, not {_name(dtype)}') from None
     if not kept.all():
         first = value.flatten()[int((~kept).flatten().nonzero()[0])].item()
@@ -84,7 +84,7 @@ def _is_rounded(value: Tensor, cast: Tensor) -> Tensor:
 
 
 def _is_equal(value: Tensor, cast: Tensor) -> Tensor:
-    """Whether integers and floats are the same numbers; what lies beyond int64 is not."""
+    """Return whether integers and floats are equal; False for a float outside int64."""
     kept = torch.ones_like(value, dtype=torch.bool)
     whole = []
     for tensor in (value, cast):

@@ -1,4 +1,4 @@
-"""Whether the weights of a checkpoint fit a model."""
+"""Checks that the weights of a checkpoint fit a model."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ def weights_for(
 def backbone_weights(
     path: str, backbone: nn.Module, quiet: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The backbone's weights in a checkpoint of it or of a model, and the ``meta``.
+    """Read the weights of a backbone and ``meta`` from a checkpoint of a backbone or a model.
 
     Args:
         path: The checkpoint, or ``PATH#KEY``.
         backbone: The backbone.
-        quiet: Do not say which of several weights are taken.
+        quiet: Do not print which weights of the checkpoint are taken.
     """
     with as_usage_error(f'cannot load the checkpoint {path}'):
         path, weights_key = split_weights_key(path)

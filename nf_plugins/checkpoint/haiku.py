@@ -1,4 +1,4 @@
-"""Read the weights that DeepMind published, without executing anything from them."""
+"""Reading of DeepMind's published weights. Nothing in a file is executed."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _FUNCTIONS: dict[str, Any] = {
     **{'.'.join(name): function for name, function in {**GLOBALS, **DILL_GLOBALS}.items()},
     'numpy.dtype': PickledNumberDtype,
 }
-"""Arrays and scalars of numbers are the only leaves; the other names are those of dicts."""
+"""Names that a file may contain: those of arrays and scalars of numbers, and of dicts."""
 
 _DICTS = ('FlatMapping', 'FlatMap', 'frozendict')
-"""Immutable dicts of several haiku versions."""
+"""Names of haiku's immutable dict, in several versions."""
 
 
 def _read_pickle(file: BinaryIO) -> Any:
-    """Unpickle numpy arrays and dicts; every other name is refused."""
+    """Unpickle numpy arrays and dicts, and refuse every other name."""
     limits = Limits(os.fstat(file.fileno()).st_size)
     unpickler = SafeUnpickler(file, _FUNCTIONS, limits, inert=False)
     for name in _DICTS:
@@ -43,7 +43,7 @@ def _read_arrays(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 NAME = 1000
-"""Longest name of a parameter."""
+"""Largest number of letters in the name of a parameter."""
 
 
 def _flatten(tree: Any, prefix: str = '', seen: set[int] | None = None) -> dict[str, Any]:
@@ -51,10 +51,10 @@ def _flatten(tree: Any, prefix: str = '', seen: set[int] | None = None) -> dict[
         if not isinstance(tree, (np.ndarray, np.generic, int, float)):
             raise ValueError(f'{prefix} is no array of numbers but a {type(tree).__name__}')
         return {prefix: tree}
-    if len(prefix) > NAME:  # each name below begins with it
+    if len(prefix) > NAME:  # all names below begin with this prefix
         raise Refused(f'it has a name of more than {NAME} letters')
     seen = set() if seen is None else seen
-    if id(tree) in seen:  # a small file could otherwise expand without end
+    if id(tree) in seen:  # else a small file could expand without limit
         raise Refused('it holds one dict in two places')
     seen.add(id(tree))
     flat = {}
@@ -70,21 +70,22 @@ def _flatten(tree: Any, prefix: str = '', seen: set[int] | None = None) -> dict[
 def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Read haiku parameters as a flat dict.
 
-    Two formats are understood: DeepMind's published ``*_haiku.npz``, which are
-    pickles of nested dicts whatever their name says, and real npz archives of flat
-    arrays. Pickles are read by an unpickler that makes arrays and dicts alone.
+    There are two formats. DeepMind's published ``*_haiku.npz`` are pickles of nested dicts, in
+    spite of their name. The other format is a real npz archive of arrays. The unpickler for the
+    first format can only make arrays and dicts.
 
     Args:
         path: The file.
 
     Returns:
-        Parameter name -> array. The parts of a name are joined by dots, without
-        haiku's ``~``: ``NFNet.nf_block_1.conv0.w``. Of an archive with arrays under
-        ``params/`` those are taken.
+        Parameter name -> array. The parts of a name are joined by dots, without haiku's ``~``:
+        ``NFNet.nf_block_1.conv0.w``. If an archive has arrays under ``params/``, only those are
+        read.
 
     Raises:
         CheckpointNotFoundError: There is no such file.
-        CheckpointError: The file is damaged, is something else, or wants something executed.
+        CheckpointError: The file is damaged, is in another format, or asks for more than arrays
+            and dicts.
     """
     path = os.fspath(path)
     if not os.path.isfile(path):
@@ -97,7 +98,7 @@ def read_haiku(path: str | os.PathLike) -> dict[str, np.ndarray]:
         tree = _flatten(tree)
     except Refused as error:
         raise CheckpointError(f'{path} is refused: {error}') from None
-    except Exception as error:  # garbage can raise almost anything in an unpickler
+    except Exception as error:  # a damaged pickle can raise almost anything
         why = reason(error)
         raise CheckpointError(f'{path} is not a readable file of weights: {why}') from None
     flat = {}

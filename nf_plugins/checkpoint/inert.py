@@ -1,8 +1,8 @@
-"""Stand-ins for what a pickle names: data that remember a name and its arguments.
+"""Stand-ins for the objects that a pickle names: plain data with a name and its arguments.
 
-Nothing here calls, imports or looks up what a file names while the file is read. A stand-in
-is pickled under the name that it stands for, so a checkpoint that is saved again still holds
-what it held.
+While a file is read, nothing that it names is called, imported or looked up. A stand-in is
+pickled under the original name. So if a checkpoint is read and saved, the new file contains the
+original objects.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 
 class Name:
-    """Stands for a function or a class, of which a pickle holds the name alone.
+    """Stand-in for a function or a class; a pickle only contains its name.
 
     Args:
         module: Its module.
@@ -60,22 +60,22 @@ class Name:
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
         found = find(self)
-        # A pickle can name a thing only where the thing itself is pickled; copy.copy is the
-        # function that returns a function or a class as it is.
+        # A pickle can only contain a name as part of a call. copy.copy is a function that
+        # returns a function or a class unchanged.
         return _plain(name=self.name) if found is None else (copy.copy, (found,))
 
 
-_RECONSTRUCTOR = copyreg._reconstructor  # type: ignore[attr-defined]  # which pickles name
+_RECONSTRUCTOR = copyreg._reconstructor  # type: ignore[attr-defined]  # a name used in pickles
 
 
 class Inert:
-    """Stands for what the call of a name would have made.
+    """Stand-in for the object that a call would have returned.
 
     Args:
         of: The function or class.
         args: Arguments of the call.
         kwargs: Keyword arguments of the call.
-        new: The class is made without its ``__init__``, as pickles usually do it.
+        new: Whether the pickle makes the object without ``__init__``, as pickles usually do.
     """
 
     __slots__ = ('args', 'items', 'kwargs', 'new', 'of', 'pairs', 'state')
@@ -105,9 +105,9 @@ class Inert:
         return self.__deepcopy__({}, copier=lambda value, memo: value)
 
     def __deepcopy__(self, memo: dict, copier: Any = copy.deepcopy) -> Inert:
-        # Without it, copy would call what the file names.
+        # Without this method, copy would call the function or class that the file names.
         twin = Inert(self.of, copier(self.args, memo), copier(self.kwargs, memo), self.new)
-        memo[id(self)] = twin  # its state may refer to it, as that of omegaconf's nodes
+        memo[id(self)] = twin  # the state may refer to the object, as in omegaconf's nodes
         twin.state = copier(self.state, memo)
         twin.items = list(copier(self.items, memo))
         twin.pairs = list(copier(self.pairs, memo))
@@ -129,11 +129,11 @@ FACTORIES = {
     Name(kind.__module__, kind.__name__): kind
     for kind in (bool, int, float, str, list, tuple, dict, set, deque, OrderedDict, Counter)
 }
-"""What the stand-in of a ``defaultdict`` makes for a missing key, by the name in the file."""
+"""Name of a factory in a file -> the factory that a stand-in of a ``defaultdict`` uses."""
 
 
 class InertDict(dict):
-    """Stands for a kind of dict, such as mmengine's ``ConfigDict``, and is one itself."""
+    """Stand-in for a subclass of dict, such as mmengine's ``ConfigDict``; it is a dict itself."""
 
     __slots__ = ('args', 'of', 'state')
 
@@ -152,7 +152,7 @@ class InertDict(dict):
 
     @property
     def factory(self) -> type | None:
-        """What makes the value of a missing key; None if it is no ``defaultdict`` of plain data."""
+        """The factory for missing keys; None if it is no ``defaultdict`` of plain data."""
         named = self.name == 'collections.defaultdict' and [*map(type, self.args)] == [Name]
         return FACTORIES.get(self.args[0]) if named else None
 
@@ -162,7 +162,7 @@ class InertDict(dict):
         return self.setdefault(key, self.factory())
 
     def __setstate__(self, state: Any) -> None:
-        if state is not self:  # the state of addict's dicts is what they hold
+        if state is not self:  # the state of addict's dicts is the dict itself
             self.state = state
 
     def __copy__(self) -> InertDict:
@@ -179,13 +179,13 @@ class InertDict(dict):
         target = find(self.of)
         if target is None:
             return OrderedDict, (), None, None, iter(self.items())
-        if target is defaultdict:  # its first argument is the factory, if there is one
+        if target is defaultdict:  # args contain the factory, if there is one
             return target, self.args, None, None, iter(self.items())
         return target, (*self.args, dict(self)), self.state or None
 
 
 def _plain(**content: Any) -> tuple:
-    """How a stand-in is pickled where nobody knows its name: as a dict."""
+    """Return how a stand-in is pickled if this process does not know its name: as a dict."""
     return OrderedDict, (), None, None, iter(content.items())
 
 
@@ -206,7 +206,7 @@ DICTS = {
     'lightning.*:AttributeDict',
     'lightning_fabric.*:AttributeDict',
 }
-"""Classes that are read as :class:`InertDict`: ``module:name``, with ``*`` for any text."""
+"""Names that are read as :class:`InertDict`: ``module:name``; ``*`` matches any text."""
 
 INERT_NAMES = {
     'array:_array_reconstructor',
@@ -243,9 +243,9 @@ INERT_NAMES = {
     'box.*:[A-Z]*',
     'torch._C:Generator',
 }
-"""What is read as :class:`Inert`: ``module:name``, with ``*`` for any text. Everything named
-here would be harmless if it were called, too, as it is pickled under its name. Add to it what
-else may be read as data: ``INERT_NAMES.add('mypackage.options:Options')``."""
+"""Names that are read as :class:`Inert`: ``module:name``; ``*`` matches any text. A stand-in is
+pickled under its name, so each name must also be harmless when it is called. More names can be
+added: ``INERT_NAMES.add('mypackage.options:Options')``."""
 
 
 def _listed(of: Name, names: set[str]) -> bool:
@@ -254,9 +254,9 @@ def _listed(of: Name, names: set[str]) -> bool:
 
 
 def stand_in(of: Name, args: tuple, kwargs: dict | None = None, new: bool = False) -> Any:
-    """The stand-in for a call of ``of``; None where the call is not known to be harmless.
+    """Make the stand-in for a call of ``of``; None if the call is not known to be harmless.
 
-    A member of an enumeration that this process has is that member, found by its value.
+    If ``of`` is an enumeration that this process has, the result is its member with this value.
     """
     if _listed(of, DICTS) and not kwargs:
         return InertDict(of, args)
@@ -266,7 +266,7 @@ def stand_in(of: Name, args: tuple, kwargs: dict | None = None, new: bool = Fals
         known = _loaded(of)
         if isinstance(known, enum.EnumMeta):
             return known._value2member_map_.get(args[0], Inert(of, args))
-        # An enumeration of a package that is not here: a class's name, one plain value.
+        # It looks like an enumeration of a missing package: a class name and one plain value.
         foreign = of.module.partition('.')[0] not in sys.stdlib_module_names
         if known is None and (foreign or of.module == '__main__') and _is_class_name(of.qualname):
             return Inert(of, args)
@@ -278,7 +278,7 @@ def _is_class_name(text: str) -> bool:
 
 
 def _loaded(of: Name) -> Any:
-    """What the name means in the modules that are loaded already; None if nothing."""
+    """Look up a name in the modules that are already loaded; None if it is not there."""
     found: Any = sys.modules.get(of.module)
     for part in of.qualname.split('.'):
         found = inspect.getattr_static(found, part, None)
@@ -286,9 +286,9 @@ def _loaded(of: Name) -> Any:
 
 
 def find(of: Name) -> Any:
-    """What a stand-in is pickled as: a class or function of the same name, or None.
+    """Find the class or function as which a stand-in is pickled, or None.
 
-    Only modules that are loaded already are searched, and those that are listed here.
+    Only modules that are already loaded, and those of the listed names, are searched.
     """
     listed = _listed(of, INERT_NAMES) or _listed(of, DICTS)
     if listed and of.module not in sys.modules:
@@ -305,7 +305,7 @@ def find(of: Name) -> Any:
 
 
 def contents(value: Any) -> Iterator[Any]:
-    """What a container or stand-in holds; nothing of anything else."""
+    """Yield the content of a container or a stand-in; other values have no content."""
     if isinstance(value, dict):
         yield from value
         yield from value.values()
@@ -326,17 +326,17 @@ def contents(value: Any) -> Iterator[Any]:
 
 
 def holds_stand_in(value: Any) -> bool:
-    """Whether a stand-in that cannot be used like what it stands for is somewhere inside."""
+    """Return whether a value contains a stand-in that cannot be used as the original object."""
     if isinstance(value, (Name, Inert)):
         return True
     return any(holds_stand_in(part) for part in contents(value))
 
 
 def without_stand_ins(state: dict) -> dict:
-    """The state of a parameter scheduler without the functions and classes that it names.
+    """Remove functions and classes from the state of a parameter scheduler.
 
-    A scheduler of mmengine takes over whatever its state holds
-    (``self.__dict__.update(state)``). What it builds itself from its config, such as the
-    ``anneal_func`` of OneCycleLR, must stay.
+    A scheduler of mmengine sets all entries of its state as attributes
+    (``self.__dict__.update(state)``). A function that it has from its config, such as the
+    ``anneal_func`` of OneCycleLR, must not be replaced by a stand-in.
     """
     return {key: value for key, value in state.items() if not holds_stand_in(value)}

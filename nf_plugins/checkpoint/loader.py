@@ -1,9 +1,8 @@
-"""mmengine's ways to a checkpoint, all of which end in :func:`safe_load`.
+"""Replacements of mmengine's checkpoint loaders; all of them call :func:`safe_load`.
 
-mmengine's own loaders unpickle whatever comes over HTTP, and those of its fork also unpickle
-local files that weights-only loading refuses. :func:`install` replaces them, so that
-``load_from``, ``resume`` and ``init_cfg=dict(type='Pretrained')`` never execute anything from
-a file.
+mmengine's own loader of URLs unpickles any file. The loaders of its fork also unpickle local
+files that weights-only loading has refused. :func:`install` replaces them. So ``load_from``,
+``resume`` and ``init_cfg=dict(type='Pretrained')`` never execute anything from a file.
 """
 
 from __future__ import annotations
@@ -29,28 +28,28 @@ from .state_dict import for_mmengine, split_weights_key
 
 
 def load_local(filename: str, map_location: Any = 'cpu') -> Any:
-    """A local file; ``~`` is the home folder."""
+    """Load a local file; ``~`` is the home folder."""
     return safe_load(os.path.expanduser(filename), map_location)
 
 
 def load_http(filename: str, map_location: Any = 'cpu') -> Any:
-    """A URL, kept in torch's cache folder; of several processes the first one downloads."""
+    """Load a URL, which is kept in torch's cache folder; only the first process downloads it."""
     try:
         if is_main_process():
             fetch(filename)
     finally:
-        barrier()  # the others would wait for ever
+        barrier()  # also after an error, because the other processes wait here
     return load_url(filename, map_location)
 
 
 def load_remote(filename: str, map_location: Any = 'cpu') -> Any:
-    """A file of one of mmengine's storage backends (``s3://``, ``petrel://``)."""
+    """Load a file of one of mmengine's storage backends (``s3://``, ``petrel://``)."""
     with get_local_path(filename, dict(backend='petrel')) as path:
         return safe_load(path, map_location, name=filename)
 
 
 def load_pavi(filename: str, map_location: Any = 'cpu') -> Any:
-    """A model of ``pavi://``."""
+    """Load a model of ``pavi://``."""
     from pavi import modelcloud
 
     model = modelcloud.get(filename.partition('://')[2])
@@ -61,7 +60,7 @@ def load_pavi(filename: str, map_location: Any = 'cpu') -> Any:
 
 
 def load_zoo(filename: str, map_location: Any = 'cpu') -> Any:
-    """A name in one of mmengine's lists: ``torchvision://``, ``open-mmlab://``, ``mmcls://``."""
+    """Load a name in mmengine's lists: ``torchvision://``, ``open-mmlab://``, ``mmcls://``."""
     scheme, _, name = filename.partition('://')
     if scheme in ('torchvision', 'modelzoo'):
         known = mm.get_torchvision_models()
@@ -79,7 +78,7 @@ def load_zoo(filename: str, map_location: Any = 'cpu') -> Any:
 
 
 def _cleaned(load: Callable[..., Any]) -> Callable[..., Any]:
-    """The loader, without what mmengine would run or delete."""
+    """Wrap a loader: remove the parts by which mmengine would run code or delete files."""
 
     @functools.wraps(load)
     def loader(filename: str, map_location: Any = 'cpu') -> Any:
@@ -98,15 +97,15 @@ LOADERS = {
     load_pavi: ('pavi://',),
     load_zoo: ('torchvision://', 'modelzoo://', 'open-mmlab://', 'openmmlab://', 'mmcls://'),
 }
-"""Loader -> the prefixes of what it loads, as mmengine writes them."""
+"""Loader -> the prefixes that it handles, as mmengine registers them."""
 
 
 def install() -> None:
     """Replace mmengine's loaders of checkpoints for the whole process.
 
-    ``import nf_plugins`` calls it. After it, whatever mmengine loads is read by
-    :func:`~nf_plugins.checkpoint.safe_load`; a runner's ``resume`` takes over what it knows;
-    weights that fit nothing are an error. A second call changes nothing.
+    ``import nf_plugins`` calls it. Afterwards :func:`~nf_plugins.checkpoint.safe_load` reads
+    every checkpoint that mmengine loads. A runner's ``resume`` takes over only known data.
+    Weights of which nothing fits are an error. A second call changes nothing.
     """
     pretrained.install()
     for loader, prefixes in LOADERS.items():

@@ -1,8 +1,8 @@
-"""Numpy arrays and scalars in untrusted pickles.
+"""Safe reading of numpy arrays and scalars in untrusted pickles.
 
-A pickle that may call ``numpy.ndarray`` or set the state of a ``numpy.dtype`` can forge
-object pointers. So this module maps the names that pickles of arrays use to objects that
-make arrays of plain items and nothing else.
+If a pickle may call ``numpy.ndarray`` or set the state of a ``numpy.dtype``, it can forge object
+pointers. So this module maps the names in pickles of arrays to functions that only make arrays of
+plain items.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from nf_plugins.errors import Refused, short
 
 KINDS = 'biufcSUVMmO'
-"""Kinds of an array's items: numbers, texts, structures, times, and objects of the pickle."""
+"""Accepted kinds of items: numbers, texts, structures, times, and objects of the pickle."""
 
 _UNITS = ('Y', 'M', 'W', 'D', 'h', 'm', 's', 'ms', 'us', 'ns', 'ps', 'fs', 'as', 'generic')
 
@@ -27,7 +27,7 @@ def _refuse(what: str) -> NoReturn:
 
 
 class PickledDtype:
-    """Stands for ``numpy.dtype`` in a pickle: a type code, then its byte order or fields."""
+    """Stand-in for ``numpy.dtype``: made with a type code, then given its byte order or fields."""
 
     kinds = KINDS
 
@@ -44,10 +44,10 @@ class PickledDtype:
         self.dtype: np.dtype = dtype
 
     def __setstate__(self, state: tuple) -> np.dtype:
-        """Take over the byte order, the fields, or the unit of times.
+        """Set the byte order, the fields, or the unit of times.
 
         Returns:
-            The real dtype, which takes the place of the stand-in.
+            The real dtype, which replaces the stand-in.
         """
         _, order, subdtype, names, fields, *more = state
         if order not in ('<', '>', '=', '|') or subdtype is not None:
@@ -69,7 +69,7 @@ class PickledDtype:
     def _structure(self, names: Any, fields: Any, size: Any) -> np.dtype:
         right = isinstance(names, tuple) and 0 < len(names) <= 1000 and type(size) is int
         if not right or not 0 < size < 1 << 20:
-            _refuse('an array of strange structures')
+            _refuse('an array of malformed structures')
         formats = [_item_type(fields[name][0]) for name in names]
         offsets = [fields[name][1] for name in names]
         if any(item.hasobject for item in formats):
@@ -78,15 +78,15 @@ class PickledDtype:
 
 
 class PickledNumberDtype(PickledDtype):
-    """Stands for ``numpy.dtype`` where arrays hold numbers only."""
+    """Stand-in for ``numpy.dtype`` in files whose arrays may only contain numbers."""
 
     kinds = 'biufc'
 
 
 def _item_type(dtype: Any) -> np.dtype:
-    """The dtype of an array's items, made anew: a given one may be forged.
+    """Make the dtype of an array's items anew, because the given one may be forged.
 
-    Another unpickler may have made a real dtype with a forged state.
+    It may be a real dtype with a forged state, from another unpickler.
     """
     if isinstance(dtype, PickledDtype):
         dtype = dtype.dtype
@@ -103,21 +103,21 @@ def _check_text(array: np.ndarray) -> None:
     if array.dtype.kind == 'U' and array.size:
         points = np.frombuffer(array.tobytes(), array.dtype.byteorder.replace('|', '=') + 'u4')
         if points.max() > sys.maxunicode:
-            _refuse('an array of texts that are none')
+            _refuse('an array of invalid texts')
 
 
 class PickledArray(np.ndarray):
-    """Stands for ``numpy.ndarray``: made empty, then given its data; pickles as an array."""
+    """Stand-in for ``numpy.ndarray``: made empty, then given its data; pickled as an array."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> PickledArray:
         _refuse('numpy.ndarray(...)')
 
     def __setstate__(self, state: tuple) -> None:
-        if self.size:  # numpy would free memory that other arrays may use
+        if self.size:  # numpy would free memory that other arrays may still use
             _refuse('an array that gets its numbers twice')
         version, shape, dtype, is_fortran, data = state
         dtype = _item_type(dtype)
-        sizes = isinstance(shape, tuple) and len(shape) <= 64  # else their product takes hours
+        sizes = isinstance(shape, tuple) and len(shape) <= 64  # the product of more may take hours
         if not sizes or not all(type(n) is int and 0 <= n < 2**63 for n in shape):
             _refuse(f'an array of the shape {short(shape)}')
         if dtype.kind == 'O':
@@ -129,7 +129,7 @@ class PickledArray(np.ndarray):
             _refuse('an array with data of another size')
         else:
             data = bytes(data)
-        # numpy's own types ask for numpy.bool, which its parser refuses.
+        # numpy's type stubs say numpy.bool, but its C code only accepts bool.
         super().__setstate__((version, shape, dtype, bool(is_fortran), data))  # type: ignore[arg-type]
         _check_text(self)
 
@@ -138,7 +138,7 @@ class PickledArray(np.ndarray):
 
 
 class _Function:
-    """A callable without attributes, as a pickle may try to set them."""
+    """Callable without attributes; a pickle may try to set some."""
 
     __slots__ = ()
 
@@ -147,7 +147,7 @@ class _Reconstruct(_Function):
     __slots__ = ()
 
     def __call__(self, subtype: Any, shape: tuple, code: Any) -> np.ndarray:
-        # Of numpy.memmap, numpy.matrix and others the numbers are read.
+        # For subclasses such as numpy.memmap and numpy.matrix, only the numbers are read.
         return np.ndarray.__new__(PickledArray, (0,), 'u1')
 
 
@@ -182,12 +182,12 @@ class _Encode(_Function):
 
     def __call__(self, text: str, encoding: str = 'latin1') -> bytes:
         if not isinstance(text, str):
-            _refuse('bytes that are no text')
+            _refuse('bytes from an invalid text')
         return codecs.encode(text, 'latin1')
 
 
 class _CreateArray(_Function):
-    """dill's way to pickle an array: the object, then its state."""
+    """Function that dill calls to make an array: first the object, then its state."""
 
     __slots__ = ()
 
@@ -203,7 +203,7 @@ GLOBALS: dict[tuple[str, str], Any] = {
     ('numpy', 'dtype'): PickledDtype,
     ('_codecs', 'encode'): _Encode(),
 }
-"""(module, name) in a pickle -> what it gets."""
+"""(module, name) in a pickle -> the object that the unpickler uses for it."""
 
 for _core in ('numpy.core', 'numpy._core'):  # numpy 1 and 2
     GLOBALS[f'{_core}.multiarray', '_reconstruct'] = reconstruct

@@ -1,4 +1,4 @@
-"""The state of optimizers and parameter schedulers, compared with what a training has."""
+"""Checks of the states of optimizers and parameter schedulers against a training's own."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from torch.optim import Optimizer
 from nf_plugins.errors import short
 
 IMPLEMENTATION = frozenset(('foreach', 'fused', 'capturable', 'differentiable', 'param_names'))
-"""Settings of a parameter group that say how to compute: the config's count."""
+"""Settings of a parameter group about the implementation; the config's values are used."""
 
 PER_GROUP = frozenset(('base_values', '_last_value', 'min_values'))
-"""What a scheduler has of each parameter group."""
+"""Attributes of a scheduler with one value per parameter group."""
 
 
 def known_optimizer(state: Any, wrapper: Any) -> dict[str, Any]:
-    """The state of an optimizer wrapper, of known keys and known types alone.
+    """Reduce the state of an optimizer wrapper to known keys of known types.
 
     Args:
-        state: What the checkpoint holds.
-        wrapper: The training's optimizer wrapper, or dict of them.
+        state: The state in the checkpoint.
+        wrapper: The training's optimizer wrapper, or dict of optimizer wrappers.
 
     Returns:
-        What ``wrapper.load_state_dict`` can take.
+        A state for ``wrapper.load_state_dict``.
 
     Raises:
-        ValueError: It is the state of another optimizer, or malformed.
+        ValueError: It is the state of another optimizer, or it is malformed.
     """
     if isinstance(wrapper, OptimWrapperDict):
         wrappers = wrapper.optim_wrappers
@@ -48,7 +48,7 @@ def known_optimizer(state: Any, wrapper: Any) -> dict[str, Any]:
             )
         return {name: known_optimizer(state[name], own) for name, own in wrappers.items()}
     if isinstance(wrapper.optimizer, ZeroRedundancyOptimizer):
-        return state  # each process knows only a part
+        return state  # each process has only a part of it
     own = wrapper.state_dict()
     kept = {key: value for key, value in _mapping('optimizer', state).items() if key in own}
     groups, wanted = kept.get('param_groups'), len(own['param_groups'])
@@ -67,7 +67,7 @@ def known_optimizer(state: Any, wrapper: Any) -> dict[str, Any]:
         kept['base_param_settings'] = _group('base_param_settings', settings, like)
     if 'loss_scaler' in kept:
         scaler = _mapping('loss_scaler', kept['loss_scaler'])
-        if not scaler or not own['loss_scaler']:  # of a training without an accelerator
+        if not scaler or not own['loss_scaler']:  # one of the trainings has no accelerator
             del kept['loss_scaler']
         else:
             kept['loss_scaler'] = _known('loss_scaler', scaler, own['loss_scaler'])
@@ -81,17 +81,17 @@ def known_optimizer(state: Any, wrapper: Any) -> dict[str, Any]:
 
 
 def known_schedulers(state: Any, schedulers: Any) -> Any:
-    """The state of parameter schedulers, of known keys and known types alone.
+    """Reduce the states of parameter schedulers to known keys of known types.
 
-    Numbers count from the checkpoint, as in mmengine; words and functions are settings, and
-    those of the config count.
+    As in mmengine, numbers are taken from the checkpoint. Texts and functions are settings, and
+    are taken from the config.
 
     Args:
-        state: What the checkpoint holds.
-        schedulers: The training's, as a list or as a dict of lists.
+        state: The states in the checkpoint.
+        schedulers: The training's schedulers, as a list or as a dict of lists.
 
     Raises:
-        ValueError: It is the state of other schedulers, or malformed.
+        ValueError: They are the states of other schedulers, or they are malformed.
     """
     if isinstance(schedulers, Mapping):
         state = _mapping('param_schedulers', state)
@@ -124,15 +124,15 @@ def _scheduler(state: Any, scheduler: Any) -> dict[str, Any]:
     trial.__dict__.update(kept, optimizer=types.SimpleNamespace(param_groups=groups))
     trial.last_step += 1
     try:
-        if trial.begin <= trial._global_step + 1 < trial.end:  # outside, mmengine does not ask
+        if trial.begin <= trial._global_step + 1 < trial.end:  # mmengine only calls it in there
             trial._get_value()
-    except Exception as error:  # it would come at the next step
+    except Exception as error:  # the same error would come at the next step
         raise ValueError(f'{name} cannot go on: {type(error).__name__}: {error}') from None
     return kept
 
 
 def _group(name: str, group: Any, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a parameter group; what an older version did not have is the config's."""
+    """Check the settings of a parameter group; a missing one is taken from the config."""
     group = _mapping(name, group)
     params = group.get('params')
     if isinstance(like['params'], list):
@@ -153,9 +153,9 @@ def _group(name: str, group: Any, like: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-# ---------------------------------------------------------------- what belongs to a parameter
+# ---------------------------------------------------------------- states of parameters
 def _states(states: Any, groups: list[dict], optimizer: Optimizer) -> dict[int, dict[str, Any]]:
-    """What an optimizer keeps of each parameter, such as its momentum."""
+    """Check what an optimizer keeps for each parameter, such as its momentum."""
     parameters = [p for group in optimizer.param_groups for p in group['params']]
     numbers = [number for group in groups for number in group['params']]
     if len(set(numbers)) != len(numbers):
@@ -171,7 +171,7 @@ def _states(states: Any, groups: list[dict], optimizer: Optimizer) -> dict[int, 
 
 
 def _expected_states(optimizer: Optimizer, groups: list[dict]) -> dict[int, dict] | None:
-    """What the optimizer keeps after a step, found on tensors without memory; None: unknown."""
+    """Find what the optimizer keeps after a step, on tensors without memory; None if unknown."""
     memo = {}
     for group in optimizer.param_groups:
         for p in group['params']:
@@ -183,7 +183,7 @@ def _expected_states(optimizer: Optimizer, groups: list[dict]) -> dict[int, dict
             warnings.simplefilter('ignore')
             trial = copy.deepcopy(optimizer, memo)
             trial.load_state_dict(dict(state={}, param_groups=groups))
-            type(trial).step(trial)  # not the counting one that schedulers put on the instance
+            type(trial).step(trial)  # schedulers have replaced `trial.step` by one that counts
             return trial.state_dict()['state']
     except Exception:  # a custom optimizer may need more than gradients
         return None
@@ -215,13 +215,13 @@ def _state(
         kept[key] = value
     missing = [key for key, value in like.items() if value is not None and key not in kept]
     if missing:
-        raise ValueError(f'{name} has no {missing[0]}: it is of another optimizer')
+        raise ValueError(f'{name} has no {missing[0]}: its state is from another optimizer')
     return kept
 
 
 # ---------------------------------------------------------------- types
 def is_number(value: Any) -> TypeGuard[SupportsFloat]:
-    """Whether a value is one real number, also of numpy or in a tensor."""
+    """Return whether a value is one real number of Python or numpy, or a tensor with one."""
     if isinstance(value, Tensor):
         return (
             value.numel() == 1
@@ -234,7 +234,7 @@ def is_number(value: Any) -> TypeGuard[SupportsFloat]:
 
 
 def _is_known(value: Any) -> bool:
-    """Whether a value is a number, a word, or a container of such."""
+    """Return whether a value is a number, a text, None, or a container of these."""
     if isinstance(value, Mapping):
         return all(_is_known(item) for pair in value.items() for item in pair)
     if isinstance(value, list | tuple):
@@ -243,7 +243,7 @@ def _is_known(value: Any) -> bool:
 
 
 def _fits(value: Any, like: Any) -> bool:
-    """Whether a value is of the kind of another one."""
+    """Return whether a value has the kind of another value."""
     if like is None:
         return value is None or isinstance(value, bool) or is_number(value)
     if isinstance(like, bool):
@@ -273,7 +273,7 @@ def _check(name: str, key: str, value: Any, like: Any) -> None:
 
 
 def _known(name: str, state: Mapping, likes: Mapping[str, Any]) -> dict[str, Any]:
-    """The known keys of a state, all of which must be there."""
+    """Return the known keys of a state; raise if one is missing or has another kind of value."""
     for key, like in likes.items():
         if key not in state:
             raise ValueError(f'{name} has no {key}')
@@ -296,7 +296,7 @@ def _short(value: Any) -> str:
 
 
 class _Short(reprlib.Repr):
-    """What of a container is long, or of a kind of its own, is left out."""
+    """Repr of a value that is short for long containers and for objects of any class."""
 
     def repr_instance(self, value: Any, level: int) -> str:
         return short(value)

@@ -1,8 +1,9 @@
-"""Weights that fit nothing are an error in mmengine, too.
+"""Errors of mmengine for weights of which nothing fits the model.
 
-mmengine loads what fits by name and warns of the rest, so a file for another network leaves
-random weights and a long warning. Its ``load_from``, ``init_cfg=dict(type='Pretrained')`` and
-``load_checkpoint`` all end in two functions, which :func:`install` replaces.
+mmengine loads the keys that fit by name and warns about the rest. So after a file for another
+network, the model still has random weights, and there is a long warning. Its ``load_from``,
+``init_cfg=dict(type='Pretrained')`` and ``load_checkpoint`` all call one of two functions, which
+:func:`install` replaces.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _load_checkpoint = mm._load_checkpoint
 
 
 def note_source(path: str, note: str) -> None:
-    """Remember the file that a thread has loaded, for messages, and log which weights it took."""
+    """Remember the loaded file of this thread for messages, and log which weights are taken."""
     _last.path = path
     if note:
         print_log(note, logger='current')
@@ -55,7 +56,7 @@ def load_state_dict(
 
 
 def _loads_in_its_own_way(module: nn.Module, state_dict: Mapping[str, Any]) -> bool:
-    """Whether hooks of the module rename keys, so that something is loaded after all."""
+    """Return whether hooks of the module rename keys, so that weights are loaded nevertheless."""
     values = module.state_dict(keep_vars=True).values()
     tensors = [t for t in values if isinstance(t, Tensor) and not t.is_inference()]
     before = [tensor._version for tensor in tensors]
@@ -82,10 +83,10 @@ def _some(keys: Mapping[str, Any]) -> str:
 
 
 def load_with_prefix(prefix: str, filename: str, map_location: Any = None) -> dict[str, Any]:
-    """The part of a checkpoint under a prefix, without it: ``init_cfg=dict(prefix=...)``.
+    """Load the keys of a checkpoint with a prefix, and remove it: ``init_cfg=dict(prefix=...)``.
 
     Raises:
-        CheckpointError: There is nothing under the prefix.
+        CheckpointError: No key has the prefix.
     """
     prefix = prefix if prefix.endswith('.') else f'{prefix}.'
     state = state_dict_of(_load_checkpoint(filename, map_location=map_location), filename)
@@ -102,7 +103,7 @@ def load_with_prefix(prefix: str, filename: str, map_location: Any = None) -> di
 
 
 def _load_for_runner(filename: str, map_location: Any = None, logger: Any = None) -> Any:
-    """A checkpoint for a Runner, whose EMAHook asks for ``state_dict``: a bare one gets it."""
+    """Load a checkpoint for a Runner, with the key ``state_dict``, which EMAHook needs."""
     checkpoint = _load_checkpoint(filename, map_location, logger)
     if isinstance(checkpoint, dict) and 'state_dict' not in checkpoint:
         return dict(state_dict=state_dict_of(checkpoint, filename))
@@ -110,7 +111,7 @@ def _load_for_runner(filename: str, map_location: Any = None, logger: Any = None
 
 
 def install() -> None:
-    """Replace mmengine's functions that end in weights of a module."""
+    """Replace mmengine's functions that load weights into a module."""
     mm.load_state_dict = load_state_dict
     mm._load_checkpoint_with_prefix = load_with_prefix
     mm_runner._load_checkpoint = _load_for_runner

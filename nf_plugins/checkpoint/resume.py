@@ -1,8 +1,8 @@
-"""What is taken over from a checkpoint when a training goes on from it.
+"""Checks of a checkpoint from which a training goes on.
 
-A checkpoint that holds only data can still make mmengine run a config, delete files or fail
-hours later. So each part of it is compared with what the training itself has: known keys of
-known plain types are taken over, everything else is dropped.
+Even a checkpoint without code can make mmengine run a config, delete files, or fail hours later.
+So each part of it is compared with the training's own. Known keys of known plain types are taken
+over, and everything else is dropped.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ REWRITTEN = frozenset(
     'cfg seed experiment_name mmengine_version epoch iter max_epochs max_iters '
     'dataset_meta loop_stage eta last_ckpt'.split()
 )
-"""Keys of mmengine's ``runtime_info`` that every training writes anew."""
+"""Keys of mmengine's ``runtime_info`` that each training writes itself."""
 
 FILES = ('best_ckpt', 'best_score', 'keep_ckpt_ids')
-"""First words of the keys by which mmengine deletes files."""
+"""Prefixes of the keys by which mmengine deletes files."""
 
 INERT = (
     *(type(None), bool, int, float, complex, str, bytes, range, slice),
     *(datetime.datetime, datetime.date, datetime.time, datetime.timedelta),
     *(pathlib.PosixPath, pathlib.PurePosixPath, pathlib.PureWindowsPath),
 )
-"""Types of plain data without parts."""
+"""Types of plain data that are no containers."""
 
 CONTAINERS = (list, tuple, set, frozenset, collections.deque)
 MAPPINGS = (
@@ -58,17 +58,17 @@ MAPPINGS = (
 
 
 class NoTrainingError(CheckpointError):
-    """A checkpoint that holds weights but no training."""
+    """A checkpoint contains weights but not the state of a training."""
 
 
 @dataclass(frozen=True)
 class Training:
-    """What a checkpoint must fit to be resumed from.
+    """Parts of a training that a checkpoint must fit.
 
     Args:
-        model: The model, without a wrapper; None leaves the weights unchecked.
-        optim_wrapper: Its optimizer wrapper; None leaves the optimizer's state unchecked.
-        schedulers: Parameter schedulers, a list or a dict of lists; None as above.
+        model: The model, without a wrapper. None: weights are not checked.
+        optim_wrapper: Its optimizer wrapper. None: the state of the optimizer is not checked.
+        schedulers: Parameter schedulers, a list or a dict of lists. None: not checked.
         hooks: The hooks.
         work_dir: The work dir.
     """
@@ -81,15 +81,15 @@ class Training:
 
     @property
     def saved_names(self) -> list[SavedNames]:
-        """Where its checkpoint hooks save."""
+        """Folders and file names of its checkpoint hooks."""
         hooks = [hook for hook in self.hooks if isinstance(hook, CheckpointHook)]
         return [SavedNames(hook, self.work_dir) for hook in hooks]
 
     @classmethod
     def of(cls, runner: Any) -> Training:
-        """The training of a runner that is about to resume."""
+        """Return the training of a runner that is about to resume."""
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-        if isinstance(runner, Runner):  # a FlexibleRunner has built them, or has none
+        if isinstance(runner, Runner):  # a FlexibleRunner has already built them, or has none
             if runner.optim_wrapper is not None:
                 runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             if runner.param_schedulers is not None:
@@ -99,18 +99,18 @@ class Training:
 
 
 def take_over(checkpoint: Any, path: str, training: Training) -> tuple[dict[str, Any], list[str]]:
-    """What a training takes over from a checkpoint.
+    """Select what a training takes over from a checkpoint.
 
     Args:
-        checkpoint: What :func:`safe_load` returns.
+        checkpoint: The result of :func:`safe_load`.
         path: Its file.
-        training: What goes on.
+        training: The training that goes on.
 
     Returns:
-        A checkpoint of known parts, and the names of what is dropped.
+        A checkpoint of known parts, and the names of dropped parts.
 
     Raises:
-        CheckpointError: It holds no training to go on with, or one that does not fit.
+        CheckpointError: It has no state of a training, or the state does not fit.
     """
     check_training(checkpoint, path)
     kept, dropped = known_parts(checkpoint, path)
@@ -152,16 +152,18 @@ def check_training(checkpoint: Any, path: str) -> None:
 
 
 def known_parts(checkpoint: Mapping[str, Any], path: str) -> tuple[dict[str, Any], list[str]]:
-    """A checkpoint without what mmengine would run, and the names of what else is dropped.
+    """Remove from a checkpoint what mmengine would run, and what is no plain data.
 
-    ``meta`` loses the config, which mmengine executes when it resumes and for its
-    inferencers. From ``meta`` and the message hub, keys that are no printable words and
-    values that are no plain data are dropped; a hub of another form is dropped as a whole.
-    The states of parameter schedulers lose the functions and classes that they name, which the
-    schedulers have themselves.
+    The config in ``meta`` is removed, because mmengine executes it when it resumes and for its
+    inferencers. From ``meta`` and the message hub, keys that are not printable and values that
+    are no plain data are dropped. A malformed message hub is dropped as a whole. Functions and
+    classes are removed from the states of parameter schedulers; the schedulers keep their own.
+
+    Returns:
+        The checkpoint, and the names of other dropped parts.
 
     Raises:
-        CheckpointError: A name of the state dict has control characters, which logs print.
+        CheckpointError: A name in the state dict has control characters. Logs would print it.
     """
     kept, dropped = dict(checkpoint), []
     state = kept.get('state_dict')
@@ -171,7 +173,7 @@ def known_parts(checkpoint: Mapping[str, Any], path: str) -> tuple[dict[str, Any
     if isinstance(kept.get('meta'), Mapping):
         kept['meta'], more = _plain_items(kept['meta'], 'meta', {'config', 'cfg'})
         seed = kept['meta'].get('seed')
-        if not (seed is None or (type(seed) is int and 0 <= seed < 2**32)):  # what numpy takes
+        if not (seed is None or (type(seed) is int and 0 <= seed < 2**32)):  # the range of numpy
             more.append("meta['seed']")
             del kept['meta']['seed']
         dropped += more
@@ -186,7 +188,7 @@ def known_parts(checkpoint: Mapping[str, Any], path: str) -> tuple[dict[str, Any
 
 
 def _schedulers(states: Any) -> Any:
-    """States of parameter schedulers, a list or a dict of lists, without functions and classes."""
+    """Remove functions and classes from states of schedulers, a list or a dict of lists."""
     if isinstance(states, Mapping):
         return {name: _schedulers(group) for name, group in states.items()}
     if not isinstance(states, list):
@@ -195,7 +197,7 @@ def _schedulers(states: Any) -> Any:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a value is plain data that cannot act: numbers, words, arrays, containers of them.
+    """Return whether a value is plain data: numbers, texts, arrays, and containers of these.
 
     Example:
         >>> is_plain({'seen': [1, 2.5, 'three']}), is_plain(print)
@@ -205,11 +207,11 @@ def is_plain(value: Any) -> bool:
 
 
 DEPTH, SIZE = 20, 10_000_000
-"""How deep and how large plain data may be, written out: mmengine copies parts one by one."""
+"""Largest nesting and number of parts of plain data; mmengine copies shared parts each time."""
 
 
 def _extent(value: Any, known: dict[int, tuple[int, int]], depth: int = 0) -> Any:
-    """Levels and parts of plain data, a shared part counted each time; None for other data."""
+    """Count levels and parts of plain data, shared parts each time; None for other data."""
     parts = _parts(value) if depth <= DEPTH else None
     if parts is None:
         return None
@@ -226,7 +228,7 @@ def _extent(value: Any, known: dict[int, tuple[int, int]], depth: int = 0) -> An
 
 
 def _parts(value: Any) -> list | None:
-    """The parts of plain data, none of a single value; None for other data."""
+    """Return the parts of plain data; empty for a single value, None for other data."""
     kind = type(value)
     if kind in CONTAINERS:
         return list(value)
@@ -237,7 +239,7 @@ def _parts(value: Any) -> list | None:
         if kind is InertDict and value.factory is None:
             parts += [value.args, value.state]
         return parts if known else None
-    if kind in (Tensor, nn.Parameter):  # such that a checkpoint can be written with it again
+    if kind in (Tensor, nn.Parameter):  # only if a new checkpoint can contain it
         dense = value.layout == torch.strided and not value.is_meta and not value.is_quantized
         return [] if dense else None
     if isinstance(value, np.ndarray | np.generic):
@@ -252,7 +254,10 @@ def _is_word(key: Any) -> bool:
 def _plain_items(
     items: Mapping, name: str, silently: frozenset | set
 ) -> tuple[dict[str, Any], list[str]]:
-    """Plain data under printable keys but for ``silently``, and the names of what is dropped."""
+    """Keep plain data under printable keys, and list what is dropped.
+
+    Keys in ``silently`` are dropped but not listed.
+    """
     kept = {
         key: value
         for key, value in items.items()
@@ -275,22 +280,22 @@ def _known_hub(hub: Mapping) -> tuple[dict[str, Any], list[str]]:
     histories = {key: _history(value) for key, value in hub['log_scalars'].items()}
     scalars = {k: v for k, v in histories.items() if _is_word(k) and v is not None}
     dropped += [f'log_scalars[{short(k)}]' for k in histories if k not in scalars]
-    # Only what shall be resumed is saved; mmengine fails when a key changes its mind.
+    # All saved keys have the value True here. mmengine fails if this value of a key changes.
     resumed = dict.fromkeys([*scalars, *info], True)
     return dict(log_scalars=scalars, runtime_info=info, resumed_keys=resumed), dropped
 
 
 def _is_expected(key: str, value: Any) -> bool:
-    """Whether a value of the runtime info is what those who read this key expect."""
-    if key == 'spp_training':  # of SPPHook, a part of its records
+    """Return whether a value of the runtime info has the kind that is expected for its key."""
+    if key == 'spp_training':  # SPPHook writes it into its records
         return _is_word(value)
-    if key.startswith(('train', 'val', 'test')):  # mmengine prints it
+    if key.startswith(('train', 'val', 'test')):  # mmengine prints these values
         return not isinstance(value, str) or value.isprintable()
     return True
 
 
 def _history(value: Any) -> HistoryBuffer | None:
-    """A log history of numbers alone, or None."""
+    """Copy a log history if it only contains numbers, else return None."""
     if not isinstance(value, HistoryBuffer):
         return None
     length = getattr(value, 'max_length', None)
@@ -311,11 +316,11 @@ def _history(value: Any) -> HistoryBuffer | None:
 
 # ---------------------------------------------------------------- files that mmengine deletes
 def _files(info: Mapping[str, Any], path: str, training: Training) -> dict[str, Any]:
-    """The best checkpoints and the list of kept ones, where they are this training's own.
+    """Select the entries about best and kept checkpoints that belong to this training.
 
-    mmengine deletes the best checkpoint when a better one comes, and the oldest kept one
-    when ``max_keep_ckpts`` is reached. From another folder, or from a file that no hook of
-    this training saved, nothing of the kind is taken over.
+    mmengine deletes the best checkpoint when there is a better one, and the oldest kept
+    checkpoint when ``max_keep_ckpts`` is reached. So such entries are only taken over from a
+    file that a hook of this training has saved in its own folder.
     """
     own = [names for names in training.saved_names if names.step(path) is not None]
     kept: dict[str, Any] = {}
@@ -329,7 +334,7 @@ def _files(info: Mapping[str, Any], path: str, training: Training) -> dict[str, 
     limited = [names for names in training.saved_names if names.hook.max_keep_ckpts > 0]
     ids = [_own_ids(info.get('keep_ckpt_ids'), path, names) for names in limited]
     if ids and all(ids) and all(names in own for names in limited):
-        # Not more than are kept: mmengine would delete the others at once.
+        # Not more than max_keep_ckpts: mmengine would delete the others at once.
         kept['keep_ckpt_ids'] = ids[0][-min(names.hook.max_keep_ckpts for names in limited) :]
     return kept
 
@@ -337,7 +342,7 @@ def _files(info: Mapping[str, Any], path: str, training: Training) -> dict[str, 
 def _own_best(
     info: Mapping[str, Any], score: str, best: str, names: SavedNames, indicator: str | None
 ) -> list[str]:
-    """Which of the two keys, a score and its checkpoint, are taken over."""
+    """Return which of two keys, a score and its checkpoint, are taken over."""
     value, file = info.get(score), info.get(best)
     if not is_number(value) or not math.isfinite(value):
         return []
@@ -354,7 +359,7 @@ def _own_best(
 
 
 def _own_ids(ids: Any, path: str, names: SavedNames) -> list[int]:
-    """Those of a hook's kept checkpoints that are there; none unless they are its last ones."""
+    """Return the kept checkpoints of a hook that exist; none if they are not its last ones."""
     own = names.step(path)
     if own is None or not isinstance(ids, list) or not all(type(step) is int for step in ids):
         return []
@@ -383,7 +388,7 @@ _resuming: ContextVar[Training | None] = ContextVar('_resuming', default=None)
 
 
 def while_resuming(resume: Callable[..., None]) -> Callable[..., None]:
-    """Decorate a runner's ``resume``: what it loads is reduced to what it takes over."""
+    """Decorate a runner's ``resume``, so that it only takes over known parts."""
 
     @functools.wraps(resume)
     def wrapper(runner: Any, *args: Any, **kwargs: Any) -> None:
@@ -397,9 +402,9 @@ def while_resuming(resume: Callable[..., None]) -> Callable[..., None]:
 
 
 def cleaned(checkpoint: Any, path: str) -> Any:
-    """A loaded checkpoint without what mmengine would run or delete.
+    """Remove from a loaded checkpoint the parts by which mmengine would run or delete files.
 
-    While a runner resumes, what it does not take over is said in its log.
+    While a runner resumes, its log lists the dropped parts.
     """
     if not isinstance(checkpoint, Mapping):
         return checkpoint

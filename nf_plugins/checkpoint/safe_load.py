@@ -1,4 +1,4 @@
-"""Open checkpoints without executing anything from them."""
+"""Loading of checkpoints without executing anything from them."""
 
 from __future__ import annotations
 
@@ -17,21 +17,22 @@ from .torch_file import read_torch
 from .values import FUNCTIONS
 
 SAFE_GLOBALS: list = [(function, name) for name, function in FUNCTIONS.items()]
-"""What a checkpoint may name beyond tensors: an object, or ``(object, 'module.name')``, as
-:func:`torch.serialization.add_safe_globals` takes them. Those listed make checked values of
-numpy, Python and mmengine. What is appended is used as it is."""
+"""Names that a checkpoint may contain in addition to tensors. An entry is an object, or
+``(object, 'module.name')``, as in :func:`torch.serialization.add_safe_globals`. The listed
+functions make checked values of numpy, Python and mmengine. An object that you append is called
+as it is."""
 
 BLOCKED_MODULES = ('os', 'posix', 'nt', 'sys')
-"""Nothing of these is ever used, whoever registers it (as in PyTorch)."""
+"""Modules whose names are always refused, even if they are registered (as in PyTorch)."""
 
 
 def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | None = None) -> Any:
-    """Load a checkpoint as data: nothing that it names is called.
+    """Load a checkpoint as data, without calling anything that it names.
 
-    Tensors, containers, numbers, strings, arrays of numpy, paths and times come as they are.
-    Other functions, classes and objects come as stand-ins (:mod:`nf_plugins.checkpoint.inert`)
-    if they are known to be harmless. What is registered with
-    :func:`torch.serialization.add_safe_globals`, or appended to :data:`SAFE_GLOBALS`, is made.
+    Tensors, containers, numbers, strings, numpy's arrays, paths and times are loaded as they are.
+    Other functions, classes and objects that are known to be harmless become stand-ins
+    (:mod:`nf_plugins.checkpoint.inert`). Real objects are made of classes that are registered with
+    :func:`torch.serialization.add_safe_globals` or appended to :data:`SAFE_GLOBALS`.
 
     Args:
         path: A file written by ``torch.save``, or by its suffix of safetensors or of numpy
@@ -45,7 +46,7 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
 
     Raises:
         CheckpointNotFoundError: There is no such file; it is a FileNotFoundError, too.
-        CheckpointError: The file is damaged, or wants something that is not allowed; it is
+        CheckpointError: The file is damaged, or asks for something that is not allowed; it is
             a ValueError.
         OSError: The file cannot be read at all.
     """
@@ -67,12 +68,12 @@ def safe_load(path: str | os.PathLike, map_location: Any = 'cpu', name: str | No
         ) from None
     except Exception as error:  # a damaged file can raise almost anything
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise  # of the disk or its rights, not of the content
+            raise  # an error of the disk or of permissions, not of the content
         raise CheckpointError(f'{name} is not a readable checkpoint: {reason(error)}') from None
 
 
 def _registered() -> dict[str, Any]:
-    """``module.name`` -> what the user trusts, of PyTorch's list and of ours."""
+    """Return ``module.name`` -> the object that the user trusts, from PyTorch's list and ours."""
     ours = [entry for entry in SAFE_GLOBALS if entry not in _BUILT_IN]
     found = {}
     for entry in (*torch.serialization.get_safe_globals(), *ours):

@@ -1,7 +1,7 @@
-"""Read safetensors into memory of its own.
+"""Reading of safetensors into new memory.
 
-The tensors of the library's reader are the file itself: a process that shortens it later ends
-the one that reads it.
+The library's reader maps the file into memory. If another process shortens the file later, the
+reading process is killed.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 HEADER = 8 << 20
-"""Most bytes of a header."""
+"""Largest size of a header in bytes."""
 
 TENSORS = 20_000
-"""Most tensors of a file."""
+"""Largest number of tensors in a file."""
 
 DTYPES = {
     'BOOL': torch.bool,
@@ -38,7 +38,7 @@ DTYPES = {
     'F64': torch.float64,
     'C64': torch.complex64,
 }
-"""The names of types in a header."""
+"""Name of a type in a header -> the type."""
 
 
 def read_safetensors(file: io.BufferedReader, map_location: Any = 'cpu') -> dict[str, Any]:
@@ -52,7 +52,7 @@ def read_safetensors(file: io.BufferedReader, map_location: Any = 'cpu') -> dict
         The tensors as ``state_dict``, and the texts of the header as ``meta``.
 
     Raises:
-        ValueError: It is damaged, or no such file.
+        ValueError: It is damaged, or is no file of safetensors.
     """
     length = int.from_bytes(file.read(8), 'little')
     size = file.seek(0, io.SEEK_END) - 8 - length
@@ -67,7 +67,7 @@ def read_safetensors(file: io.BufferedReader, map_location: Any = 'cpu') -> dict
         else:
             tensors.append((name, *_described(dict(entry))))
     if len({name for name, _ in pairs}) < len(pairs) or len(tensors) > TENSORS:
-        raise ValueError('two of its tensors have one name, or it has too many')
+        raise ValueError('two of its tensors have the same name, or it has too many tensors')
     if not all(type(text) is str for text in meta.values()):
         raise ValueError('its metadata are no texts')
     device = 'cpu' if map_location is None or callable(map_location) else map_location
@@ -77,12 +77,12 @@ def read_safetensors(file: io.BufferedReader, map_location: Any = 'cpu') -> dict
             raise ValueError(f'its tensor {name!r:.100} is not where it says')
         state[name], place = _read(file, dtype, shape).to(device), end
     if place != size:
-        raise ValueError('something follows its tensors')
+        raise ValueError('there is data after its tensors')
     return dict(state_dict={name: state[name] for name in sorted(state)}, meta=meta)
 
 
 def _described(entry: dict[str, Any]) -> tuple[torch.dtype, list[int], int, int]:
-    """What the header says of a tensor: type, shape, first byte and end."""
+    """Return the description of a tensor in the header: type, shape, first byte and end."""
     dtype, shape, (start, end) = DTYPES[entry['dtype']], entry['shape'], entry['data_offsets']
     whole = all(type(number) is int and 0 <= number < 2**63 for number in (*shape, start, end))
     if not whole or len(shape) > 64 or math.prod(shape) * dtype.itemsize != end - start:

@@ -1,4 +1,4 @@
-"""Find the weights in a checkpoint, whoever wrote it, and tell whether they fit a module."""
+"""Search for the weights in a checkpoint of any program, and check that they fit a module."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from .exact import cast_exactly
 PLAIN_KEYS = ('state_dict', 'model_state_dict', 'model', 'module', 'net', 'network', 'weights')
 AVERAGED_KEYS = ('state_dict_ema', 'model_ema', 'ema_state_dict', 'ema', 'teacher')
 WEIGHTS_KEYS = (*PLAIN_KEYS, *AVERAGED_KEYS, 'student')
-"""Where checkpoints keep their weights, in the order in which they are looked for."""
+"""Keys of the weights in checkpoints, in the order of the search."""
 
-_DEPTH = 4  # of dicts in dicts; a file can hold a dict that holds itself
+_DEPTH = 4  # nesting of dicts; a dict in a file can contain itself
 
-# Names that only wrappers have: torch.compile, FSDP, activation checkpointing.
+# Name parts that only wrappers use: torch.compile, FSDP, activation checkpointing.
 _WRAPPERS = re.compile(
     r'(?:^|(?<=\.))(?:_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.'
 )
 _OUTER = re.compile(r'^(?:(?:module|_forward_module)\.)+')  # data parallel, averaging, DeepSpeed
-_COUNTERS = ('steps', 'n_averaged')  # beside the ``module.`` of averaged models
+_COUNTERS = ('steps', 'n_averaged')  # averaged models have these keys in addition to ``module.``
 MEMBERS = ('model.', 'net.', 'network.')
-"""What a training class may call its network (Lightning)."""
+"""Names that a training class may give to its network (Lightning)."""
 
 
 def split_weights_key(path: str) -> tuple[str, str | None]:
-    """Split ``PATH#KEY``, where KEY says which weights of the file are meant.
+    """Split ``PATH#KEY``; KEY selects the weights in the file.
 
-    A file whose own name holds a ``#`` is found, too.
+    If a file with a ``#`` in its name exists, the text is its path.
 
     Example:
         >>> split_weights_key('https://example.org/a.pth#model_ema')
@@ -57,13 +57,13 @@ def _is_state_dict(value: Any) -> bool:
 def _state_dicts(
     value: Any, keys: tuple[str, ...] | None, depth: int = 0, seen: set[int] | None = None
 ) -> Iterator[str]:
-    """Dotted keys of the state dicts in a checkpoint, best first; '' is the checkpoint itself.
+    """Find the dotted keys of state dicts in a checkpoint, best first; '' is the checkpoint itself.
 
     Args:
         value: The checkpoint.
-        keys: Keys to look under; None for all.
-        depth: How deep ``value`` lies.
-        seen: The dicts above and before: each is looked into once.
+        keys: Keys to search; None: all keys.
+        depth: Nesting of ``value``.
+        seen: Ids of the dicts that were already searched.
     """
     seen = set() if seen is None else seen
     if not isinstance(value, Mapping) or depth > _DEPTH:
@@ -79,7 +79,7 @@ def _state_dicts(
 
 
 def _at(checkpoint: Any, key: str) -> Any:
-    """What lies at a dotted key, or None; the parts of the key may hold dots themselves."""
+    """Return the value at a dotted key, or None; the parts of the key may also contain dots."""
     if not key or not isinstance(checkpoint, Mapping):
         return checkpoint if not key else None
     if key in checkpoint:
@@ -93,14 +93,14 @@ def _at(checkpoint: Any, key: str) -> Any:
 
 
 def _unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state dict without what wrappers put before its keys."""
+    """Remove the prefixes of wrappers from the keys of a state dict."""
     renamed: dict[str, Any] = {}
     averaged = any(_OUTER.match(key) for key in state)
     for key, value in state.items():
         if averaged and key in _COUNTERS:
             continue
         name = _OUTER.sub('', _WRAPPERS.sub('', key))
-        if name in renamed:  # no wrapper, but a module of that name
+        if name in renamed:  # not a wrapper: a module has this name
             return dict(state)
         renamed[name] = value
     return renamed
@@ -111,20 +111,19 @@ def find_weights(
 ) -> tuple[dict[str, Any], str]:
     """Find the state dict in a checkpoint.
 
-    It is looked for under :data:`WEIGHTS_KEYS`, in that order, in dicts in dicts, too; where
-    there is none, the checkpoint itself is one. Its keys lose what wrappers put before
-    them: ``module.``, ``_orig_mod.``, ``_fsdp_wrapped_module.``,
-    ``_checkpoint_wrapped_module.`` and ``_forward_module.``.
+    The keys in :data:`WEIGHTS_KEYS` are tried in this order, also in nested dicts. If there is
+    none, the checkpoint itself is the state dict. Prefixes of wrappers are removed from its keys:
+    ``module.``, ``_orig_mod.``, ``_fsdp_wrapped_module.``, ``_checkpoint_wrapped_module.`` and
+    ``_forward_module.``.
 
     Args:
-        checkpoint: What a file holds.
+        checkpoint: The content of a file.
         path: The file, for messages.
-        key: Where the weights are, with a dot between the keys of nested dicts; None to look
-            for them.
+        key: The key of the weights, with a dot between the keys of nested dicts; None to search.
 
     Returns:
-        The state dict, and one line that says which one was taken and which were left; the
-        line is empty where there was only a ``state_dict``, or the checkpoint itself.
+        The state dict, and one line that says which one was taken and which others were not. The
+        line is empty if there was only a ``state_dict``, or the checkpoint itself.
 
     Raises:
         CheckpointError: There is no state dict, or none at ``key``.
@@ -143,7 +142,7 @@ def find_weights(
 
 
 def _find(checkpoint: Any, path: str, key: str | None) -> tuple[str, str]:
-    """The dotted key of the weights, and the line about it."""
+    """Return the dotted key of the weights, and the line about it."""
     if key is not None:
         inner = next(_state_dicts(_at(checkpoint, key), WEIGHTS_KEYS), None)
         if inner is None:
@@ -155,7 +154,7 @@ def _find(checkpoint: Any, path: str, key: str | None) -> tuple[str, str]:
         kind = 'weights' if isinstance(checkpoint, Mapping) else 'state dict'
         raise CheckpointError(f'{path} holds no {kind}; {_has(checkpoint)}')
     place, *left = found
-    # Tensors beside the key, such as a best accuracy, are no other weights.
+    # Single tensors in the checkpoint, such as a best accuracy, are no other weights.
     left = [name for name in left if name and not place.startswith(f'{name}.')]
     if place in ('', 'state_dict') and not left:
         return place, ''
@@ -168,7 +167,7 @@ def _find(checkpoint: Any, path: str, key: str | None) -> tuple[str, str]:
 
 
 def _has(checkpoint: Any) -> str:
-    """What a checkpoint has, for messages."""
+    """Describe the content of a checkpoint, for messages."""
     if not isinstance(checkpoint, Mapping):
         return f'it is a {type(checkpoint).__name__}'
     others = [name for name in dict.fromkeys(_state_dicts(checkpoint, None)) if name]
@@ -181,12 +180,12 @@ def _has(checkpoint: Any) -> str:
 def state_dict_of(
     checkpoint: Any, path: str | os.PathLike = 'the checkpoint', key: str | None = None
 ) -> dict[str, Tensor]:
-    """The state dict in a checkpoint, as :func:`find_weights` finds it.
+    """Return the state dict in a checkpoint, without the line of :func:`find_weights`.
 
     Args:
-        checkpoint: What a file holds.
+        checkpoint: The content of a file.
         path: The file, for messages.
-        key: Where the weights are; None to look for them.
+        key: The key of the weights; None to search.
 
     Raises:
         CheckpointError: There is no state dict.
@@ -195,15 +194,16 @@ def state_dict_of(
 
 
 def for_mmengine(checkpoint: Any, path: str, key: str | None = None) -> tuple[Any, str]:
-    """A checkpoint with its weights where mmengine looks for them: under ``state_dict``.
+    """Move the weights of a checkpoint to ``state_dict``, where mmengine expects them.
 
-    What mmengine wrote itself stays as it is, as its hooks exchange the averaged weights with
-    the others. Of all others nothing but ``state_dict`` changes, and a bare state dict stays one.
+    A checkpoint of mmengine is not changed, because its hooks exchange the averaged and the other
+    weights themselves. In other checkpoints only ``state_dict`` changes. A bare state dict stays a
+    bare state dict.
 
     Args:
-        checkpoint: What a file holds.
+        checkpoint: The content of a file.
         path: The file, for messages.
-        key: Where the weights are; None to look for them.
+        key: The key of the weights; None to search.
 
     Returns:
         The checkpoint, and the line of :func:`find_weights`.
@@ -211,14 +211,14 @@ def for_mmengine(checkpoint: Any, path: str, key: str | None = None) -> tuple[An
     if not isinstance(checkpoint, dict):
         return checkpoint, ''
     if key is None and next(_state_dicts(checkpoint, WEIGHTS_KEYS), None) is None:
-        return checkpoint, ''  # whoever wants it knows what it is
+        return checkpoint, ''  # it is no checkpoint; the caller knows what to do with it
     place, note = _find(checkpoint, path, key)
     if place == 'state_dict' and 'message_hub' in checkpoint:
         return checkpoint, note
     found = _at(checkpoint, place)
     state = _unwrapped(found)
     if state.keys() == found.keys():
-        state = found  # with its _metadata
+        state = found  # the original object has _metadata
     if place:
         checkpoint['state_dict'] = state
     return checkpoint if place else state, note
@@ -227,22 +227,22 @@ def for_mmengine(checkpoint: Any, path: str, key: str | None = None) -> tuple[An
 def unwrap_for(
     state: Mapping[str, Tensor], fits: Callable[[str, Tensor], bool]
 ) -> dict[str, Tensor]:
-    """A state dict without the name that a training class gives its network, if that fits better.
+    """Remove the name that a training class gives its network, if more keys fit without it.
 
     Args:
         state: State dict.
-        fits: Whether a key and its value have a place in the model.
+        fits: Function that returns whether a key and its value fit the model.
     """
 
     def count(prefix: str) -> int:
         return sum(fits(k.removeprefix(prefix), v) for k, v in state.items())
 
-    best = max(('', *MEMBERS), key=count)  # the first of equal ones
+    best = max(('', *MEMBERS), key=count)  # with equal counts, the first one
     return {key.removeprefix(best): value for key, value in state.items()}
 
 
 def has_place(wanted: Mapping[str, Tensor]) -> Callable[[str, Tensor], bool]:
-    """Whether a key and its value, as they are, have a place in a module's state dict."""
+    """Make a function that returns whether a key and its value fit a module's state dict."""
     return lambda key, value: key in wanted and _shape(value) == _shape(wanted[key])
 
 
@@ -259,8 +259,8 @@ def check_match(
         state: State dict.
         module: The module that it is for.
         path: Where it comes from, for the message.
-        minimum: Share of the module's keys that must match. At 1 there may be no other keys
-            either. At least one that is more than a single number must match in any case.
+        minimum: Fraction of the module's keys that must match. With 1, ``state`` may not have
+            other keys. In any case one tensor with more than one number must match.
     """
     wanted = module.state_dict()
     optional = keys_set_by_layers(module)
@@ -293,7 +293,7 @@ def keys_set_by_layers(module: nn.Module) -> set[str]:
 
 
 def _mismatch(state: Mapping[str, Any], key: str, wanted: Tensor) -> str | None:
-    """Why a value of a state dict cannot be loaded, or None."""
+    """Return why a value of a state dict cannot be loaded, or None."""
     if key not in state:
         return 'missing'
     value = state[key]
@@ -307,7 +307,10 @@ def _mismatch(state: Mapping[str, Any], key: str, wanted: Tensor) -> str | None:
 
 
 def fits_at_all(state: Mapping[str, Any], wanted: Mapping[str, Tensor]) -> bool:
-    """Whether anything of a state dict fits; a single number, such as a gain, fits any network."""
+    """Return whether any tensor of a state dict fits.
+
+    A tensor with a single number, such as a gain, does not count: it fits any network.
+    """
     shapes = {key: _shape(value) for key, value in wanted.items() if isinstance(value, Tensor)}
     if not shapes or None in shapes.values():  # a lazy layer takes any shape
         return True

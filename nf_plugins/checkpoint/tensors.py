@@ -1,4 +1,4 @@
-"""Weight files of torch, safetensors and numpy as one kind of dict."""
+"""Reading and writing of weights in files of torch, safetensors and numpy."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ from .state_dict import find_weights
 def read_weights(path: str | os.PathLike, key: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from ``.pth`` (weights-only), ``.safetensors`` or ``.npz``.
 
-    Args and errors are those of :func:`read_and_say`.
+    It has the arguments and errors of :func:`read_and_say`.
     """
     return read_and_say(path, key)[0]
 
 
 def read_and_say(path: str | os.PathLike, key: str | None = None) -> tuple[dict[str, Tensor], str]:
-    """Read a state dict from a file, and say which of several it is.
+    """Read a state dict from a file, with a line that says which one of the file it is.
 
     Args:
         path: The file.
-        key: Where in it the weights are; None to look for them.
+        key: The key of the weights in the file; None to search.
 
     Returns:
-        The state dict, and which one it is, as :func:`find_weights` says.
+        The state dict, and the line of :func:`find_weights`.
 
     Raises:
         CheckpointNotFoundError: There is no such file.
-        CheckpointError: The file is damaged, holds no weights, or wants something executed.
+        CheckpointError: The file is damaged, has no weights, or asks for something to be executed.
     """
     path = os.fspath(path)
     if not path.endswith('.npz'):
@@ -58,15 +58,15 @@ def read_and_say(path: str | os.PathLike, key: str | None = None) -> tuple[dict[
 def encode_weights(
     state: Mapping[str, Tensor], path: str | os.PathLike, meta: Mapping[str, Any]
 ) -> bytes:
-    """The content of a checkpoint: of safetensors, or of mm.
+    """Encode a checkpoint in the format of safetensors or of the mm libraries.
 
     Args:
         state: State dict.
-        path: Its file; ``.safetensors`` decides.
-        meta: What is known about it; safetensors hold its strings and numbers alone.
+        path: Its file; the suffix ``.safetensors`` selects that format.
+        meta: Data about it; in safetensors, only strings and numbers are kept.
     """
     if os.fspath(path).endswith('.safetensors'):
-        # Each its own memory: safetensors takes no views.
+        # Each tensor needs its own memory, because safetensors does not accept views.
         tensors = {name: value.detach().clone().contiguous() for name, value in state.items()}
         texts = {k: str(v) for k, v in meta.items() if isinstance(v, (str, int, float))}
         return safetensors.torch.save(tensors, metadata={'format': 'pt', **texts})

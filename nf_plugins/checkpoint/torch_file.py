@@ -1,7 +1,7 @@
-"""Read what ``torch.save`` writes, without executing anything from it.
+"""Reading of files of ``torch.save``, without executing anything from them.
 
-PyTorch's own reader is not used: it takes its list of allowed names from the whole process,
-knows no limits, and reads an archive in another way than Python checks it.
+PyTorch's own reader is not used for three reasons. Its list of allowed names belongs to the whole
+process. It has no limits. It may see another content of an archive than Python's check.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .unpickler import COPIES, Limits, SafeUnpickler
 from .values import CONSTANTS, FUNCTIONS
 
 MAGIC_NUMBER = 0x1950A86A20F9469CFC6C
-"""What files begin with that PyTorch before 1.6 wrote."""
+"""First bytes of files from PyTorch before 1.6."""
 
 STORAGES: dict[str, torch.dtype] = {
     'BFloat16Storage': torch.bfloat16,
@@ -48,13 +48,13 @@ STORAGES: dict[str, torch.dtype] = {
     'ShortStorage': torch.int16,
     'UntypedStorage': torch.uint8,
 }
-"""Names of storages in pickles -> the type of their numbers."""
+"""Name of a storage in pickles -> the type of its numbers."""
 
 _VALUES = (torch.dtype, torch.layout, torch.qscheme)
 
 
 class _Stored:
-    """The kind of a storage, as a pickle names it."""
+    """Class of a storage, as a pickle names it."""
 
     def __init__(self, name: str) -> None:
         self.dtype = STORAGES[name]
@@ -72,7 +72,7 @@ def _whole(*values: Any) -> bool:
 
 
 class _Tensors:
-    """Makes the tensors of one file, none of which sees memory beyond its storage.
+    """Functions that make the tensors of one file; no tensor sees memory outside its storage.
 
     Args:
         size: Size of the file.
@@ -80,7 +80,7 @@ class _Tensors:
     """
 
     def __init__(self, size: int, map_location: Any) -> None:
-        self.left = 16 * size + COPIES  # expanded tensors must not be far larger than the file
+        self.left = 16 * size + COPIES  # limit for expanded tensors
         self.map_location = map_location
         self.functions: dict[str, Callable[..., Any]] = {
             'torch.Size': self.size,
@@ -100,9 +100,9 @@ class _Tensors:
         }
 
     def move(self, storage: torch.UntypedStorage, location: Any) -> torch.UntypedStorage:
-        """The storage at the place that ``map_location`` says."""
+        """Move a storage to the device of ``map_location``."""
         if not isinstance(location, str):
-            raise Refused('a storage has no place')
+            raise Refused('a storage has no device')
         to = self.map_location
         if callable(to):
             moved = to(storage, location)
@@ -120,7 +120,7 @@ class _Tensors:
             raise Refused('a tensor has no storage')
         shaped = isinstance(size, tuple) and isinstance(stride, tuple) and len(size) == len(stride)
         if not shaped or not _whole(offset, *size, *stride) or len(size) > 64:
-            raise Refused('a tensor has a strange shape')
+            raise Refused('a tensor has an invalid shape')
         count = math.prod(size)
         last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
         held = storage._untyped_storage.nbytes() // dtype.itemsize
@@ -161,7 +161,7 @@ class _Tensors:
         return self._set(self.parameter(data, requires_grad), state)
 
     def subclass(self, function: Any, kind: Any, args: Any, state: Any) -> Tensor:
-        """A tensor with attributes, or of a class that the user trusts."""
+        """Make a tensor with attributes, or a tensor of a class that the user trusts."""
         make = self.functions.get(function.name) if isinstance(function, Name) else None
         if make is None or not isinstance(args, tuple):
             raise Refused('a tensor is made by something else than PyTorch')
@@ -173,7 +173,7 @@ class _Tensors:
         return self._set(tensor, state)
 
     def _set(self, tensor: Tensor, state: Any) -> Tensor:
-        """Set attributes that are plain, and hide nothing of the tensor."""
+        """Set attributes of plain data that do not hide an attribute of the class."""
         state = state[0] if isinstance(state, tuple) and len(state) == 2 else state
         for name, value in (state or {}).items():
             plain = (str, int, float, bool, type(None), *_VALUES)
@@ -183,7 +183,7 @@ class _Tensors:
         return tensor
 
     def sparse(self, layout: Any, data: Any) -> Tensor:
-        """A sparse tensor, whose indices are compared with its shape."""
+        """Make a sparse tensor, after a check of its indices against its shape."""
         *parts, size = data[:3] if layout is torch.sparse_coo else data
         tensors = all(isinstance(part, Tensor) and part.layout is torch.strided for part in parts)
         if not tensors or len(parts) != (2 if layout is torch.sparse_coo else 3):
@@ -223,30 +223,30 @@ class _Tensors:
 
     def meta(self, dtype: Any, size: Any, stride: Any, requires_grad: Any) -> Tensor:
         if not _whole(*size, *stride):
-            raise Refused('a tensor has a strange shape')
+            raise Refused('a tensor has an invalid shape')
         tensor = torch.empty_strided(tuple(size), tuple(stride), dtype=dtype, device='meta')
         return tensor.requires_grad_(requires_grad is True)
 
     def wrapper(self, kind: Any, *args: Any) -> Tensor:
-        """A tensor of a class that wraps others; only of one that the user trusts."""
+        """Make a tensor of a class that wraps other tensors, if the user trusts the class."""
         if not (isinstance(kind, type) and issubclass(kind, Tensor)):
             raise Refused(f'it names {kind.name if isinstance(kind, Name) else "a class"}')
         return torch._utils._rebuild_wrapper_subclass(kind, *args)
 
     def size(self, sizes: Any) -> torch.Size:
         if not isinstance(sizes, (tuple, list)) or not _whole(*sizes):
-            raise Refused('a shape is no shape')
+            raise Refused('a shape is invalid')
         return torch.Size(sizes)
 
     def device(self, kind: Any, index: Any = None) -> torch.device:
         if type(kind) is not str or type(index) not in (int, type(None)):
-            raise Refused('a device is no device')
+            raise Refused('a device is invalid')
         return torch.device(kind) if index is None else torch.device(kind, index)
 
     def layout(self, name: Any) -> torch.layout:
         value = vars(torch).get(name.removeprefix('torch.')) if type(name) is str else None
         if not isinstance(value, torch.layout):
-            raise Refused('a layout is no layout')
+            raise Refused('a layout is invalid')
         return value
 
 
@@ -258,14 +258,14 @@ def read_torch(
     Args:
         file: The file.
         map_location: As in :func:`torch.load`.
-        registered: ``module.name`` -> an object that the user trusts: used as it is.
+        registered: ``module.name`` -> an object that the user trusts. It is called as it is.
 
     Returns:
-        What it holds. What it names and does not need is a stand-in (see :mod:`.inert`).
+        The content. Harmless objects that are no tensors become stand-ins (see :mod:`.inert`).
 
     Raises:
-        Refused: It wants something that weights do not need.
-        Exception: It is damaged; which exception depends on the damage.
+        Refused: It asks for something that weights do not need.
+        Exception: It is damaged. The class of the exception depends on the damage.
     """
     size = os.fstat(file.fileno()).st_size
     tensors, limits = _Tensors(size, map_location), Limits(size)
@@ -277,7 +277,7 @@ def read_torch(
 
 
 def _described(reference: Any, fields: int) -> tuple:
-    """What a pickle says of a storage: its type of numbers, key, place and size in bytes."""
+    """Return the description of a storage in a pickle: type, key, device and size in bytes."""
     right = isinstance(reference, tuple) and len(reference) >= 5
     right = right and reference[0] == 'storage' and isinstance(reference[1], _Stored)
     if not right or len(reference) > fields or not _whole(reference[4]):
@@ -311,7 +311,7 @@ def _read_archive(
         if folder + 'byteorder' in entries:
             order = entry_bytes(archive, entries[folder + 'byteorder'])
         if order not in (b'little', b'big'):
-            raise zipfile.BadZipFile('its order of bytes is unknown')
+            raise zipfile.BadZipFile('its byte order is unknown')
         storages: dict[str, torch.UntypedStorage] = {}
 
         def storage_of(reference: Any) -> torch.storage.TypedStorage:
@@ -338,7 +338,7 @@ def _read_archive(
 def _read_legacy(
     file: io.BufferedReader, tensors: _Tensors, load: Callable[..., SafeUnpickler], functions: dict
 ) -> Any:
-    """Read a file of PyTorch before 1.6: pickles, then the bytes of the storages."""
+    """Read a file from PyTorch before 1.6: pickles, then the bytes of the storages."""
     if MAGIC_NUMBER.to_bytes(10, 'little') not in file.read(32):
         raise ValueError('it does not begin as a file of PyTorch')
     file.seek(0)
@@ -354,7 +354,7 @@ def _read_legacy(
             raise Refused('a storage has two sizes')
 
     start = file.tell()
-    load(file, persistent=remember, **plain).load()  # for the storages' sizes and their place
+    load(file, persistent=remember, **plain).load()  # only to find the sizes of the storages
     storages: dict[str, torch.UntypedStorage] = {}
     for key in load(file, **plain).load():
         dtype, _, size = described[key]
@@ -384,7 +384,7 @@ def _read_legacy(
 
 
 def _nothing(*args: Any) -> None:
-    """Stands for a tensor while the storages are looked for."""
+    """Replace the functions of tensors while only the storages are searched."""
 
 
 def _fill(file: io.BufferedReader, storages: dict, key: str, size: int) -> None:

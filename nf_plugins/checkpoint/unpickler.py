@@ -1,13 +1,14 @@
-"""An unpickler that makes data and calls nothing that a file names.
+"""Unpickler that makes data, and calls nothing that a file names.
 
-It is the unpickler of Python's own library with these restrictions:
+It is the unpickler of Python's standard library with these restrictions:
 
-- A name in the file is only a :class:`~.inert.Name`. A call of it is looked up in a table of
-  functions that make checked values; else it becomes a stand-in, or the file is refused.
-- Attributes are set on stand-ins and on a few kinds of values, each by a function of ours.
-- Opcodes of old protocols, and those that leave the file, are refused.
-- The number of steps, the memory of copies, the nesting and the size when every reference is
-  written out are limited, so a small file cannot take the process.
+- A name in the file becomes a :class:`~.inert.Name`. If the file calls the name, a table of our
+  functions is searched; they make checked values. If the name is not there, the call becomes a
+  stand-in, or the file is refused.
+- Attributes are only set on stand-ins and on a few kinds of values, by our own functions.
+- Opcodes of old protocols, and opcodes that refer to things outside of the file, are refused.
+- There are limits for the number of steps, the memory of copies, the nesting, and the size when
+  all references are followed. So a small file cannot use up the resources of the process.
 """
 
 from __future__ import annotations
@@ -29,20 +30,21 @@ from .inert import Inert, InertDict, Name, contents, stand_in
 from .values import STATES
 
 STEPS = 400_000
-"""Most steps to read a small file; a large one may take one more for each 256 bytes, up to
-three times as many."""
+"""Largest number of steps for a small file. A large file may take one more step for each 256
+bytes, up to three times this number."""
 VALUES = 1_000_000
-"""Most values when references are followed."""
+"""Largest number of values when references are followed."""
 DEPTH = 100
 """Deepest nesting of containers."""
 COPIES = 256 << 20
-"""Most bytes that values may take beyond the size of the file, as far as they are copies."""
+"""Largest number of bytes of copies, in addition to the size of the file."""
 TEXT = 64 << 20
-"""Most letters and digits beyond the size of the file when references are followed."""
+"""Largest number of letters and digits when references are followed, in addition to the size of
+the file."""
 
 
 class Limits:
-    """What one file may take.
+    """Limits for one file.
 
     Args:
         size: Its size in bytes.
@@ -72,19 +74,19 @@ LONG_BINGET BINPUT LONG_BINPUT MEMOIZE GLOBAL STACK_GLOBAL BINPERSID""".split()
 
 
 class SafeUnpickler(pickle._Unpickler):
-    """Reads one pickle.
+    """Unpickler of one pickle.
 
     Args:
-        file: Where it is; it is read to the end of the pickle.
-        functions: ``module.name`` -> the function that makes the value of a call of it.
-        limits: What is left for the file.
-        registered: ``module.name`` -> an object that the user trusts: used as it is.
-        constants: ``(module, name)`` -> a value, or None.
-        persistent: Makes what the file refers to outside of its pickle.
-        inert: Other names may be read as stand-ins; else each is refused.
+        file: The file; it is read to the end of the pickle.
+        functions: ``module.name`` -> our function that makes the result of a call of this name.
+        limits: The remaining limits for the file.
+        registered: ``module.name`` -> an object that the user trusts. It is called as it is.
+        constants: Function from a module and a name to a value, or to None.
+        persistent: Function that makes the objects outside of the pickle to which it refers.
+        inert: Whether other names may become stand-ins. Otherwise they are refused.
     """
 
-    # Of Python's unpickler, whose types are not published.
+    # Attributes of Python's unpickler, which has no published types.
     stack: list[Any]
     metastack: list[list[Any]]
     memo: dict[int, Any]
@@ -134,11 +136,11 @@ class SafeUnpickler(pickle._Unpickler):
                 if not code:
                     raise EOFError('the file ends too early')
                 dispatch[code[0]](self)
-        except pickle._Stop as stop:  # type: ignore[attr-defined]  # which is how a pickle ends
-            if self.inert:  # else it is a tree, of which readers look at each leaf once
+        except pickle._Stop as stop:  # type: ignore[attr-defined]  # the end of a pickle
+            if self.inert:  # otherwise the reader visits each leaf once and checks this itself
                 check_size(stop.value, self.end)
             return stop.value
-        finally:  # an error that refers to `self` must not keep in memory what was read
+        finally:  # an error may refer to `self`; it must not keep the content in memory
             self.memo, self.stack, self.metastack, self.functions = {}, [], [], {}
             self.persistent = None
             del self.append
@@ -158,10 +160,10 @@ class SafeUnpickler(pickle._Unpickler):
             raise EOFError('a name has no end')
         return line
 
-    # What a name means.
+    # Names.
 
     def find_class(self, module: str, name: str) -> Any:
-        if self.proto < 3:  # names of Python 2, which Python 3 writes, too
+        if self.proto < 3:  # it contains names of Python 2, even if Python 3 wrote it
             if (module, name) in _compat_pickle.NAME_MAPPING:
                 module, name = _compat_pickle.NAME_MAPPING[module, name]
             module = _compat_pickle.IMPORT_MAPPING.get(module, module)
@@ -194,7 +196,7 @@ class SafeUnpickler(pickle._Unpickler):
         return function(*args, **(kwargs or {}))
 
     def charge(self, args: Any, inner: bool = True) -> None:
-        """Count the memory that a function may take to copy its arguments."""
+        """Count the memory that a function may need to copy its arguments."""
         for arg in args:
             if isinstance(arg, (str, bytes, bytearray)):
                 self.limits.copy(len(arg))
@@ -206,12 +208,12 @@ class SafeUnpickler(pickle._Unpickler):
                 self.limits.copy(arg.nbytes)
 
     def check_key(self, key: Any, depth: int = 3) -> None:
-        """Refuse keys (and members of sets) that take very long to hash or to compare."""
+        """Refuse keys (and members of sets) that take too long to hash or to compare."""
         if isinstance(key, (str, bytes, type(None))):
             return
         if isinstance(key, int) and -(2**31) <= key < 2**31:
             return
-        self.limits.odd_keys -= 1  # others, large numbers too, can be chosen so that all collide
+        self.limits.odd_keys -= 1  # other keys can be chosen so that all their hashes collide
         if self.limits.odd_keys < 0:
             raise Refused('it has too many keys that are not text or small integers')
         if isinstance(key, (tuple, frozenset)):
@@ -223,7 +225,7 @@ class SafeUnpickler(pickle._Unpickler):
             raise Refused(f'it has a huge {type(key).__name__} as a key')
 
     def make_dict(self, kind: type, *args: Any) -> dict:
-        """A dict of this kind from nothing, a dict, or a list of pairs."""
+        """Make a dict of this kind from nothing, a dict, or a list of pairs."""
         if len(args) > 1 or (args and not isinstance(args[0], (dict, list))):
             raise Refused(f'it makes a {kind.__name__} from something else than pairs')
         pairs = args[0] if args else ()
@@ -241,7 +243,7 @@ class SafeUnpickler(pickle._Unpickler):
             raise Refused(f'it makes a {kind.__name__} from something else than a list')
         return kind(self.checked_keys(args[0] if args else ()))
 
-    # Opcodes: those of Python's library, and in the place of the others these.
+    # Opcodes. These replace methods of Python's library; the other methods are used as they are.
 
     dispatch = _Dispatch(
         {
@@ -294,7 +296,7 @@ class SafeUnpickler(pickle._Unpickler):
         if built is None:
             return None
         self.stack[-1] = built
-        for key in list(self.memo)[-20:]:  # `target` was remembered just before its state
+        for key in list(self.memo)[-20:]:  # `target` entered the memo just before its state
             if self.memo[key] is target:
                 self.memo[key] = built
         return None
@@ -360,7 +362,7 @@ class SafeUnpickler(pickle._Unpickler):
     dispatch[pickle.FROZENSET[0]] = load_frozenset
 
     def checked_keys(self, values: Any) -> Any:
-        """The values, each of which may be in a set."""
+        """Return the values after a check that each may be in a set."""
         for value in values:
             self.check_key(value)
         return values
@@ -371,13 +373,12 @@ def _refuse_name(name: str) -> None:
 
 
 def check_size(root: Any, size: int) -> None:
-    """Refuse what is nested too deep, holds itself, or is huge when written out.
+    """Refuse content that is nested too deep, contains itself, or is too large when written out.
 
-    A value counts as often as something refers to it, because a copy or a printout needs
-    that memory.
+    A value counts once for each reference to it, because a copy or a printout needs that memory.
 
     Args:
-        root: What a file holds.
+        root: The content of a file.
         size: Size of the file in bytes.
     """
     sizes: dict[int, tuple[int, int, int]] = {}  # of finished containers: values, nesting, text
@@ -390,7 +391,7 @@ def check_size(root: Any, size: int) -> None:
         elif id(value) not in inside:
             parts = list(contents(value))
             containers = [p for p in parts if not isinstance(p, _LEAVES) and not _is_empty(p)]
-            # Parts of a config refer to the whole, which is a stand-in then.
+            # Parts of a config refer to the whole config, which is a stand-in.
             containers = [p for p in containers if not (isinstance(p, Inert) and id(p) in inside)]
             leaves = [part for part in parts if isinstance(part, _LEAVES)]
             inside[id(value)] = containers, len(parts) - len(containers), sum(map(_length, leaves))
@@ -417,7 +418,7 @@ def _is_empty(value: Any) -> bool:
 
 
 def _length(value: Any) -> int:
-    """How long a leaf is when it is written out, about."""
+    """Estimate the length of a leaf when it is written out."""
     if isinstance(value, (str, bytes, bytearray)):
         return len(value)
     if isinstance(value, np.ndarray):

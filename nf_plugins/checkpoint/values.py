@@ -1,7 +1,7 @@
-"""Values that pickles may make: what Python and mmengine write, built here and checked.
+"""Functions that make the values in pickles of Python and mmengine, after checks.
 
-Each name of :data:`FUNCTIONS` stands for a function that checks its arguments and makes the
-value itself; what the name means in Python is never called with what a file gives.
+:data:`FUNCTIONS` maps each name in a pickle to a function that checks its arguments and makes the
+value itself. The object with this name in Python is never called with data from a file.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from nf_plugins.errors import Refused, short
 from .inert import Inert, InertDict, Name, stand_in
 from .numpy_pickle import GLOBALS, PickledArray, PickledDtype, PickledNumberDtype
 
-HistoryBuffer()  # mmengine sets the statistics that all histories have when the first is made
+HistoryBuffer()  # the first one sets the statistics of the class
 
 
 def _need(right: bool, what: str) -> None:
     if not right:
-        raise Refused(f'it makes a {what} of something else than such data')
+        raise Refused(f'it makes a {what} from invalid data')
 
 
 def _bytes(data: Any = b'') -> bytes:
@@ -52,7 +52,7 @@ def _deque(values: Any = (), maxlen: Any = None) -> deque:
 
 
 def _integers(kind: type) -> Callable[..., Any]:
-    """A slice or range: small numbers, so nothing is called when they are compared."""
+    """Make a function for a slice or range of small integers; comparing these calls nothing."""
 
     def make(*args: Any) -> Any:
         whole = all(type(arg) in (int, type(None)) for arg in args)
@@ -68,7 +68,7 @@ def _date(data: Any) -> datetime.date:
 
 
 def _clock(data: bytes, zone: datetime.timezone | None, high: int) -> dict[str, Any]:
-    """The arguments of a time from its last bytes; the high bit is the fold."""
+    """Decode the arguments of a time from its last bytes; the high bit is the ``fold``."""
     micro = int.from_bytes(data[3:6], 'big')
     return dict(minute=data[1], second=data[2], microsecond=micro, tzinfo=zone, fold=high >> 7)
 
@@ -113,7 +113,7 @@ def _path(kind: type) -> Callable[..., pathlib.PurePath]:
 
 
 def _getattr(owner: Any, name: Any) -> Any:
-    """The name of something in a class, as ``OneCycleParamScheduler._annealing_cos``."""
+    """Make the name of a member of a class, such as ``OneCycleParamScheduler._annealing_cos``."""
     plain = isinstance(name, str) and name.isidentifier() and not name.startswith('__')
     plain = plain and len(name) <= 200 and not (isinstance(owner, Name) and len(owner.name) > 1000)
     if not plain or not isinstance(owner, (Name, Inert)):
@@ -125,13 +125,13 @@ def _getattr(owner: Any, name: Any) -> Any:
 
 
 def _copy(value: Any) -> Name:
-    """The way in which :class:`Name` is pickled."""
+    """Read a :class:`Name` back, which is pickled as a call of ``copy.copy``."""
     _need(isinstance(value, Name), 'copy')
     return value
 
 
 def _reconstructor(of: Any, base: Any, state: Any) -> Any:
-    """An object without its ``__init__``: what old protocols write, and stand-ins."""
+    """Make an object without its ``__init__``, as in old protocols and in pickled stand-ins."""
     _need(isinstance(of, Name) and base == Name('builtins', 'object') and state is None, 'object')
     made = FUNCTIONS[of.name]() if of.name in _EMPTY else stand_in(of, (), new=True)
     if made is None:
@@ -140,7 +140,7 @@ def _reconstructor(of: Any, base: Any, state: Any) -> Any:
 
 
 def _annotation(of: Name) -> Callable[..., Inert]:
-    """A part of a type annotation: ``typing.Dict[str, Any]``, ``int | None``."""
+    """Make a function for parts of type annotations: ``typing.Dict[str, Any]``, ``int | None``."""
 
     def make(first: Any, second: Any) -> Inert:
         types_ = second if isinstance(second, (list, tuple)) else [second]
@@ -168,7 +168,7 @@ def _namespace(kind: type) -> Callable[..., Any]:
 
 
 def _version(text: Any) -> str:
-    """``torch.__version__`` is a kind of string."""
+    """Make a string of ``torch.__version__``, which has a class of its own."""
     _need(type(text) is str, 'version')
     return text
 
@@ -179,11 +179,11 @@ def _history() -> HistoryBuffer:
     return history
 
 
-# What gets a state.
+# Functions that set the state of a value.
 
 
 def _set_history(history: HistoryBuffer, state: Any) -> None:
-    """mmengine's log history: two rows of numbers. Its statistics are those of this process."""
+    """Set two rows of numbers of mmengine's log history; its statistics are this process's."""
     _need(isinstance(state, dict), 'HistoryBuffer')
     values, counts = (state.get(key, np.array([])) for key in ('_log_history', '_count_history'))
     longest = state.get('max_length', 1_000_000)
@@ -197,7 +197,7 @@ def _set_history(history: HistoryBuffer, state: Any) -> None:
 
 def _set_attributes(target: Any, state: Any) -> None:
     _need(isinstance(state, dict), 'namespace')
-    # With such attributes an object does not behave as one of its class.
+    # With special names among its attributes, an object would not behave as its class does.
     _need(all(isinstance(key, str) and not key.startswith('__') for key in state), 'namespace')
     vars(target).update(state)
 
@@ -223,7 +223,7 @@ STATES: dict[type, Callable[[Any, Any], Any]] = {
     argparse.Namespace: _set_attributes,
     types.SimpleNamespace: _set_attributes,
 }
-"""What may get a state -> how it gets it; what the function returns, if anything, replaces it."""
+"""Class of a value -> function that sets its state. If it returns a value, that replaces it."""
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{'.'.join(name): function for name, function in GLOBALS.items()},
@@ -251,7 +251,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     'zoneinfo.ZoneInfo._unpickle': _zone,
     'types.SimpleNamespace': _namespace(types.SimpleNamespace),
 }
-"""``module.name`` -> what makes the value of its call."""
+"""``module.name`` -> function that makes the result of its call."""
 
 for _module in ('pathlib', 'pathlib._local'):
     for _kind in (pathlib.PurePosixPath, pathlib.PureWindowsPath):
@@ -270,4 +270,4 @@ CONSTANTS: dict[tuple[str, str], Any] = {
     ('builtins', 'NotImplemented'): NotImplemented,
     **{('numpy', kind.__name__): kind for kind in np.sctypeDict.values()},
 }
-"""Names that are values by themselves."""
+"""Names that are values, not calls."""

@@ -1,4 +1,4 @@
-"""Which checkpoints lie in a work dir, and under which names a training saves them."""
+"""Checkpoints in a work dir, and the names under which a training saves them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from nf_plugins.errors import CheckpointError
 
 @dataclass(frozen=True)
 class SavedNames:
-    """Where a ``CheckpointHook`` saves, and under which names.
+    """Folder and file names of a ``CheckpointHook``.
 
     Args:
         hook: The hook.
@@ -35,25 +35,25 @@ class SavedNames:
 
     @property
     def folder(self) -> str:
-        """``out_dir`` with the work dir's own name, as mmengine joins them."""
+        """The folder: ``out_dir`` joined with the name of the work dir, as mmengine does it."""
         work_dir, out_dir = os.path.abspath(self.work_dir), self.hook.out_dir
         if out_dir is None or str(out_dir) == work_dir:
             return work_dir
         return os.path.abspath(os.path.join(str(out_dir), os.path.basename(work_dir)))
 
     def step(self, path: str) -> int | None:
-        """The epoch or iteration in a checkpoint's name, or None for another name."""
+        """Return the epoch or iteration in a checkpoint's name, or None for another name."""
         match = re.fullmatch(self._pattern(self._template(r'0*(\d{1,18})')), real_path(path))
         return int(match[1]) if match else None
 
     def is_best(self, path: str, indicator: str | None = None) -> bool:
-        """Whether this is a name of the best checkpoint by ``indicator`` (None: by any)."""
+        """Return whether a name is that of a best checkpoint by ``indicator`` (None: by any)."""
         what = '.+' if indicator is None else re.escape(indicator.replace('/', '_'))
         name = self._template(r'\d+').replace('/', '_')
         return re.fullmatch(self._pattern(f'best_{what}_{name}'), real_path(path)) is not None
 
     def files(self) -> list[str]:
-        """What has the name of a checkpoint, a best one or a published copy included."""
+        """List the files with names of checkpoints, including best ones and published copies."""
         glob_name = ''.join(f'{glob.escape(t)}{"*" if n else ""}' for t, n in self._parts())
         found = _glob(self.folder, glob_name) + _glob(self.folder, '*.pth')
         stem, dot, extension = self._template(r'\d+').rpartition(r'\.')
@@ -63,7 +63,7 @@ class SavedNames:
         return [path for path in dict.fromkeys(found) if re.fullmatch(names, real_path(path))]
 
     def _parts(self) -> list[tuple[str, bool]]:
-        """The template: pieces of text, and whether the number follows."""
+        """Split the template into pieces of text, each with whether the number follows."""
         parsed = string.Formatter().parse(self.hook.filename_tmpl)
         return [(text, field is not None) for text, field, _, _ in parsed]
 
@@ -75,12 +75,12 @@ class SavedNames:
 
 
 def named_checkpoints(names: Iterable[SavedNames]) -> list[str]:
-    """What has the name of a checkpoint of these hooks."""
+    """List the files with names of checkpoints of these hooks."""
     return list(dict.fromkeys(path for saved in names for path in saved.files()))
 
 
 def other_checkpoints(names: Iterable[SavedNames], work_dir: str) -> list[str]:
-    """The ``.pth`` files of a training's folders that have other names."""
+    """List the ``.pth`` files with other names in the folders of a training."""
     names = list(names)
     folders = dict.fromkeys([os.path.abspath(work_dir), *(saved.folder for saved in names)])
     named = named_checkpoints(names)
@@ -88,10 +88,10 @@ def other_checkpoints(names: Iterable[SavedNames], work_dir: str) -> list[str]:
 
 
 def noted_checkpoint(work_dir: str) -> str | None:
-    """What ``last_checkpoint`` names, which need not exist; None without a note.
+    """Return the path in ``last_checkpoint``, which may not exist; None without such a file.
 
     Raises:
-        CheckpointError: ``last_checkpoint`` is a folder, so that mmengine cannot write it.
+        CheckpointError: ``last_checkpoint`` is a folder, so mmengine could not write it.
     """
     note = os.path.join(work_dir, 'last_checkpoint')
     if os.path.isdir(note):
@@ -101,18 +101,18 @@ def noted_checkpoint(work_dir: str) -> str | None:
     with open(note, 'rb') as file:
         path = file.read(10_000).decode(errors='replace').strip()
     path = path.replace('\0', '?')
-    # Its name may begin with `~`, which mmengine takes as it stands.
+    # The name may begin with `~`, which mmengine does not expand.
     return os.path.abspath(path) if os.path.isfile(path) else path or None
 
 
 def _glob(folder: str, name: str) -> list[str]:
-    """Matching files; an OSError where the folder cannot be listed, which is not an empty one."""
+    """List matching files; raise an OSError if the folder cannot be listed."""
     if os.path.isdir(folder):
         os.listdir(folder)
     return sorted(glob.glob(os.path.join(glob.escape(folder), name)))
 
 
 def real_path(path: str) -> str:
-    """A path without links among its folders; its last part may be one."""
+    """Resolve the links among the folders of a path; the last part may stay a link."""
     folder, name = os.path.split(os.path.abspath(os.path.expanduser(path)))
     return os.path.join(os.path.realpath(folder), name)

@@ -228,7 +228,7 @@ BAD_INPUT = [
     (['--networks', 'vgg'], 'invalid choice'),
     (['--batch-sizes', '0'], "invalid positive int value: '0'"),
     (['--batch-sizes', '2.5'], 'invalid positive int value'),
-    (['--batch-sizes', '4', '4'], '--batch-sizes names one twice'),
+    (['--batch-sizes', '4', '4'], '--batch-sizes has a value twice'),
     (['--lrs', '-1'], 'invalid positive float value|expected at least one'),
     (['--lrs', 'nan'], 'invalid positive float value'),
     (['--lrs', 'inf'], 'invalid positive float value'),

@@ -2,8 +2,9 @@
 
 python tools/model_converters/fold.py CONFIG CHECKPOINT folded.pth
 
-writes ``folded.pth`` and, beside it, ``folded.py``, the config that loads it. Where CONFIG also
-has data, ``folded.py`` has them, too, and ``folded_model.py`` is the model alone, for ``_base_``.
+It writes ``folded.pth`` and, in the same folder, ``folded.py``, the config that loads it. If CONFIG
+contains data loaders, so does ``folded.py``. Then ``folded_model.py`` contains the model only, for
+``_base_``.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def parse_args() -> argparse.Namespace:
 
 
 def folded_config(cfg: Any) -> Any:
-    """The config of the folded model: deployed backbones, plain convolutions elsewhere."""
+    """Make the config of the folded model: deployed backbones, and plain convolutions elsewhere."""
     if isinstance(cfg, (list, tuple)):
         return type(cfg)(folded_config(value) for value in cfg)
     if not isinstance(cfg, dict):
@@ -69,7 +70,7 @@ def folded_config(cfg: Any) -> Any:
 
 
 def kind_of(cfg: Any) -> type:
-    """The class that a config builds, ``object`` where none of ours."""
+    """Return the class that a config builds; ``object`` if it is none of this package."""
     kind = cfg.get('type') if isinstance(cfg, dict) else None
     if isinstance(kind, str):
         kind = MODELS.module_dict.get(kind.removeprefix('nf_plugins.'))
@@ -121,7 +122,7 @@ def main() -> None:
 
 
 class Scores(torch.nn.Module):
-    """A classifier from normalised images to scores."""
+    """Classifier from normalised images to scores."""
 
     def __init__(self, model: torch.nn.Module) -> None:
         super().__init__()
@@ -132,22 +133,23 @@ class Scores(torch.nn.Module):
 
 
 def export(model: torch.nn.Module, size: int, any_size: bool = False) -> tuple[bytes, float]:
-    """An ONNX file with a free batch size, and its error in onnxruntime.
+    """Export an ONNX file that accepts any batch size, and compute its error in onnxruntime.
 
     Args:
         model: The classifier.
         size: Height and width of the images.
-        any_size: Let the file take other heights and widths, too; it is compared at three.
+        any_size: Whether the file accepts any height and width. Then the scores are compared at
+            three sizes.
 
     Raises:
-        ValueError: onnxruntime gives other scores.
+        ValueError: The scores of onnxruntime differ.
     """
     scores, channels, buffer = Scores(model).eval(), image_channels(model.backbone), io.BytesIO()
     options = dict(input_names=['images'], output_names=['scores'])
     x = torch.randn(2, channels, size, size)
     with warnings.catch_warnings():
-        warnings.simplefilter('ignore')  # the exporters' own
-        if any_size:  # by tracing: torch.export takes minutes to compare sizes, if it can
+        warnings.simplefilter('ignore')  # warnings of the exporters
+        if any_size:  # the exporter by tracing: with torch.export this takes minutes or fails
             axes = {'images': {0: 'batch', 2: 'height', 3: 'width'}, 'scores': {0: 'batch'}}
             torch.onnx.export(scores, (x,), buffer, dynamo=False, dynamic_axes=axes, **options)
         else:
@@ -162,7 +164,7 @@ def export(model: torch.nn.Module, size: int, any_size: bool = False) -> tuple[b
 
 @torch.no_grad()
 def onnx_error(program: bytes, scores: torch.nn.Module, x: torch.Tensor) -> float:
-    """The largest error of the scores in onnxruntime, relative to the largest score."""
+    """Compute the largest error of the scores in onnxruntime, relative to the largest score."""
     import onnxruntime
 
     session = onnxruntime.InferenceSession(program, providers=['CPUExecutionProvider'])
@@ -170,7 +172,7 @@ def onnx_error(program: bytes, scores: torch.nn.Module, x: torch.Tensor) -> floa
     error = (torch.from_numpy(found) - expected).abs().max() / expected.abs().max()
     if not error < 1e-4:
         shape = 'x'.join(map(str, x.shape[2:]))
-        raise ValueError(f'onnxruntime gives other scores at {shape}, by {error:.1e}')
+        raise ValueError(f'the scores of onnxruntime at {shape} differ by {error:.1e}')
     return error.item()
 
 

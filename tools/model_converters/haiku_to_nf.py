@@ -1,4 +1,4 @@
-"""DeepMind's haiku weights as a checkpoint for the networks here.
+"""Convert DeepMind's haiku weights to a checkpoint for the networks of this package.
 
 python tools/model_converters/haiku_to_nf.py F0_haiku.npz f0.pth --config configs/nfnet/...
 """

@@ -1,9 +1,10 @@
-"""A checkpoint to publish: the weights and what is known about them, under a name with its hash.
+"""Make a checkpoint to publish. It contains the weights and ``meta``, and its name has its hash.
 
 python tools/model_converters/publish_model.py work_dirs/nf/epoch_20.pth nf.pth
 
-writes ``nf-<sha8>.pth``, where sha8 are the first eight digits of the file's SHA-256. The states
-of the optimizer and of the hooks are left out, and so are other weights than those taken.
+It writes ``nf-<sha8>.pth``; sha8 are the first eight digits of the file's SHA-256. The states of
+the optimizer and of the hooks are left out. If there are several weights in the checkpoint, only
+the chosen ones are published.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def parse_args() -> argparse.Namespace:
         dest='weights_key',
         action='store_const',
         const='ema_state_dict',
-        help='of a checkpoint with averaged weights of mmengine take the others',
+        help='if mmengine has saved averaged weights, take the weights before averaging',
     )
     return parser.parse_args()
 
@@ -57,7 +58,7 @@ def main() -> None:
                 check_numbers(value)
             except ValueError as error:
                 raise UsageError(f'cannot publish {path}: {name} is {error}') from None
-        # A view would bring along all of the memory that it looks at.
+        # A view would be saved with all the memory behind it.
         state = {name: value.detach().clone().contiguous() for name, value in state.items()}
         meta = checkpoint.get('meta')
         content = encode_weights(state, dst, meta if isinstance(meta, dict) else {})

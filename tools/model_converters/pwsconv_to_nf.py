@@ -1,4 +1,4 @@
-"""Checkpoints of the PWSConv repository as checkpoints for PWSResNet.
+"""Convert checkpoints of the PWSConv repository to checkpoints for PWSResNet.
 
 python tools/model_converters/pwsconv_to_nf.py epoch_100.pth pws.pth --config configs/...
 """

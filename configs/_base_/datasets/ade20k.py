@@ -23,7 +23,7 @@ train_pipeline = [
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(2048, 512), keep_ratio=True),
-    # Behind Resize: the metric compares at the image's own size.
+    # After Resize, because the metric compares at the original size of the image.
     dict(type='LoadAnnotations'),
     dict(type='PackSegInputs'),
 ]

@@ -9,7 +9,7 @@ data_preprocessor = dict(
     size=(64, 64),
 )
 
-# They have this size; images that `spp_analysis.py --input` is given get it.
+# All images have this size. `spp_analysis.py --input` resizes its images to it.
 resize = dict(type='Resize', scale=(64, 64))
 train_pipeline = [resize, dict(type='RandomFlip', prob=0.5), dict(type='PackSegInputs')]
 test_pipeline = [resize, dict(type='PackSegInputs')]

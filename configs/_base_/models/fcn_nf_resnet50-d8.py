@@ -1,5 +1,5 @@
 # FCN on a dilated NF-ResNet-50, for mmseg: mmseg's fcn_r50-d8.py without norms. The backbone's
-# outputs are not activated, which the neck makes up for. The head goes on as the backbone does:
+# outputs are not activated, so the neck activates them. The head is built as the backbone:
 # standardized weights after activations that preserve the variance.
 conv_cfg = dict(type='nf_plugins.ScaledWS')
 act_cfg = dict(type='nf_plugins.GammaAct', act='ReLU')

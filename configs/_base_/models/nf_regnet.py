@@ -16,6 +16,6 @@ model = dict(
         topk=(1, 5),
         init_cfg=dict(type='Constant', layer='Linear', val=0),
     ),
-    # The alphas are DeepMind's (nfnets/dataset.py), who draw a ratio per image.
+    # The alphas are from DeepMind's nfnets/dataset.py, which draws a ratio for each image.
     train_cfg=dict(augments=[dict(type='Mixup', alpha=0.2), dict(type='CutMix', alpha=1.0)]),
 )

@@ -1,4 +1,4 @@
-# One schedule for all networks on digits; the small segmentation of shapes uses it, too.
+# One schedule for all networks on digits. The small segmentation of shapes also uses it.
 _base_ = './param_groups.py'
 
 optim_wrapper = dict(

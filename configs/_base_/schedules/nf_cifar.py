@@ -1,5 +1,5 @@
-# Ours (the papers do not train on CIFAR): the schedule of the normalised CIFAR baselines of
-# its time, with warmup and the papers' parameter groups.
+# Ours, because the papers do not train on CIFAR: the usual schedule of CIFAR baselines with
+# norms, with warmup and the papers' parameter groups.
 _base_ = './param_groups.py'
 
 optim_wrapper = dict(

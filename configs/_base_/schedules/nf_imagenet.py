@@ -1,8 +1,8 @@
 # Published (DeepMind's nfnets/experiment.py): batch 1024, SGD with Nesterov momentum,
-# lr 0.1 * batch / 256 after 5 epochs of warmup, cosine to 0, 90 epochs, decay 1e-4 of the
-# weights but not of gains and biases (the SkipInit gain is a gain), label smoothing 0.1.
-# Ours: that NF-ResNets share the recipe of that file's network, a ResNet-50 with batch norm;
-# batch 8 x 32 (`--auto-scale-lr` gives the published lr for any batch).
+# lr 0.1 * batch / 256 after 5 epochs of warmup, cosine to 0, 90 epochs, label smoothing 0.1,
+# weight decay 1e-4, but none for gains (also SkipInit gains) and biases.
+# Ours: we use this recipe for NF-ResNets; the file trains a ResNet-50 with batch norm. The batch
+# is 8 x 32 (`--auto-scale-lr` gives the published lr for any batch).
 _base_ = './param_groups.py'
 
 optim_wrapper = dict(

@@ -1,10 +1,11 @@
 # Published (DeepMind's nfnets/experiment_nfnets.py): batch 4096, SGD with Nesterov momentum,
-# lr 0.1 * batch / 256 after 5 epochs of warmup, cosine to 0, 360 epochs, decay 2e-5 (none of
-# gains and biases), adaptive gradient clipping with 0.01 (not of the classifier's weight), label
-# smoothing 0.1, RandAugment, mixup (alpha 0.2) of one half of a batch and cutmix (alpha 1) of the
-# other, stochastic depth 0.25, EMA 0.99999 with a decay of at most (1 + step) / (10 + step).
-# Ours: a batch is mixed up or cut, not half and half, with one ratio, and after RandAugment
-# instead of before it.
+# lr 0.1 * batch / 256 after 5 epochs of warmup, cosine to 0, 360 epochs, label smoothing 0.1,
+# drop-path 0.25. Weight decay 2e-5, but none for gains and biases. Adaptive gradient clipping with
+# 0.01, but not of the classifier's weight. RandAugment. Mixup (alpha 0.2) of one half of a batch,
+# and cutmix (alpha 1) of the other half. EMA 0.99999, with a decay of at most
+# (1 + step) / (10 + step).
+# Ours: a whole batch gets either mixup or cutmix, with one ratio, and after RandAugment instead of
+# before it.
 _base_ = './param_groups.py'
 
 optim_wrapper = dict(
@@ -28,8 +29,8 @@ train_cfg = dict(by_epoch=True, max_epochs=360, val_interval=1)
 val_cfg = dict()
 test_cfg = dict()
 auto_scale_lr = dict(base_batch_size=4096)
-# Gamma 9 is the warmup of the published EMA: without it a third of the average would still be
-# the initial weights at the end.
+# Gamma 9 is the warmup of the published EMA. Without it, the initial weights would still have a
+# share of 1/3 in the average at the end.
 custom_hooks = [
     dict(
         type='EMAHook',

@@ -1,5 +1,5 @@
-# Published (PWSConv's configs/cifar): batch 128, lr 0.1, decay 5e-4 of everything but alpha,
-# 200 epochs, lr / 10 after 100 and 150.
+# Published (PWSConv's configs/cifar): batch 128, lr 0.1, weight decay 5e-4 of all parameters
+# except alpha, 200 epochs, lr / 10 after 100 and 150.
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=5e-4),
     constructor='nf_plugins.NFOptimWrapperConstructor',

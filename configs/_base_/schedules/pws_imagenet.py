@@ -1,5 +1,5 @@
-# Published (PWSConv's configs/imagenet): batch 64, lr 0.025, decay 1e-4 of everything but alpha,
-# 100 epochs, lr / 10 after 30, 60 and 90.
+# Published (PWSConv's configs/imagenet): batch 64, lr 0.025, weight decay 1e-4 of all parameters
+# except alpha, 100 epochs, lr / 10 after 30, 60 and 90.
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.025, momentum=0.9, weight_decay=1e-4),
     constructor='nf_plugins.NFOptimWrapperConstructor',
