@@ -121,6 +121,14 @@ class Tracer(TorchDispatchMode):
         self.node_of[tensor] = node
         return node
 
+    def add_inputs(self, inputs: Any) -> None:
+        """Start the graph with all tensors among the inputs, behind one common node."""
+        tensors = [x for x in tree_iter(inputs) if isinstance(x, Tensor)]
+        top = [self.add_node(torch.empty(0), 'inputs', [], None)] if len(tensors) != 1 else []
+        for tensor in tensors:
+            if tensor not in self.node_of:
+                self.add_node(tensor, 'input', top, 1 if tensor.dim() == 4 else None)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         if self._before_write is not None and func._schema.is_mutable:
@@ -343,11 +351,11 @@ class Tracer(TorchDispatchMode):
 @contextmanager
 def tracing(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     measure: Callable[[Tensor, int], Any] | None = None,
     before_write: Callable[[Tensor], None] | None = None,
 ) -> Iterator[Tracer]:
-    """Follow what a model does with ``inputs`` inside the block."""
+    """Follow what a model does with ``inputs``, tensors in any containers, inside the block."""
     names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
     tracer = Tracer(names, measure, before_write)
     thread = threading.get_ident()
@@ -377,7 +385,7 @@ def tracing(
         for module in () if scripted else watched:
             hooks.append(module.register_forward_pre_hook(enter, prepend=True))
             hooks.append(module.register_forward_hook(leave, prepend=True))
-        tracer.add_node(inputs, 'input', [], 1 if inputs.dim() == 4 else None)
+        tracer.add_inputs(inputs)
         with entered(tracer):
             yield tracer
 
