@@ -22,7 +22,6 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from benchmarks.common import command, machine, quiet
 from nf_plugins.cli.arguments import ArgumentParser
@@ -89,9 +88,7 @@ def differing(row: dict) -> str:
         here = sum(n == path or n.startswith(f'{path}.') for n in names)
         if here != number:
             lines.append(f'{path} {here}/{number}')
-    others = [
-        n for n in names if not any(n == p or n.startswith(f'{p}.') for p in row['blocks'])
-    ]
+    others = [n for n in names if not any(n == p or n.startswith(f'{p}.') for p in row['blocks'])]
     return f'found/counted: {", ".join(lines[:6])}; elsewhere: {", ".join(others[:6])}'
 
 

@@ -39,7 +39,9 @@ def timm_cases() -> Iterator[Case]:
         for name in timm.list_models(module=module):
             stems.setdefault(_stem(name), name)
         for name in stems.values():
-            yield Case('timm', module, name, lambda name=name: timm.create_model(name), _timm_inputs)
+            yield Case(
+                'timm', module, name, lambda name=name: timm.create_model(name), _timm_inputs
+            )
 
 
 _SIZES = (
@@ -79,7 +81,9 @@ def torchvision_cases() -> Iterator[Case]:
 
 
 def _is_dense(name: str) -> bool:
-    return any(word in name for word in ('rcnn', 'retinanet', 'fcos', 'ssd', 'fcn', 'deeplab', 'raspp'))
+    return any(
+        word in name for word in ('rcnn', 'retinanet', 'fcos', 'ssd', 'fcn', 'deeplab', 'raspp')
+    )
 
 
 def _torchvision_inputs(module: str) -> tuple:
