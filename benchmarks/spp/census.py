@@ -105,7 +105,7 @@ def summary(rows: list[dict]) -> dict[str, dict[str, int]]:
 
 def run_all(cases: list[Case], report: Callable[[str], None]) -> list[dict]:
     """Check all cases; tell of each that differs or does not run."""
-    rows = []
+    rows: list[dict] = []
     for case in cases:
         row = check(case)
         if 'error' in row:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -60,7 +61,7 @@ def _stem(name: str) -> str:
 def _timm_inputs(model: nn.Module) -> tuple:
     cfg = getattr(model, 'pretrained_cfg', {}) or {}
     channels, height, width = cfg.get('input_size', (3, 224, 224))
-    if not cfg.get('fixed_input_size') and min(height, width) >= 224:
+    if not cfg.get('fixed_input_size') and height > 320:
         height, width = 224, 224
     return (torch.randn(2, channels, height, width),)
 
@@ -73,8 +74,10 @@ def torchvision_cases() -> Iterator[Case]:
         builder = torchvision.models.get_model_builder(name)
 
         def build(name: str = name) -> nn.Module:
-            weights = dict(weights_backbone=None) if _is_dense(name) else {}
-            return torchvision.models.get_model(name, weights=None, **weights)
+            options = dict(weights_backbone=None) if _is_dense(name) else {}
+            if 'rcnn' in name or name.startswith(('retinanet', 'fcos')):
+                options.update(min_size=128, max_size=128)
+            return torchvision.models.get_model(name, weights=None, **options)
 
         module = builder.__module__.removeprefix('torchvision.models.')
         yield Case('torchvision', module, name, build, lambda m, k=module: _torchvision_inputs(k))

@@ -74,6 +74,7 @@ BLOCKS: dict[str, Entry] = {
     # Attention, mixers, state spaces.
     'attention_pool.AttentionPoolLatent': has('mlp'),
     'beit.Block': 2,
+    'cait.Cait': -1,  # to the class token, a parameter, its first attention is added
     'cait.LayerScaleBlock': 2,
     'cait.LayerScaleBlockClassAttn': 2,
     'coat.ConvPosEnc': 1,

@@ -89,12 +89,14 @@ def _cancels(branch: Node, source: Node, sign: float) -> bool:
 
 
 def _projection(a: Node, b: Node, source: Node) -> Shortcut | None:
-    """A shortcut that is linear beside a branch of at least two layers that is not."""
-    if source.op == 'inputs' or (a.bends == source.bends) == (b.bends == source.bends):
+    """A shortcut that is linear after its first layer, beside a branch of two layers or more."""
+    if source.op == 'inputs' or a.bends == b.bends:
         return None
-    first = int(b.bends == source.bends)
+    first = int(b.bends < a.bends)
     shortcut, branch = (a, b)[first], (b, a)[first]
     if branch.depth - source.depth < max(2, shortcut.depth - source.depth):
         return None
-    changed = any(works(n) for n in path_nodes(shortcut, source))
-    return Shortcut(first, source, not changed)
+    path = between(source, shortcut)
+    if any(n.depth > source.depth and n.bends > max(p.bends for p in n.parents) for n in path):
+        return None
+    return Shortcut(first, source, not any(works(n) for n in path))

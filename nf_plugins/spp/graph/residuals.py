@@ -6,12 +6,13 @@ addition and what came before it; :func:`residual_blocks` sees the whole pass.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from .nodes import Node, between, is_ancestor, path_nodes, works
+from .nodes import Node, between, carried_by, is_ancestor, path_nodes, works
 from .ops import ACTIVATIONS, ADDITIONS, HEAVY, JOINS, MOVES, NORMS
 
 
@@ -95,7 +96,7 @@ def residual_blocks(candidates: list[Residual]) -> list[Residual]:
     """
     branches = {r: _name_block(r) for r in candidates}
     kept = [r for r in candidates if not _is_pyramid(r, branches[r])]
-    sources = {r.source for r in kept}
+    sources = {item.node for r in kept for item in carried_by(r.shortcut)}
     kept = [r for r in kept if r.identity or not _is_one_of_parallel_paths(r, sources)]
     loops = _loops(kept, branches)
     kept = [r for r in kept if r not in loops]
@@ -132,13 +133,40 @@ def _is_pyramid(residual: Residual, branch: set[Node]) -> bool:
     """
     shortcut = path_nodes(residual.shortcut, residual.source)
     own = branch - shortcut
-    upsampled = any(n.op.startswith('upsample') for n in own)
+    upsampled = _is_upsampled(residual.end, residual.source)
     if residual.identity and not upsampled:
         return False
     inside = branch | shortcut | {residual.node}
-    if any(not inside.issuperset(n.users) for n in own):
+    # A sum that is written into a view of a tensor changes the tensor: nobody reads the old one.
+    others = {user for n in own for user in n.users if user.op != 'copy_'} - inside
+    if others and _leave(others, _outlet(residual.node)):
         return True
-    return not residual.identity and upsampled != any(n.op.startswith('upsample') for n in shortcut)
+    return not residual.identity and upsampled != _is_upsampled(residual.shortcut, residual.source)
+
+
+def _leave(nodes: set[Node], outlet: Node) -> bool:
+    """Whether nodes lead elsewhere than to where a sum is put beside others (dual paths)."""
+    joins = {user for user in outlet.users if user.op in JOINS}
+    last, seen, todo = max((n.index for n in joins), default=0), set(joins), list(nodes)
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            if not node.users or node.index > last:
+                return True
+            todo.extend(node.users)
+    return False
+
+
+def _on_every_path(end: Node, source: Node) -> Iterator[Node]:
+    """The nodes through which every path from the source to the end goes, the end first."""
+    while end.index > source.index:
+        yield end
+        end = end.idom
+
+
+def _is_upsampled(end: Node, source: Node) -> bool:
+    return any(n.op.startswith('upsample') for n in _on_every_path(end, source))
 
 
 def _is_one_of_parallel_paths(residual: Residual, sources: set[Node]) -> bool:
@@ -186,10 +214,7 @@ def _feeds(residual: Residual, branch: set[Node]) -> set[Node]:
 
 def _spans_blocks(outer: Residual, kept: list[Residual]) -> bool:
     """Whether an addition closes a skip around several blocks, through all of which it leads."""
-    on_the_way, node = set(), outer.end
-    while node.index > outer.source.index:
-        on_the_way.add(node)
-        node = node.idom
+    on_the_way = set(_on_every_path(outer.end, outer.source))
     return sum(r.node in on_the_way for r in kept if r is not outer) > 1
 
 

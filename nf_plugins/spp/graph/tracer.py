@@ -190,7 +190,7 @@ class Tracer(TorchDispatchMode):
             for tensor in written_tensors(func, args, kwargs):
                 self._before_write(tensor)
         given = self.given(args, kwargs)
-        if not given or operation.shape:
+        if not given:
             return func(*args, **kwargs)
         if operation.product and self.adds_to_graph(args, kwargs):
             return self.run_product(func, operation.product, args, kwargs)
@@ -286,6 +286,8 @@ class Tracer(TorchDispatchMode):
         """Add an output of an operation to the graph."""
         op, given = call.op, call.given
         parents = [given[0][0]] if len(given) == 1 else list(dict.fromkeys(n for n, _ in given))
+        if call.operation.shape:  # its values do not depend on the tensor
+            parents = self.nodes[:1]
         if len(parents) > 1 and op in ('mul', 'mul_') and parents[0].op in RECIPROCALS:
             parents.reverse()
         node = self.add_node(out, op, parents, channel_axis(op, out, call.args, given))
