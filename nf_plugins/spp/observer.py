@@ -136,7 +136,7 @@ class Observer:
         q, k = call.args[:2]
         if q.dim() != 4 or k.shape[-2] < 2:
             return
-        names = [argument.name for argument in call.func._schema.arguments]
+        names = [argument.name for argument in call.operation.func._schema.arguments]
         given = {**dict(zip(names, call.args)), **call.kwargs}
         mask = given.get('attn_mask')
         mask = given.get('attn_bias') if mask is None else mask
@@ -170,7 +170,7 @@ class Observer:
 
     def see_norm(self, tracer: Tracer, call: Call, out: Tensor, node: Node) -> None:
         """Note what a norm divides by, and whether that fits the batch."""
-        names = [argument.name for argument in call.func._schema.arguments]
+        names = [argument.name for argument in call.operation.func._schema.arguments]
         given = {**dict(zip(names, call.args)), **call.kwargs}
         fact = NormFact(node.module, 0, call.op)
         self.norms.append((node, fact))

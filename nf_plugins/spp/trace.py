@@ -1,6 +1,7 @@
 """The search for residual blocks under the name of version 0.1.0: :mod:`nf_plugins.spp.graph`."""
 
 from .graph import Node, Residual, Tracer, Unit, find_residuals, tracing
+from .graph.classify import classify
 from .graph.nodes import common_dominator, is_ancestor, path_nodes
 from .graph.ops import (
     ACTIVATIONS,
@@ -14,7 +15,7 @@ from .graph.ops import (
     PRODUCTS,
     SCALINGS,
 )
-from .graph.residuals import classify, common_module, is_inside, walk_back_gains
+from .graph.residuals import common_module, is_inside, walk_back_gains
 
 __all__ = [
     'ACTIVATIONS',

@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import weakref
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
-from math import prod
+from math import copysign, prod
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from .ops import BATCH_NORMS, CONVOLUTIONS, HEAVY, MOVES, NORMS, POOLINGS, PRODUCTS
+from .ops import (
+    BATCH_NORMS,
+    CONVOLUTIONS,
+    GATHERS,
+    HEAVY,
+    JOINS,
+    MIXING,
+    MOVES,
+    NORMS,
+    POOLINGS,
+    PRODUCTS,
+)
 
 if TYPE_CHECKING:
     from .residuals import Residual
@@ -32,11 +44,14 @@ class Node:
     idom: Node = field(init=False)  # immediate dominator; the input has none
     level: int = 0  # in the dominator tree
     depth: int = 0  # most heavy operations on a path from the input
+    bends: int = 0  # most non-linear operations on a path from the input
     users: list[Node] = field(default_factory=list)
     scale: float | None = None  # of a multiplication by a number
     gain: Tensor | None = None  # of a multiplication by a parameter
     before: Any = None  # what was measured before that
     weight: Tensor | None = None  # of a convolution
+    part: tuple[int, int, int] | None = None  # of a slice: axis, start, stop
+    pair: tuple[Node, Node, int] | None = None  # two that were put beside each other; the axis
     sum: Residual | None = None  # the residual addition that made it
     returned: bool = False  # by the network
     dropped: bool = False  # multiplied with a mask over the samples (stochastic depth)
@@ -55,9 +70,36 @@ class Node:
         return node
 
 
+class NodeOf:
+    """The node of each tensor that is alive, by the identity of the tensor."""
+
+    def __init__(self) -> None:
+        self._found: dict[int, tuple[weakref.ref[Tensor], Any]] = {}
+
+    def get(self, tensor: Tensor) -> Any:
+        """The node of a tensor, or None."""
+        entry = self._found.get(id(tensor))
+        # Another tensor may have the identity of one that is gone.
+        return entry[1] if entry is not None and entry[0]() is tensor else None
+
+    def __contains__(self, tensor: Tensor) -> bool:
+        return self.get(tensor) is not None
+
+    def __getitem__(self, tensor: Tensor) -> Any:
+        return self._found[id(tensor)][1]
+
+    def __setitem__(self, tensor: Tensor, node: Any) -> None:
+        self._found[id(tensor)] = weakref.ref(tensor), node
+
+
 def works(node: Node) -> bool:
     """Whether a node was made by a convolution, a matrix product, a norm or a pooling."""
     return node.op in HEAVY or node.op in NORMS or node.op in POOLINGS
+
+
+def mixes(node: Node) -> bool:
+    """Whether a node was made by an operation in which positions or channels see others."""
+    return works(node) or node.op in MIXING or 'attention' in node.op or 'fft' in node.op
 
 
 def common_dominator(a: Node, b: Node) -> Node:
@@ -81,6 +123,15 @@ def path_nodes(end: Node, start: Node, without: Collection[Node] = ()) -> set[No
     return seen
 
 
+def between(start: Node, end: Node) -> set[Node]:
+    """The nodes on the paths from ``start``, which is left out, to ``end``."""
+    found = {start}
+    for node in sorted(path_nodes(end, start), key=lambda node: node.index):
+        if not found.isdisjoint(node.parents):
+            found.add(node)
+    return found - {start}
+
+
 def is_ancestor(node: Node, of: Node) -> bool:
     """Whether ``of`` is computed from ``node``."""
     seen, todo = set(), [of]
@@ -92,6 +143,63 @@ def is_ancestor(node: Node, of: Node) -> bool:
             seen.add(current)
             todo.extend(current.parents)
     return False
+
+
+@dataclass(slots=True)
+class Carried:
+    """A node whose values another has.
+
+    Args:
+        node: The node.
+        sign: Of the factor that they are multiplied with.
+        part: The slice of the node that the values are, the last one if there are several.
+    """
+
+    node: Node
+    sign: float
+    part: Node | None
+
+
+def carried_by(node: Node) -> list[Carried]:
+    """What a node carries, the last one first: values moved, scaled, cut out, put beside others."""
+    found: dict[Node, Carried] = {}
+    todo = [Carried(node.root, 1.0, None)]
+    while todo:
+        item = todo.pop()
+        node = item.node
+        if node in found:
+            continue
+        found[node] = item
+        if node.scale is not None:
+            sign = copysign(item.sign, item.sign * node.scale)
+            todo.append(Carried(node.parents[0].root, sign, item.part))
+        elif node.gain is not None or node.dropped:
+            todo.append(Carried(node.parents[0].root, item.sign, item.part))
+        elif node.op in GATHERS:
+            part = node if node.part is not None else None
+            todo.append(Carried(node.parents[0].root, item.sign, part))
+        elif node.op in JOINS:
+            todo.extend(Carried(p.root, item.sign, None) for p in node.parents)
+    return sorted(found.values(), key=lambda item: -item.node.index)
+
+
+def readers(node: Node) -> Iterator[Node]:
+    """What is computed from a node or from its views."""
+    todo = [node]
+    while todo:
+        for user in todo.pop().users:
+            if user.root is node:
+                todo.append(user)
+            else:
+                yield user
+
+
+def disjoint(a: Node, b: Node) -> bool:
+    """Whether two slices of one tensor have no element in common."""
+    if a.part is None or b.part is None or a.parents[0].dims != b.parents[0].dims:
+        return False
+    (axis, start, stop), (other, first, last) = a.part, b.part
+    return axis == other and (stop <= first or last <= start)
 
 
 def channel_axis(
@@ -107,13 +215,13 @@ def channel_axis(
         return dims - 1
     node, source = parents[0]
     if op in MOVES and node.axis is not None:
-        return _moved_axis(op, out, args, source, node.axis)
+        return moved_axis(op, out, args, source, node.axis)
     if op in ('select', 'unbind', 'stack', 'sum', 'mean') and dims != node.dims:
         return None
     return next((p.axis for p, _ in parents if p.axis is not None and p.dims == dims), None)
 
 
-def _moved_axis(op: str, out: Tensor, args: tuple, source: Tensor, axis: int) -> int | None:
+def moved_axis(op: str, out: Tensor, args: tuple, source: Tensor, axis: int) -> int | None:
     """Where an operation of :data:`~nf_plugins.spp.graph.ops.MOVES` puts an axis."""
     dims = out.dim()
     if op == 'permute':
@@ -128,3 +236,16 @@ def _moved_axis(op: str, out: Tensor, args: tuple, source: Tensor, axis: int) ->
         if out.shape[d] == source.shape[axis] and prod(out.shape[:d]) == before:
             return d
     return None
+
+
+def moved_pair(
+    pair: tuple[Node, Node, int], op: str, out: Tensor, args: tuple, source: Tensor
+) -> tuple[Node, Node, int] | None:
+    """Two tensors beside each other, and their axis, after an operation that moves values."""
+    a, b, axis = pair
+    moved = moved_axis(op, out, args, source, axis)
+    if moved is None and source.shape[axis] != 2:  # a view that takes the two apart
+        before = prod(source.shape[:axis])
+        sizes = enumerate(out.shape)
+        moved = next((d for d, n in sizes if n == 2 and prod(out.shape[:d]) == before), None)
+    return None if moved is None else (a, b, moved)

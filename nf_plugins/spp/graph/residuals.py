@@ -1,26 +1,19 @@
-"""Find the residual additions of any network by following the tensors of one forward pass.
+"""The residual blocks of a pass: which additions close one, what is its branch, its name.
 
-A dispatch mode sees every operation, whoever calls it. Each tensor that depends on the
-input becomes a node of a graph, from which the additions that close a residual block can
-be told from all other additions:
-
-- *identity*: one operand is, but for views, a tensor that the other was computed from;
-- *projection*: both come from one dominating tensor, the shortcut through at most one
-  convolution or matrix product, the branch through at least two and more than that.
-
-A sum that is only used inside the branch of another block (Res2Net's hierarchical sums)
-belongs to that branch; a skip around several blocks (a feature pyramid) is no block.
+The rule is written down in ``docs/residual_blocks.md``. :func:`~.classify.classify` sees one
+addition and what came before it; :func:`residual_blocks` sees the whole pass.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
-from .nodes import Node, common_dominator, is_ancestor, path_nodes, works
-from .ops import ACTIVATIONS, HEAVY, MOVES, NORMS
+from .nodes import Node, between, carried_by, is_ancestor, path_nodes, works
+from .ops import ACTIVATIONS, ADDITIONS, HEAVY, JOINS, MOVES, NORMS
 
 
 @dataclass(eq=False)
@@ -59,25 +52,6 @@ class Residual:
     measured_output: Any = field(default=None, repr=False)
 
 
-def classify(a: Node, b: Node) -> tuple[int, Node, bool] | None:
-    """Whether ``a + b`` is residual: which operand is the shortcut, its source, identity."""
-    if a.root is b.root:
-        return None
-    for first, (shortcut, other) in enumerate(((a, b), (b, a))):
-        if other.carried is not shortcut.carried and is_ancestor(shortcut.carried, other):
-            return first, shortcut.carried, True
-    source = common_dominator(a, b)
-    for first, shortcut in enumerate((a, b)):  # a second branch on the same input
-        if shortcut.root.sum is not None and shortcut.root.sum.source is source.root:
-            return first, source, True
-    depths = [a.depth - source.depth, b.depth - source.depth]
-    first = int(depths[1] < depths[0])
-    if min(depths) > 1 or max(depths) < 2 or depths[0] == depths[1]:
-        return None
-    changed = any(works(n) for n in path_nodes((a, b)[first], source))
-    return first, source, not changed
-
-
 def walk_back_gains(
     branch: Node, factors: list[float | Tensor]
 ) -> tuple[Node, list[float | Tensor], Any, float]:
@@ -114,23 +88,20 @@ def walk_back_gains(
     return end, gains, measured, scale
 
 
-def residual_blocks(candidates: list[Residual], modules: dict[str, nn.Module]) -> list[Residual]:
+def residual_blocks(candidates: list[Residual]) -> list[Residual]:
     """The blocks among the residual additions of a pass, named, in order of execution.
 
     Args:
         candidates: All residual additions, in order of execution.
-        modules: Module path -> module.
     """
     branches = {r: _name_block(r) for r in candidates}
-    # A projection is part of its block (TNT joins streams that were split far above).
-    candidates = [
-        r
-        for r in candidates
-        if r.identity or all(is_inside(n.module, r.name) for n in path_nodes(r.shortcut, r.source))
-    ]
-    kept = list(candidates)
-    for outer in candidates:
-        if _spans_blocks(outer, kept, branches[outer], modules):
+    kept = [r for r in candidates if not _is_pyramid(r, branches[r])]
+    sources = {item.node for r in kept for item in carried_by(r.shortcut)}
+    kept = [r for r in kept if r.identity or not _is_one_of_parallel_paths(r, sources)]
+    loops = _loops(kept, branches)
+    kept = [r for r in kept if r not in loops]
+    for outer in list(kept):
+        if _spans_blocks(outer, kept):
             kept.remove(outer)
     inner = {r for r in kept for outer in kept if r is not outer and r.node in branches[outer]}
     kept = [r for r in kept if r not in inner]
@@ -142,25 +113,109 @@ def residual_blocks(candidates: list[Residual], modules: dict[str, nn.Module]) -
 
 def _name_block(residual: Residual) -> set[Node]:
     """Set the name of a residual addition; return the nodes of its branch."""
-    branch = path_nodes(residual.end, residual.source)
+    branch = between(residual.source, residual.end)
     # A sum in it that others read as well is another stream's (RevViT).
+    inside = branch | {residual.node}
     outlets = {_outlet(n) for n in branch if n.sum}
-    foreign = {n for n in outlets if n.returned or not branch.issuperset(n.users)}
+    foreign = {n for n in outlets if n.returned or not inside.issuperset(n.users)}
     if foreign:
-        branch = path_nodes(residual.end, residual.source, foreign)
+        branch &= path_nodes(residual.end, residual.source, foreign)
     paths = [n.module for n in branch if works(n)]
     owner = [residual.owner] if residual.owner else []
     residual.name = common_module([*owner, *paths] or [''])
     return branch
 
 
-def _spans_blocks(
-    outer: Residual, kept: list[Residual], branch: set[Node], modules: dict[str, nn.Module]
-) -> bool:
-    """Whether an addition closes a skip around several blocks of one class."""
-    names = {r.name for r in kept if r is not outer and r.node in branch}
-    types = [type(modules.get(name)) for name in names - {outer.name}]
-    return len(set(types)) < len(types)
+def _is_pyramid(residual: Residual, branch: set[Node]) -> bool:
+    """Whether the branch is a path of its own: others read what it computes.
+
+    Of a projection nobody may; of an identity nobody where the branch is interpolated.
+    """
+    shortcut = path_nodes(residual.shortcut, residual.source)
+    own = branch - shortcut
+    upsampled = _is_upsampled(residual.end, residual.source)
+    if residual.identity and not upsampled:
+        return False
+    inside = branch | shortcut | {residual.node}
+    # A sum that is written into a view of a tensor changes the tensor: nobody reads the old one.
+    others = {user for n in own for user in n.users if user.op != 'copy_'} - inside
+    if others and _leave(others, _outlet(residual.node)):
+        return True
+    return not residual.identity and upsampled != _is_upsampled(residual.shortcut, residual.source)
+
+
+def _leave(nodes: set[Node], outlet: Node) -> bool:
+    """Whether nodes lead elsewhere than to where a sum is put beside others (dual paths)."""
+    joins = {user for user in outlet.users if user.op in JOINS}
+    last, seen, todo = max((n.index for n in joins), default=0), set(joins), list(nodes)
+    while todo:
+        node = todo.pop()
+        if node not in seen:
+            seen.add(node)
+            if not node.users or node.index > last:
+                return True
+            todo.extend(node.users)
+    return False
+
+
+def _on_every_path(end: Node, source: Node) -> Iterator[Node]:
+    """The nodes through which every path from the source to the end goes, the end first."""
+    while end.index > source.index:
+        yield end
+        end = end.idom
+
+
+def _is_upsampled(end: Node, source: Node) -> bool:
+    return any(n.op.startswith('upsample') for n in _on_every_path(end, source))
+
+
+def _is_one_of_parallel_paths(residual: Residual, sources: set[Node]) -> bool:
+    """Whether a sum only stands beside others that were computed from the same source."""
+    outlet = _outlet(residual.node)
+    if residual.node in sources or outlet.root in sources or not outlet.users:
+        return False
+    if not all(user.op in ADDITIONS or user.op in JOINS for user in outlet.users):
+        return False
+    beside = {p for user in outlet.users for p in user.parents if p is not outlet}
+    return any(
+        works(n)
+        for other in beside
+        for n in between(residual.source, other)
+        if not is_ancestor(residual.node, other)
+    )
+
+
+def _loops(candidates: list[Residual], branches: dict[Residual, set[Node]]) -> set[Residual]:
+    """The additions of a recurrence: the same layers again, on a state and what feeds it.
+
+    A layer's sum is in the branch of its next one, or each of its branches reads the same
+    tensor of other layers.
+    """
+    groups: dict[tuple, list[Residual]] = {}
+    for r in candidates:
+        layers = frozenset((n.module, id(n.weight)) for n in branches[r] if n.op in HEAVY)
+        groups.setdefault((r.owner, layers), []).append(r)
+    found = set()
+    for group in groups.values():
+        if len(group) < 2:
+            continue
+        feeds = [_feeds(r, branches[r]) for r in group]
+        fed = set.intersection(*feeds)
+        if fed or any(r.node in branches[other] for r in group for other in group):
+            found.update(group)
+    return found
+
+
+def _feeds(residual: Residual, branch: set[Node]) -> set[Node]:
+    """What layers computed outside a branch and the branch reads, beside its source."""
+    given = {p.root for n in branch for p in n.parents} - branch - {residual.source.root}
+    return {p for p in given if p.depth}
+
+
+def _spans_blocks(outer: Residual, kept: list[Residual]) -> bool:
+    """Whether an addition closes a skip around several blocks, through all of which it leads."""
+    on_the_way = set(_on_every_path(outer.end, outer.source))
+    return sum(r.node in on_the_way for r in kept if r is not outer) > 1
 
 
 def _outlet(node: Node) -> Node:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,11 +15,11 @@ from torch.nn.modules import module as nn_module
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
-from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..execution import entered, grad_mode, plain_execution, run
 from ..snapshot import restoring
-from .nodes import Node, channel_axis, common_dominator
+from .classify import classify
+from .nodes import Node, NodeOf, channel_axis, common_dominator, moved_pair
 from .ops import (
     ACTIVATIONS,
     ADDITIONS,
@@ -26,30 +27,69 @@ from .ops import (
     HEAVY,
     MOVES,
     NORMS,
+    PARTIAL_ADDITIONS,
+    PRODUCT_ADDITIONS,
+    RECIPROCALS,
+    REDUCTIONS,
     SCALINGS,
+    SHAPES,
+    SLICES,
+    addends,
     adds_zero,
+    bends,
     is_alias,
     real,
+    slice_range,
+    stacked_axis,
     written_tensors,
 )
-from .residuals import Residual, classify, is_inside, residual_blocks, walk_back_gains
+from .residuals import Residual, is_inside, residual_blocks, walk_back_gains
 from .units import Unit, has_weights, repeated_modules
 
 
-@dataclass
+class Operation:
+    """What the tables say of an operation; one object per overload."""
+
+    __slots__ = (
+        'adds',
+        'alias',
+        'foreach',
+        'func',
+        'mutable',
+        'name',
+        'norm',
+        'product',
+        'scales',
+        'shape',
+    )
+
+    def __init__(self, func: Any) -> None:
+        self.func = func
+        self.name: str = func.__name__.partition('.')[0]
+        self.mutable: bool = func._schema.is_mutable
+        self.alias = is_alias(func)
+        self.norm = self.name in NORMS
+        self.scales = self.name in SCALINGS
+        self.adds = self.name in ADDITIONS or self.name.startswith('index_put')
+        self.product: str | None = PRODUCT_ADDITIONS.get(self.name)
+        self.foreach = self.name.startswith('_foreach_add')
+        self.shape = self.name.startswith(SHAPES) or self.name.endswith('_like')
+
+
+_OPERATIONS: dict[Any, Operation] = {}
+
+
+@dataclass(slots=True)
 class Call:
     """An operation on tensors of the graph."""
 
-    func: Any
+    operation: Operation
     args: tuple
     kwargs: dict[str, Any]
     given: list[tuple[Node, Tensor]]  # its arguments that are in the graph
-    op: str = field(init=False)  # its name in the tables
-
-    def __post_init__(self) -> None:
-        self.op = self.func.__name__.partition('.')[0]
-        if self.op == 'convolution' and self.args[6]:
-            self.op = 'conv_transpose'
+    op: str  # its name in the tables
+    residual: Residual | None = None
+    scaling: dict[str, Any] | None = None
 
     @property
     def mutates(self) -> bool:
@@ -64,6 +104,9 @@ class Call:
 
 class Tracer(TorchDispatchMode):
     """Follows one forward pass; use :func:`tracing`.
+
+    Each operation on a tensor of the graph is seen once, by ``__torch_dispatch__``; each of
+    its outputs becomes a node by :meth:`record`. What ``observe`` computes does not join the graph.
 
     Args:
         names: Module -> path.
@@ -91,8 +134,7 @@ class Tracer(TorchDispatchMode):
         self._observe = observe
         self._measure_output = measure_output
         self.nodes: list[Node] = []
-        self.node_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
-        self.base_of: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+        self.node_of, self.base_of = NodeOf(), NodeOf()
         self.stack: list[str] = ['']
         self.entries: list[int] = [0]  # candidates when a module was entered
         self.entered: set[str] = set()  # modules that ran
@@ -109,6 +151,8 @@ class Tracer(TorchDispatchMode):
         if self._measure is None:
             return None
         with _disable_current_modes():
+            if tensor.is_complex():  # its parts are two positions
+                tensor = torch.view_as_real(tensor)
             return self._measure(tensor, axis)
 
     def measure_output(self, tensor: Tensor, axis: int) -> Any:
@@ -120,85 +164,175 @@ class Tracer(TorchDispatchMode):
 
     # ---------------------------------------------------------------- the graph
     def add_node(self, tensor: Tensor, op: str, parents: list[Node], axis: int | None) -> Node:
-        node = Node(
-            len(self.nodes), op, tuple(parents), self.stack[-1], axis, tensor.dim(), depth=0
-        )
+        """Add a tensor to the graph.
+
+        Args:
+            tensor: The tensor; a node that it has already is replaced.
+            op: What made it.
+            parents: What it was computed from; a dividend comes first.
+            axis: Of its channels.
+        """
+        node = Node(len(self.nodes), op, tuple(parents), self.stack[-1], axis, tensor.dim())
         node.root = node
         self.nodes.append(node)
         if parents:
+            idom = parents[0]
+            depth = idom.depth
             for parent in parents:
                 parent.users.append(node)
-            node.depth = max(p.depth for p in parents) + (op in HEAVY or 'attention' in op)
-            idom = parents[0]
-            for parent in parents[1:]:
-                idom = common_dominator(idom, parent)
+                if parent is not idom:
+                    idom = common_dominator(idom, parent)
+                    depth = max(depth, parent.depth)
+            node.depth = depth + (op in HEAVY or 'attention' in op)
+            node.bends = bends(op, parents)
             node.idom, node.level = idom, idom.level + 1
         self.node_of[tensor] = node
         return node
 
+    def add_inputs(self, inputs: Any) -> None:
+        """Start the graph with all tensors among the inputs; several come after one node."""
+        tensors = [x for x in tree_iter(inputs) if isinstance(x, Tensor)]
+        top = [self.add_node(torch.empty(0), 'inputs', [], None)] if len(tensors) != 1 else []
+        for tensor in tensors:
+            if tensor not in self.node_of:
+                self.add_node(tensor, 'input', top, 1 if tensor.dim() == 4 else None)
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
-        if self._before_write is not None and func._schema.is_mutable:
+        operation = _OPERATIONS.get(func) or _OPERATIONS.setdefault(func, Operation(func))
+        if operation.mutable and self._before_write is not None:
             for tensor in written_tensors(func, args, kwargs):
                 self._before_write(tensor)
-        given = [
-            (self.node_of[x], x)
-            for x in tree_iter((args, kwargs))
-            if isinstance(x, Tensor) and x in self.node_of
-        ]
+        given = self.given(args, kwargs)
         if not given:
             return func(*args, **kwargs)
-        call = Call(func, args, kwargs, given)
-        for _, tensor in given:
-            if id(tensor) in self.pending and call.op not in ACTIVATIONS:
-                self.settle(tensor)
-        residual = self.find_residual(call.op, args, kwargs) if call.op in ADDITIONS else None
-        scaling = self.scaling(call.op, args) if call.op in SCALINGS else {}
+        if operation.product and self.adds_to_graph(args, kwargs):
+            return self.run_product(func, operation.product, args, kwargs)
+        if operation.foreach:
+            return self.run_each(operation.name, args, kwargs)
+        call = Call(operation, args, kwargs, given, operation.name)
+        if call.op == 'convolution' and args[6]:
+            call.op = 'conv_transpose'
+        self.before(call)
         result = func(*args, **kwargs)
-        outputs = [x for x in tree_iter(result) if isinstance(x, Tensor)]
-        for out in outputs[:1] if call.op in NORMS else outputs:  # the others: saved statistics
-            if out.is_floating_point() or out.is_complex():
-                node = self.record(call, out)
-                for name, value in scaling.items():
-                    setattr(node, name, value)
-        if outputs and outputs[0] in self.node_of:
-            self.follow(call, outputs[0], residual)
-        if call.mutates:
-            self.propagate_mutation(args[0])
+        self.after(call, result)
         if self._observe is not None:
             with _disable_current_modes(), grad_mode(False):
                 self._observe(self, call, result)
         return result
 
+    def given(self, args: tuple, kwargs: dict[str, Any]) -> list[tuple[Node, Tensor]]:
+        """The arguments of an operation that are in the graph."""
+        found = []
+        get = self.node_of.get
+        for x in (*args, *kwargs.values()) if kwargs else args:
+            if isinstance(x, Tensor):
+                node = get(x)
+                if node is not None:
+                    found.append((node, x))
+            elif isinstance(x, (list, tuple)):
+                for y in x:
+                    if isinstance(y, Tensor) and (node := get(y)) is not None:
+                        found.append((node, y))
+        return found
+
+    def before(self, call: Call) -> None:
+        """Measure what the operation may overwrite, and what it may be the end of."""
+        if self.pending and call.op not in ACTIVATIONS:
+            for _, tensor in call.given:
+                if id(tensor) in self.pending:
+                    self.settle(tensor)
+        if call.operation.adds:
+            call.residual = self.find_residual(call.op, call.args, call.kwargs)
+        elif call.operation.scales:
+            call.scaling = self.scaling(call.op, call.args)
+        elif call.op in REDUCTIONS and call.given[0][0].pair is not None:
+            call.residual = self.find_reduced(call)
+
+    def after(self, call: Call, result: Any) -> None:
+        """Add the outputs of an operation to the graph."""
+        if isinstance(result, Tensor):
+            outputs = [result]
+        elif isinstance(result, (list, tuple)):
+            outputs = [x for x in tree_iter(result) if isinstance(x, Tensor)]
+        else:
+            return
+        for i, out in enumerate(outputs[:1] if call.operation.norm else outputs):
+            node = self.record(call, out)  # the other outputs of a norm are saved statistics
+            if call.op in SLICES:
+                node.part = slice_range(call.op, call.args, outputs, i)
+            for name, value in (call.scaling or {}).items():
+                setattr(node, name, value)
+        if outputs:
+            self.follow(call, outputs[0])
+        if call.mutates:
+            self.propagate_mutation(call.args[0])
+
+    def adds_to_graph(self, args: tuple, kwargs: dict[str, Any]) -> bool:
+        """Whether ``self + a @ b`` adds to a tensor of the graph of the sum's size."""
+        x = args[0]
+        if x not in self.node_of or kwargs.get('beta', 1) != 1 or not x.is_floating_point():
+            return False
+        rows = args[1].shape[:-1]
+        return x.shape == (rows if args[2].dim() == 1 else (*rows, args[2].shape[-1]))
+
+    def run_product(self, func: Any, product: str, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """Run ``self + a @ b`` in two steps, so that the product may be the end of a branch."""
+        aten = torch.ops.aten
+        branch = self.__torch_dispatch__(getattr(aten, product).default, (), args[1:3])
+        alpha = dict(alpha=kwargs.get('alpha', 1))
+        if func._schema.name.endswith('_'):
+            return self.__torch_dispatch__(aten.add_.Tensor, (), (args[0], branch), alpha)
+        return self.__torch_dispatch__(aten.add.Tensor, (), (args[0], branch), alpha)
+
+    def run_each(self, name: str, args: tuple, kwargs: dict[str, Any]) -> list[Tensor] | None:
+        """Run additions of the pairs of two lists one by one."""
+        aten = torch.ops.aten
+        add = aten.add_.Tensor if name.endswith('_') else aten.add.Tensor
+        others = args[1] if isinstance(args[1], (list, tuple)) else [args[1]] * len(args[0])
+        sums = [
+            self.__torch_dispatch__(add, (), (x, other), kwargs)
+            for x, other in zip(args[0], others)
+        ]
+        return None if name.endswith('_') else sums
+
     def record(self, call: Call, out: Tensor) -> Node:
         """Add an output of an operation to the graph."""
-        parents = list(dict.fromkeys(node for node, _ in call.given))
-        node = self.add_node(
-            out, call.op, parents, channel_axis(call.op, out, call.args, call.given)
-        )
-        source, tensor = call.given[0]
+        op, given = call.op, call.given
+        parents = [given[0][0]] if len(given) == 1 else list(dict.fromkeys(n for n, _ in given))
+        if call.operation.shape:  # its values do not depend on the tensor
+            parents = self.nodes[:1]
+        if len(parents) > 1 and op in ('mul', 'mul_') and parents[0].op in RECIPROCALS:
+            parents.reverse()
+        node = self.add_node(out, op, parents, channel_axis(op, out, call.args, given))
+        source, tensor = given[0]
         if call.moves and out.numel() == tensor.numel():
             node.root = source.root
-        if not call.mutates and is_alias(call.func) and isinstance(call.args[0], Tensor):
-            self.base_of[out] = call.args[0]
-        if call.op in CONVOLUTIONS and len(call.args) > 1:
+            if source.pair is not None:
+                node.pair = moved_pair(source.pair, op, out, call.args, tensor)
+        elif op in ('cat', 'stack') and len(given) == 2 and len(parents) == 2:
+            node.pair = (*parents, stacked_axis(op, call.args))
+        if call.operation.alias and not call.mutates and isinstance(call.args[0], Tensor):
+            self.base_of[out] = weakref.ref(call.args[0])
+        if op in CONVOLUTIONS and len(call.args) > 1:
             node.weight = call.args[1]
         return node
 
-    def follow(self, call: Call, out: Tensor, residual: Residual | None) -> None:
+    def follow(self, call: Call, out: Tensor) -> None:
         """Note that an operation's first output is a residual sum, or the activation of one."""
+        residual = call.residual
         if residual is not None:
             node = self.node_of[out]
             node.axis, node.sum, residual.node = residual.channel_dim, residual, node
             residual.shape = tuple(out.shape)
             self.candidates.append(residual)
             self.pending[id(out)] = (out, residual)
-        elif call.op in ACTIVATIONS and id(call.given[0][1]) in self.pending:
+        elif self.pending and call.op in ACTIVATIONS and id(call.given[0][1]) in self.pending:
             self.follow_activation(call.given[0][1], out)
 
     def propagate_mutation(self, tensor: Tensor) -> None:
         """A write through a view changes what it is a view of."""
-        base = self.base_of.get(tensor)
+        base = self.base(tensor)
         while base is not None and base is not tensor:
             known = self.node_of.get(base)
             written = self.node_of[tensor]
@@ -208,44 +342,73 @@ class Tracer(TorchDispatchMode):
                 [written] if known is None else [known, written],
                 written.axis if known is None else known.axis,
             )
-            tensor, base = base, self.base_of.get(base)
+            tensor, base = base, self.base(base)
+
+    def base(self, tensor: Tensor) -> Tensor | None:
+        """What a tensor is a view of, as far as it is alive."""
+        found = self.base_of.get(tensor)
+        return None if found is None else found()
 
     # ------------------------------------------------------- the residual rules
     def find_residual(self, op: str, args: tuple, kwargs: dict) -> Residual | None:
         """Whether an addition closes a residual block; measures its branch if so."""
-        factors: list[float | Tensor] = []
-        a = args[0]
-        if op.startswith('addcmul'):
-            pair = [x for x in args[1:3] if x in self.node_of]
-            if not pair:
+        found = addends(op, args, kwargs, self.node_of)
+        if found is None:
+            return None
+        a, b, factors, alpha = found
+        if not all(isinstance(x, Tensor) and x in self.node_of for x in (a, b)):
+            return None
+        whole = a.shape == b.shape and op not in PARTIAL_ADDITIONS
+        if a.dim() < 2 or not (a.is_floating_point() or a.is_complex()):
+            return None
+        if not whole and op not in PARTIAL_ADDITIONS:
+            if op.startswith('sub') or a.dim() != b.dim():
                 return None
-            b = max(pair, key=lambda x: (x.shape == a.shape, self.node_of[x].depth))
-            factors += [x for x in args[1:3] if x is not b]
-            factors.append(kwargs.get('value', 1))
-        elif op.startswith('lerp'):
-            b = args[1]
-            factors.append(args[2])
-        else:
-            b = args[1]
-        operands = (a, b)
-        if not all(isinstance(x, Tensor) and x in self.node_of for x in operands):
+            if torch.broadcast_shapes(a.shape, b.shape) == b.shape:
+                a, b, alpha = b, a, 1
+            elif torch.broadcast_shapes(a.shape, b.shape) != a.shape:
+                return None
+        return self.residual_of((a, b), factors, alpha, whole)
+
+    def find_reduced(self, call: Call) -> Residual | None:
+        """Whether a sum over two tensors that were put beside each other closes a block."""
+        x, axis = call.args[0], call.given[0][0].pair[2]
+        dims = call.args[1] if len(call.args) > 1 else None
+        dims = [dims] if isinstance(dims, int) else dims
+        if not dims or [d % x.dim() for d in dims] != [axis] or x.shape[axis] != 2:
             return None
-        if a.shape != b.shape or a.dim() < 2 or not a.is_floating_point():
+        if x.dim() < 3 or not x.is_floating_point():
             return None
-        nodes = self.node_of[a], self.node_of[b]
-        found = classify(*nodes)
+        factors: list[float | Tensor] = [0.5] if call.op == 'mean' else []
+        with _disable_current_modes():
+            parts = x.select(axis, 0), x.select(axis, 1)
+        nodes = call.given[0][0].pair[:2]
+        for part, node in zip(parts, nodes):
+            self.node_of[part] = node
+        return self.residual_of(parts, factors, 1, True)
+
+    def residual_of(
+        self, operands: tuple[Tensor, Tensor], factors: list, alpha: float, whole: bool
+    ) -> Residual | None:
+        """The residual addition of two tensors, if it is one.
+
+        Args:
+            operands: The tensors.
+            factors: What the addition multiplies the branch with.
+            alpha: What it multiplies the second one with.
+            whole: Whether both have the size of the sum.
+        """
+        nodes = self.node_of[operands[0]], self.node_of[operands[1]]
+        found = classify(*nodes, (1, 1 if isinstance(alpha, Tensor) else alpha), not whole)
         if found is None:
             return None
         first, source, identity = found
-        if op.startswith('sub'):
-            if first == 1:  # a difference to the stream, as of PoolFormer's token mixer
-                return None
-            factors.append(-1)
-        if first == 0 and op in ('add', 'add_', 'sub', 'sub_'):
-            factors.append(kwargs.get('alpha', 1))
+        if first == 0 and alpha != 1:
+            factors = [*factors, alpha]
         shortcut, branch = nodes[first], nodes[1 - first]
         tensor = operands[1 - first]
         axis = shortcut.axis if shortcut.axis is not None else branch.channel_dim
+        axis = min(axis, operands[first].dim() - 1)
         bare, gains, measured, scale = walk_back_gains(branch, factors)
         if not self.candidates and identity and source not in self.inputs_measured:
             if shortcut.root is source:
@@ -272,6 +435,8 @@ class Tracer(TorchDispatchMode):
         samples. Before the latter two the activation is measured: it may be at the end of
         a branch, and a gain of zero leaves nothing to measure.
         """
+        if op.startswith('neg'):
+            return dict(scale=-1.0)
         x, factor = args[:2]
         if not isinstance(factor, Tensor):
             value = real(factor)
@@ -356,19 +521,19 @@ class Tracer(TorchDispatchMode):
 
     def residuals(self) -> list[Residual]:
         """The residual blocks in order of execution, named."""
-        return residual_blocks(self.candidates, self.modules)
+        return residual_blocks(self.candidates)
 
 
 @contextmanager
 def tracing(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     measure: Callable[[Tensor, int], Any] | None = None,
     before_write: Callable[[Tensor], None] | None = None,
     observe: Callable[[Tracer, Call, Any], None] | None = None,
     measure_output: Callable[[Tensor, int], Any] | None = None,
 ) -> Iterator[Tracer]:
-    """Follow what a model does with ``inputs`` inside the block."""
+    """Follow what a model does with ``inputs``, tensors in any containers, inside the block."""
     names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
     tracer = Tracer(names, measure, before_write, observe, measure_output)
     thread = threading.get_ident()
@@ -398,7 +563,7 @@ def tracing(
         for module in () if scripted else watched:
             hooks.append(module.register_forward_pre_hook(enter, prepend=True))
             hooks.append(module.register_forward_hook(leave, prepend=True))
-        tracer.add_node(inputs, 'input', [], 1 if inputs.dim() == 4 else None)
+        tracer.add_inputs(inputs)
         with entered(tracer):
             yield tracer
 

@@ -1,0 +1,162 @@
+"""How many residual blocks are found in the networks of other libraries.
+
+    python -m benchmarks.spp.census timm torchvision --out benchmarks/results/spp_census.json
+
+counts the residual blocks of each network twice in one forward pass: by
+``nf_plugins.spp.graph``, which follows the tensors, and by the tables of ``tests/oracles``,
+which were read from the sources of the blocks and know nothing of tensors. A library that is
+not installed is left out. Networks run on the meta device, where nothing is computed, or on
+the CPU if they need values.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+
+from benchmarks.common import command, machine, quiet
+from nf_plugins.cli.arguments import ArgumentParser
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import as_usage_error
+from nf_plugins.spp.execution import grad_mode, plain_execution
+from nf_plugins.spp.graph import tracing
+from nf_plugins.utils.files import atomic_write
+from tests.oracles.executed import counting
+
+from .census_cases import Case
+
+LIBRARIES = ('timm', 'torchvision', 'transformers', 'segmentation_models_pytorch', 'monai')
+LIBRARIES = (*LIBRARIES, 'diffusers')
+DEVICES = ('meta', 'cpu')
+
+
+def compare(case: Case, device: str) -> dict:
+    """Run one network once, and count its blocks in both ways."""
+    with torch.device(device):
+        model = case.build()
+        inputs = case.inputs(model)
+    model.eval()
+    oracle = import_module(f'tests.oracles.{case.library}_counts')
+    first = next(iter(_tensors(inputs)))
+    with (
+        grad_mode(False),
+        plain_execution(model, len(first), first.device),
+        tracing(model, inputs) as tracer,
+        counting(model, oracle.BLOCKS) as counted,
+    ):
+        output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
+        tracer.finish(output)
+    found = tracer.residuals()
+    names = [r.name for r in found]
+    row = dict(counted=sum(counted.values()), found=len(found), names=names, blocks=dict(counted))
+    return row
+
+
+def _tensors(inputs: object) -> Iterable[torch.Tensor]:
+    return (x for x in torch.utils._pytree.tree_iter(inputs) if isinstance(x, torch.Tensor))
+
+
+def check(case: Case) -> dict:
+    """Compare on the first device that a network runs on."""
+    row = dict(library=case.library, module=case.module, name=case.name)
+    start = time.time()
+    for device in DEVICES:
+        try:
+            row.update(compare(case, device), device=device)
+            row.pop('error', None)
+            break
+        except Exception as error:
+            row['error'] = f'{type(error).__name__}: {str(error)[:200]}'
+    row['seconds'] = round(time.time() - start, 1)
+    return row
+
+
+def differing(row: dict) -> str:
+    """Where the counts differ, by the names of modules."""
+    names = row['names']
+    lines = []
+    for path, number in row['blocks'].items():
+        here = sum(n == path or n.startswith(f'{path}.') for n in names)
+        if here != number:
+            lines.append(f'{path} {here}/{number}')
+    others = [n for n in names if not any(n == p or n.startswith(f'{p}.') for p in row['blocks'])]
+    return f'found/counted: {", ".join(lines[:6])}; elsewhere: {", ".join(others[:6])}'
+
+
+def summary(rows: list[dict]) -> dict[str, dict[str, int]]:
+    """Networks, those that ran, and those with equal counts, of each library."""
+    found: dict[str, dict[str, int]] = {}
+    for row in rows:
+        line = found.setdefault(row['library'], dict(networks=0, ran=0, exact=0))
+        line['networks'] += 1
+        line['ran'] += 'found' in row
+        line['exact'] += 'found' in row and row['found'] == row['counted']
+    return found
+
+
+def run_all(cases: list[Case], report: Callable[[str], None]) -> list[dict]:
+    """Check all cases; tell of each that differs or does not run."""
+    rows: list[dict] = []
+    for case in cases:
+        row = check(case)
+        if 'error' in row:
+            report(f'{row["library"]} {row["name"]}: {row["error"]}')
+        elif row['found'] != row['counted']:
+            report(
+                f'{row["library"]} {row["name"]}: found {row["found"]}, counted {row["counted"]}; '
+                + differing(row)
+            )
+        rows.append(row)
+    return rows
+
+
+@command_line
+@quiet()
+def main() -> int:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('libraries', nargs='*', help=f'of {", ".join(LIBRARIES)}; default: all')
+    parser.add_argument('--names', help='only networks whose names match this expression')
+    parser.add_argument('--out', type=Path, help='JSON file with a row per network')
+    with as_usage_error('bad arguments'):
+        args: argparse.Namespace = parser.parse_args()
+    from . import census_cases
+
+    rows: list[dict] = []
+    for library in args.libraries or LIBRARIES:
+        if find_spec(library) is None:
+            print(f'{library} is not installed')
+            continue
+        cases = [
+            c
+            for c in census_cases.CASES[library]()
+            if not args.names or re.search(args.names, c.name)
+        ]
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            rows += run_all(cases, lambda line: print(line, flush=True))
+    counts = summary(rows)
+    for library, line in counts.items():
+        print(f'{library}: {line["exact"]} exact of {line["ran"]} that ran, of {line["networks"]}')
+    if args.out:
+        described = dict(**machine(), command=command('benchmarks.spp.census'))
+        for row in rows:
+            row.pop('names', None)
+            row.pop('blocks', None)
+        text = json.dumps(dict(machine=described, summary=counts, rows=rows), indent=1)
+        text = re.sub(r'\n  +(?=[^{])', ' ', text)  # a row per line
+        with as_usage_error(f'cannot write {args.out}'):
+            atomic_write(args.out, text + '\n')
+    return 0
+
+
+if __name__ == '__main__':
+    main()
