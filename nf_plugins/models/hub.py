@@ -42,6 +42,8 @@ from nf_plugins.version import __version__
 from .timm_models import HALF, MEAN, STD
 from .weight_names import haiku_rename, timm_rename
 
+__all__ = ['PUBLISHED', 'Published', 'find', 'get_model', 'published_config']
+
 DEEPMIND = 'https://storage.googleapis.com/dm-nfnets'
 """Where DeepMind's files lie; ``NF_PLUGINS_DEEPMIND_ENDPOINT`` in the environment replaces it."""
 _RELEASES = 'https://github.com/rwightman/pytorch-image-models/releases/download'
