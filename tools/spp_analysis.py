@@ -38,8 +38,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(
         description='Measure and plot how the signal propagates through a configured backbone.'
     )
-    parser.add_argument('config', help='config file')
-    parser.add_argument('checkpoint', nargs='?', help='checkpoint; without it, at initialisation')
+    parser.add_argument('config', help='config file; or published weights, such as deepmind://F0')
+    parser.add_argument(
+        'checkpoint',
+        nargs='?',
+        help='checkpoint, or published weights by name; without it, at initialisation',
+    )
     parser.add_argument(
         '--input',
         default='gaussian',

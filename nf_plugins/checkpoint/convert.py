@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -97,7 +98,7 @@ def listed(names: list[str], what: str) -> str:
 
 
 def encode_converted(
-    state: Mapping[str, Tensor], path: str | os.PathLike, source: str, sha256: str = ''
+    state: Mapping[str, Tensor], path: str | os.PathLike, source: str, **known: Any
 ) -> bytes:
     """The content of ``path`` with converted weights, and where they come from.
 
@@ -105,10 +106,8 @@ def encode_converted(
         state: The weights.
         path: Their file.
         source: The file that they come from, or its published name.
-        sha256: The checksum of that file, if it is known.
+        **known: More for ``meta``.
     """
     source = source if '://' in source else os.path.basename(source)
-    meta = dict(source=source, converter=f'nf_plugins {__version__}')
-    if sha256:
-        meta['sha256'] = sha256
+    meta = dict(source=source, converter=f'nf_plugins {__version__}', **known)
     return encode_weights(state, path, meta)

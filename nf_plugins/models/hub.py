@@ -42,6 +42,8 @@ from nf_plugins.version import __version__
 from .timm_models import HALF, MEAN, STD
 from .weight_names import haiku_rename, timm_rename
 
+__all__ = ['PUBLISHED', 'Published', 'find', 'get_model', 'published_config']
+
 DEEPMIND = 'https://storage.googleapis.com/dm-nfnets'
 """Where DeepMind's files lie; ``NF_PLUGINS_DEEPMIND_ENDPOINT`` in the environment replaces it."""
 _RELEASES = 'https://github.com/rwightman/pytorch-image-models/releases/download'
@@ -228,6 +230,18 @@ def find(name: str) -> Published:
     )
 
 
+def find_in_place_of_config(config: str) -> Published | None:
+    """The published weights that stand where a config is expected, or None for a config.
+
+    Raises:
+        CheckpointNotFoundError: It begins as such a place, and there are none of this name.
+    """
+    if config.startswith(SCHEMES):
+        return find(config)
+    named = next((entry for entry in PUBLISHED if entry.name == config), None)
+    return None if os.path.exists(config) else named
+
+
 def published_config(
     name: str | Published, num_classes: int | None = None, in_channels: int = 3
 ) -> Config:
@@ -317,7 +331,7 @@ def get_model(
     return model.eval()
 
 
-def _init(module: nn.Module) -> None:
+def _init(module: Any) -> None:
     """Initialise a module as its config says, without mmengine's lines about each parameter."""
     logger = MMLogger.get_current_instance()
     before = logger.level
@@ -341,8 +355,8 @@ def load_from_published(filename: str, map_location: Any = 'cpu') -> dict[str, A
     """
     scheme, _, place = filename.partition('://')
     if place.startswith(('/', '.', '~')):
-        path = _file_at(os.path.expanduser(place))
-        state, note = haiku_weights(path) if path.endswith('.npz') else read_and_say(path)
+        file = _file_at(os.path.expanduser(place))
+        state, note = haiku_weights(file) if file.endswith('.npz') else read_and_say(file)
         if note:
             print_log(note, logger='current')
         return dict(state_dict=_moved(state, map_location), meta=dict(source=filename))
@@ -494,5 +508,5 @@ def _converted(entry: Published, path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise CheckpointError(f'{entry.uri} is not what its name says: {error}') from None
     with suppress(OSError):  # a full disk or a cache that cannot be written
-        atomic_write(kept, encode_converted(state, kept, entry.uri, digest))
+        atomic_write(kept, encode_converted(state, kept, entry.uri, sha256=digest))
     return dict(state_dict=state, meta=dict(source=entry.uri, sha256=digest))

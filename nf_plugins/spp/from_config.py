@@ -15,6 +15,7 @@ from nf_plugins.checkpoint.fit import backbone_weights
 from nf_plugins.config import build_backbone, load_config
 from nf_plugins.datasets.sources import as_usage_error_with_data
 from nf_plugins.errors import as_usage_error
+from nf_plugins.models.hub import find_in_place_of_config
 
 from .analyze import analyze
 from .inputs import (
@@ -190,8 +191,9 @@ def measure_config(
     """Measure the backbone of a config at initialisation, or with the weights of a checkpoint.
 
     Args:
-        config: Path or name of the config.
-        checkpoint: The checkpoint, or ``PATH#KEY``.
+        config: Path or name of the config; or published weights by name, such as
+            ``timm://dm_nfnet_f0.dm_in1k``, which are then the checkpoint, if there is no other.
+        checkpoint: The checkpoint, or ``PATH#KEY``, or the name of published weights.
         options: How it is measured.
         cfg_options: Settings to change in the config, as for ``--cfg-options``.
 
@@ -206,6 +208,10 @@ def measure_config(
         >>> profile.label, [verdict['rule'] for verdict in profile.verdicts()]
         ('nf-resnet_digits', ['zero_branch'])
     """
+    with as_usage_error('cannot find the weights'):
+        published = find_in_place_of_config(config)
+    if published is not None:
+        config, checkpoint = published.config, checkpoint or published.uri
     return ConfiguredBackbone(config, options, cfg_options).measure(checkpoint)
 
 

@@ -11,6 +11,9 @@ from torch import nn
 
 from nf_plugins.checkpoint import SAFE_GLOBALS, check_match, safe_load, state_dict_of
 from nf_plugins.checkpoint.haiku import read_haiku
+from nf_plugins.errors import CheckpointError
+
+from ..conftest import DATA
 
 
 class Harmful:
@@ -222,3 +225,14 @@ def test_loading_in_threads_keeps_the_users_list(tmp_path):
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: safe_load(tmp_path / 'a.pth'), range(200)))
     assert set(map(str, torch.serialization.get_safe_globals())) == before
+
+
+def test_haiku_files_by_their_suffix(tmp_path):
+    """Weights of DeepMind, a pickle in spite of its name; nothing in one is executed."""
+    state = safe_load(DATA / 'F0w8_haiku.npz')['state_dict']
+    assert all(torch.is_tensor(value) for value in state.values())
+    assert state['NFNet.linear.w'].shape == (384, 10)
+    (tmp_path / 'evil.npz').write_bytes(pickle.dumps({'a': Harmful(str(tmp_path / 'harmed'))}))
+    with pytest.raises(CheckpointError, match='is refused: it names posix.mkdir'):
+        safe_load(tmp_path / 'evil.npz')
+    assert not (tmp_path / 'harmed').exists()

@@ -77,6 +77,11 @@ def kind_of(cfg: Any) -> type:
     return kind if isinstance(kind, type) else object
 
 
+def has_classes(meta: Any) -> bool:
+    """Whether the ``meta`` of a checkpoint has the names of the classes, which inferencers show."""
+    return isinstance(meta, dict) and isinstance(meta.get('dataset_meta'), dict)
+
+
 @command_line
 def main() -> None:
     args = parse_args()
@@ -93,7 +98,8 @@ def main() -> None:
     model = build_model(cfg, args.config)
     with as_usage_error(f'cannot load the checkpoint {args.checkpoint}'):
         path, key = split_weights_key(with_weights_key(args.checkpoint, args.weights_key))
-        state, note = weights_for(model, read_checkpoint(path), path, key)
+        checkpoint = read_checkpoint(path)
+        state, note = weights_for(model, checkpoint, path, key)
         check_match(state, model, path)
         model.load_state_dict(state, strict=False)
     with as_usage_error(f'cannot fold the model of {args.config}'):
@@ -114,7 +120,9 @@ def main() -> None:
             sizes = 'any size' if args.dynamic_size else f'{size}x{size}'
             print(f'ONNX: images of {sizes}, any batch size; error in onnxruntime: {error:.1e}')
     with as_usage_error(f'cannot write {dst}'):
-        files = {dst: encode_converted(model.state_dict(), dst, path), **files}
+        meta = checkpoint.get('meta')
+        kept = dict(dataset_meta=meta['dataset_meta']) if has_classes(meta) else {}
+        files = {dst: encode_converted(model.state_dict(), dst, path, **kept), **files}
         atomic_write_all(files)
     if note:
         say(note, error=True)
