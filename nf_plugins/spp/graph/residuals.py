@@ -67,6 +67,8 @@ def classify(a: Node, b: Node) -> tuple[int, Node, bool] | None:
         if other.carried is not shortcut.carried and is_ancestor(shortcut.carried, other):
             return first, shortcut.carried, True
     source = common_dominator(a, b)
+    if source.op == 'inputs':  # of two inputs nothing is common
+        return None
     for first, shortcut in enumerate((a, b)):  # a second branch on the same input
         if shortcut.root.sum is not None and shortcut.root.sum.source is source.root:
             return first, source, True

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from ..execution import entered, grad_mode, plain_execution, run
+from ..execution import arguments, entered, grad_mode, plain_execution
 from ..snapshot import restoring
 from .nodes import Node, channel_axis, common_dominator
 from .ops import (
@@ -135,6 +135,14 @@ class Tracer(TorchDispatchMode):
             node.idom, node.level = idom, idom.level + 1
         self.node_of[tensor] = node
         return node
+
+    def add_inputs(self, inputs: Any) -> None:
+        """Start the graph with all tensors among the inputs; several come after one node."""
+        tensors = [x for x in tree_iter(inputs) if isinstance(x, Tensor)]
+        top = [self.add_node(torch.empty(0), 'inputs', [], None)] if len(tensors) != 1 else []
+        for tensor in tensors:
+            if tensor not in self.node_of:
+                self.add_node(tensor, 'input', top, 1 if tensor.dim() == 4 else None)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -362,13 +370,13 @@ class Tracer(TorchDispatchMode):
 @contextmanager
 def tracing(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     measure: Callable[[Tensor, int], Any] | None = None,
     before_write: Callable[[Tensor], None] | None = None,
     observe: Callable[[Tracer, Call, Any], None] | None = None,
     measure_output: Callable[[Tensor, int], Any] | None = None,
 ) -> Iterator[Tracer]:
-    """Follow what a model does with ``inputs`` inside the block."""
+    """Follow what a model does with ``inputs``, tensors in any containers, inside the block."""
     names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
     tracer = Tracer(names, measure, before_write, observe, measure_output)
     thread = threading.get_ident()
@@ -398,7 +406,7 @@ def tracing(
         for module in () if scripted else watched:
             hooks.append(module.register_forward_pre_hook(enter, prepend=True))
             hooks.append(module.register_forward_hook(leave, prepend=True))
-        tracer.add_node(inputs, 'input', [], 1 if inputs.dim() == 4 else None)
+        tracer.add_inputs(inputs)
         with entered(tracer):
             yield tracer
 
@@ -411,14 +419,15 @@ def stem_of(first: Residual, tracer: Tracer) -> Any:
     return tracer.inputs_measured.get(first.source)
 
 
-def find_residuals(model: nn.Module, inputs: Tensor) -> list[Residual]:
+def find_residuals(model: nn.Module, inputs: Any) -> list[Residual]:
     """The residual additions that a model executes on a batch, in order.
 
     Nothing is measured, so model and batch may be on the meta device.
 
     Args:
         model: Any network, in the mode that it shall run in.
-        inputs: A batch.
+        inputs: What it is called with: a tensor, a tuple of positional or a dict of named
+            arguments.
 
     Returns:
         The residual additions.
@@ -429,10 +438,11 @@ def find_residuals(model: nn.Module, inputs: Tensor) -> list[Residual]:
         >>> [(r.name, r.identity) for r in found[:3]]
         [('layer1.0', False), ('layer1.1', True), ('layer2.0', False)]
     """
+    given = arguments(model, inputs)
     with (
         grad_mode(False),
-        plain_execution(model, len(inputs), inputs.device),
-        tracing(model, inputs) as tracer,
+        plain_execution(model, *given.batch),
+        tracing(model, given.tensors()) as tracer,
     ):
-        tracer.finish(run(model, inputs))
+        tracer.finish(given.pass_to(model))
     return tracer.residuals()
