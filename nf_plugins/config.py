@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import os.path as osp
 from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import (
-    MODELS,
-    init_default_scope,
-)
+from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
 from nf_plugins.config_names import config_path
 from nf_plugins.errors import DISTRIBUTIONS, UsageError, as_usage_error
+from nf_plugins.registry import class_of
 from nf_plugins.utils.checks import check_integer, check_type
 
 
@@ -73,21 +73,106 @@ def load_config(path: str, options: dict | None = None) -> Config:
         for name, kind in SECTIONS.items():
             if cfg.get(name) is not None:
                 check_type(name, cfg[name], kind)
-        init_default_scope(check_type('default_scope', cfg.get('default_scope', 'mmengine'), str))
+        scope = check_type('default_scope', cfg.get('default_scope', 'mmengine'), str)
+        if 'default_scope' not in cfg and (library := library_of(cfg)):
+            scope = cfg.default_scope = library
+        init_default_scope(scope)
     return cfg
 
 
-def build_backbone(cfg: Config, path: str, seed: int) -> nn.Module:
-    """Build and initialise the backbone of a config. The random state stays as it was."""
-    if 'backbone' not in cfg.model:
-        raise UsageError(f'{path} has no backbone: a config needs model.backbone')
-    with as_usage_error(f'cannot build the backbone of {path}'), torch.random.fork_rng([]):
+LIBRARIES = ('mmpretrain', 'mmdet', 'mmseg')
+"""Libraries in which the types of a config without a ``default_scope`` are looked up."""
+
+
+def library_of(cfg: Config) -> str | None:
+    """Return the installed mm library that has the types of a config, None if all are found."""
+    kinds = [cfg.model.get('type')]
+    kinds += [cfg.model[name]['type'] for name in PARTS if _is_part(cfg.model.get(name))]
+    kinds = [kind for kind in kinds if isinstance(kind, str) and '.' not in kind]
+    if all(map(class_of, kinds)):
+        return None
+    for library in filter(find_spec, LIBRARIES):
+        try:
+            with MODELS.switch_scope_and_registry(library) as registry:
+                if registry.scope == library and all(map(registry.get, kinds)):
+                    return library
+        except ImportError:  # it is not installed completely
+            continue
+    return None
+
+
+PARTS = ('backbone', 'image_encoder', 'vision_backbone', 'vision_encoder', 'visual_encoder')
+"""Names of the part of a model that reads the images, in the mm libraries."""
+
+
+def part_name(cfg: Config, path: str, module: str | None = None) -> str:
+    """Return the path in a config's model of the part that reads images.
+
+    Args:
+        cfg: The config.
+        path: Its path, for messages.
+        module: The path, if the user names it.
+
+    Raises:
+        UsageError: There is no such part; the message lists the parts.
+    """
+    if module is not None:
+        return module
+    for name in PARTS:
+        if cfg.model.get(name):
+            return name
+    parts = [name for name, section in cfg.model.items() if _is_part(section)]
+    listed = f'measure one of its parts with --module: {", ".join(parts)}' if parts else ''
+    raise UsageError(
+        f'{path} has no backbone: the model has none of {", ".join(PARTS)}'
+        + (f'; {listed}' if listed else f'; it has {", ".join(cfg.model)}')
+    )
+
+
+def _is_part(section: object) -> bool:
+    return isinstance(section, dict) and 'type' in section
+
+
+def build_backbone(cfg: Config, path: str, seed: int, module: str = 'backbone') -> nn.Module:
+    """Build and initialise the backbone of a config. The random state stays as it was.
+
+    Args:
+        cfg: The config.
+        path: Its path, for messages.
+        seed: Seed of the weights.
+        module: Path in the model of another part; '' is the whole model.
+
+    Raises:
+        UsageError: There is no such part, or it cannot be built.
+    """
+    about = f'cannot build {called(module)} of {path}'
+    with as_usage_error(about), torch.random.fork_rng([]):
         check_integer('seed', seed, -(2**63), 2**64 - 1)  # what torch takes
         torch.manual_seed(seed)
-        backbone = MODELS.build(cfg.model.backbone)
-        if hasattr(backbone, 'init_weights'):
-            backbone.init_weights()
-    return backbone
+        section = _section(cfg.model, module)
+        # A part that has no config of its own is cut out of the model.
+        built = MODELS.build(cfg.model if section is None else section)
+        if hasattr(built, 'init_weights'):
+            built.init_weights()
+        if section is None:
+            modules = dict(built.named_modules())
+            if module not in modules:
+                names = [name for name, _ in built.named_children()]
+                raise UsageError(f'{about}: there is none; its parts are {", ".join(names)}')
+            built = modules[module]
+    return built
+
+
+def called(module: str) -> str:
+    """Return what messages call a part of a model."""
+    return {'': 'the model', 'backbone': 'the backbone'}.get(module, module)
+
+
+def _section(section: Any, module: str) -> Any:
+    """Return the config of a part of a model; None where it has none of its own."""
+    for name in module.split('.') if module else ():
+        section = section.get(name) if isinstance(section, dict) else None
+    return section if _is_part(section) or isinstance(section, list) else None
 
 
 def build_model(cfg: Config, path: str) -> nn.Module:

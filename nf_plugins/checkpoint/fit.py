@@ -33,13 +33,14 @@ def weights_for(
 
 
 def backbone_weights(
-    path: str, backbone: nn.Module, quiet: bool = False
+    path: str, backbone: nn.Module, part: str = 'backbone', quiet: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read the weights of a backbone and ``meta`` from a checkpoint of a backbone or a model.
 
     Args:
         path: The checkpoint, or ``PATH#KEY``.
         backbone: The backbone.
+        part: Path of the part of the model that the backbone is.
         quiet: Do not print which weights of the checkpoint are taken.
     """
     with as_usage_error(f'cannot load the checkpoint {path}'):
@@ -49,9 +50,10 @@ def backbone_weights(
         found, change = adapted(state, backbone, path)
         state, note = dict(found), '; '.join(filter(None, [note, change]))
         place = has_place(backbone.state_dict())
-        state = unwrap_for(state, lambda k, v: place(k.removeprefix('backbone.'), v))
-        own = {k: v for k, v in state.items() if k.startswith('backbone.')}
-        state = {k.removeprefix('backbone.'): v for k, v in own.items()} or state
+        prefix = f'{part}.' if part else ''
+        state = unwrap_for(state, lambda k, v: place(k.removeprefix(prefix), v))
+        own = {k: v for k, v in state.items() if k.startswith(prefix)}
+        state = {k.removeprefix(prefix): v for k, v in own.items()} or state
         check_match(state, backbone, path)
     if note and not quiet:
         say(note, error=True)

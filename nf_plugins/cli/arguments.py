@@ -77,6 +77,11 @@ def add_measuring_arguments(parser: Any) -> None:
         action=_Sides,
         help='side, or height and width, of the noise (default: the training size of the config)',
     )
+    parser.add_argument(
+        '--module',
+        metavar='PATH',
+        help="path in the model of the part to measure, '' for all of it (default: the backbone)",
+    )
     parser.add_argument('--device', help='device to measure on (default: cpu)')
     parser.add_argument(
         '--cfg-options',

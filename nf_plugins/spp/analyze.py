@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +16,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from nf_plugins.functional import ChannelStatistics, channel_statistics
-from nf_plugins.utils.checks import check_choice, check_type
+from nf_plugins.utils.checks import check_choice
 
-from .execution import entered, grad_mode, plain_execution, preserved, run, seed_all, unwrap
+from .adapters.arguments import tensors_in
+from .execution import entered, grad_mode, has_fixed_mode, plain_execution, preserved, run, seed_all
+from .feed import Feed, measured_part
 from .graph import (
     Node,
     Residual,
@@ -139,12 +142,11 @@ def first_non_finite(
         call: Calls the model.
         before_write: Called with each tensor that an operation is about to write into.
     """
-    tensors = [x for x in tree_iter(inputs) if isinstance(x, Tensor)]
+    tensors = list(tensors_in(inputs))
     numbers = [x for x in tensors if x.is_floating_point() or x.is_complex()]
     if not all(bool(torch.isfinite(x).all()) for x in numbers):
         return 'the input'
-    first = next(iter([*numbers, *tensors]), torch.empty(0))
-    with grad_mode(False), tracing(model, first, before_write=before_write) as tracer:
+    with grad_mode(False), tracing(model, tensors, before_write=before_write) as tracer:
         watch = _FirstNonFinite(tracer)
         with entered(watch):
             call(model, inputs)
@@ -153,7 +155,7 @@ def first_non_finite(
 
 def analyze(
     model: nn.Module,
-    inputs: Tensor,
+    inputs: Any,
     mode: str = 'train',
     seed: int | None = 0,
     backward: bool = False,
@@ -163,6 +165,8 @@ def analyze(
     label: str = '',
     state: str | None = None,
     evidence: bool = True,
+    call: Callable[[nn.Module, Any], Any] | None = None,
+    module: str | None = None,
 ) -> SignalProfile:
     """Measure how a signal propagates through the residual blocks of any network.
 
@@ -174,14 +178,18 @@ def analyze(
     meanwhile; only the random states, which are the process's, go back under them.
 
     Args:
-        model: A backbone, a model with one as ``backbone``, or a wrapper of such
-            (compiled, DDP, EMA).
-        inputs: A batch, usually ``(N, C, H, W)``, on the device of the model.
+        model: A network, or a wrapper of one (compiled, DDP, EMA, a program of
+            ``torch.export``). Of a whole model of an mm library the backbone is measured if
+            ``inputs`` is a tensor, and all of it if it is a batch of data.
+        inputs: What the network is called with, on its device: a tensor (images, tokens, ...),
+            a tuple of positional or a dict of named arguments, or a batch of an mm data loader.
         mode: 'train' (batch norm uses the batch, as in the papers' plots), 'eval', or 'asis':
-            each module in the mode that it has, so that frozen batch norms are seen.
+            each module in the mode that it has, so that frozen batch norms are seen. Exported
+            and frozen programs have one mode: they are measured 'asis'.
         seed: Seed for what is random in the network.
         backward: Measure, too, the gradient that flows back from unit Gaussian noise at
-            the last output.
+            the last output (the first one if they have names) to the inputs, or to the first
+            floating point tensors that are computed from integers.
         unit_gain: Measure with the gains that are zero (SkipInit, zero-initialised last
             norms) at one.
         sync: Merge the statistics of all ranks, each of which has its own inputs.
@@ -190,13 +198,19 @@ def analyze(
         state: 'init' or 'trained': what is expected of the network; None to find out.
         evidence: Collect what rules need beside the curves (saturated units, weights that are
             zero, ...). It costs a tenth of a forward pass.
+        call: Called with the network and ``inputs``; runs the network, and returns its output.
+            For networks that want something else than a call with ``inputs``.
+        module: Path of the part of the model to measure; ``inputs`` are for this part. '' is
+            the whole model.
 
     Returns:
         The profile: the stem, then every block in order of execution.
 
     Raises:
-        TypeError: The model is no module.
-        ValueError: Unknown ``mode`` or ``state``, or nothing in the model can be measured.
+        TypeError: The model is no network, or no tensor is among the inputs.
+        ValueError: Unknown ``mode``, ``state`` or ``module``, or nothing in the model can be
+            measured.
+        Exception: What the network raises; the message ends with what it was called with.
 
     Source: Brock et al. 2021a, section 3: signal propagation plots.
 
@@ -205,52 +219,46 @@ def analyze(
         >>> profile = analyze(NFResNet(26, base_channels=8), torch.randn(2, 3, 64, 64))
         >>> [block.kind for block in profile.blocks[:3]]
         ['stem', 'transition', 'residual']
+        >>> layer = nn.TransformerDecoderLayer(8, 2, 16)
+        >>> profile = analyze(layer, dict(tgt=torch.randn(4, 2, 8), memory=torch.randn(5, 2, 8)))
+        >>> [block.kind for block in profile.blocks].count('residual')
+        3
     """
     check_choice('mode', mode, MODES)
     if state is not None:
         check_choice('state', state, STATES)
-    if not isinstance(model, nn.Module):
-        raise TypeError(
-            f'model must be an nn.Module, got {model!r} (train() and eval() of most backbones in '
-            'mmpretrain return None)'
-        )
-    model = unwrap(model)
-    inputs = check_type('inputs', inputs, Tensor).detach()
-    state = state or find_state(model)
-    observer = Observer(model) if evidence else None
-    with (
-        preserved(model, mode, unit_gain) as before,
-        plain_execution(model, len(inputs), inputs.device),
-        grad_mode(backward),
-    ):
+    part, path = measured_part(model, inputs, module, call)
+    mode = 'asis' if has_fixed_mode(part) else mode
+    state = state or find_state(part)
+    observer = Observer(part) if evidence else None
+    with preserved(part, mode, unit_gain) as before, grad_mode(backward), ExitStack() as stack:
+        feed = Feed(part, inputs, mode, call, backward)
+        stack.enter_context(plain_execution(part, *feed.given.batch))
         if seed is not None:
             seed_all(seed)
-        x = leaf = inputs
-        if backward:
-            leaf = inputs.clone().requires_grad_()
-            x = leaf * 1  # not the leaf: networks may write into their input
         look = functools.partial(measure, backward=backward)
         more = functools.partial(look, evidence=evidence)
-        with tracing(model, x, look, before.note_write, observer, more) as tracer:
-            output = run(model, x)
-            tracer.finish(output)
+        watch = feed.watching(observer) if backward else observer
+        with tracing(part, feed.tensors, look, before.note_write, watch, more) as tracer:
+            output = feed.run()
+            tracer.finish(list(tensors_in(output)))
         gradients = None
         if backward:
-            gradients = reached_parameters(t for t in tree_iter(output) if isinstance(t, Tensor))
-            send_noise_back(output, leaf)
-        del output, x, leaf
-        blocks = collect(tracer, model, sync)
+            gradients = reached_parameters(tensors_in(output))
+            feed.send_noise_back(output)
+        del output
+        blocks = collect(tracer, part, sync)
         found = None
         if observer is not None:
-            facts = input_facts([inputs])
-            found = describe(blocks, tracer, observer, model, facts, gradients)
+            facts = input_facts(feed.signals())
+            found = describe(blocks, tracer, observer, part, facts, gradients)
         else:
             describe_blocks(blocks, tracer)
         add_theory(blocks, tracer, mode)
         profile = SignalProfile(
             [block for block, _ in blocks],
             mode=mode,
-            input=dict(shape=list(inputs.shape), **(input_info or {})),
+            input={**feed.shapes(), **({'module': path} if path else {}), **(input_info or {})},
             seed=seed,
             label=label,
             unit_gain=unit_gain,
@@ -260,22 +268,13 @@ def analyze(
         if not profile.is_finite():
             if seed is not None:
                 seed_all(seed)
+            feed = Feed(part, inputs, mode, call, False)
             profile.non_finite_module = first_non_finite(
-                model, inputs, before_write=before.note_write
+                part, feed.tensors, lambda *_: feed.run(), before.note_write
             )
-            if found is not None and (broken := non_finite_names(model)):
+            if found is not None and (broken := non_finite_names(part)):
                 found.parameters.append(broken)
     return profile
-
-
-def send_noise_back(output: Any, leaf: Tensor) -> None:
-    """Backpropagate unit Gaussian noise from the last output to the input, no further."""
-    outputs = [x for x in tree_iter(output) if isinstance(x, Tensor) and x.requires_grad]
-    if not outputs:
-        raise ValueError('the gradient cannot be measured: no output depends on the input')
-    last = outputs[-1]
-    noise = torch.randn(last.shape, dtype=last.dtype, device='cpu').to(last.device)
-    torch.autograd.grad(last, leaf, noise, allow_unused=True)
 
 
 def collect(

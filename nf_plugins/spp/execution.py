@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import nn
+from torch.export import UnflattenedModule
 from torch.nn.parameter import is_lazy
 from torch.overrides import (
     BaseTorchFunctionMode,
@@ -23,15 +24,20 @@ from torch.overrides import (
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import CheckpointFunction
 
-from .adapters import adapters, first
+from .adapters import Arguments, adapters, first
 from .snapshot import Snapshot, restoring
 
 
-def unwrap(model: nn.Module) -> nn.Module:
-    """Return the backbone inside a model and its wrappers (compiled, parallel, averaged).
+def unwrap(model: Any, whole: bool = False) -> Any:
+    """Return the network that images are fed to, of a model and its wrappers.
+
+    Wrappers are compiled, parallel and averaged models, and exported programs. Inside of a whole
+    model of an mm library, which reads batches of data, it is the backbone. Any other model that
+    can be called reads images itself, whatever its parts are called.
 
     Args:
-        model: A backbone, a model that has one as ``backbone``, or a wrapper of such.
+        model: A network, a whole model, or a wrapper of such.
+        whole: Only take the wrappers away.
 
     Example:
         >>> backbone = nn.Linear(2, 2)
@@ -42,6 +48,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     """
     while True:
         inner = first(adapter.unwrap(model) for adapter in adapters())
+        if inner is None and not whole:
+            inner = first(adapter.fed(model) for adapter in adapters())
         if inner is None:
             return model
         model = inner
@@ -89,11 +97,19 @@ def _set_mode(model: nn.Module, mode: str) -> None:
         model.train(mode == 'train')
     switches = {name for adapter in adapters() for name in adapter.switched_off}
     for module in model.modules():
+        if not hasattr(module, 'training'):  # frozen TorchScript
+            continue
         training = module.training if mode == 'asis' else mode == 'train'
         module.training = training and not is_random_depth(module)
         for name in switches:
             if getattr(module, name, False) is True:
                 setattr(module, name, False)
+
+
+def has_fixed_mode(model: nn.Module) -> bool:
+    """Tell whether the mode of a program was fixed when it was exported or frozen."""
+    exported = isinstance(model, UnflattenedModule) or 'train' in vars(model)
+    return exported or not hasattr(model, 'training')
 
 
 def is_random_depth(module: nn.Module) -> bool:
@@ -292,7 +308,12 @@ def grad_mode(enabled: bool) -> Iterator[None]:
         yield
 
 
-def run(model: nn.Module, inputs: Tensor) -> Any:
-    """Call a network as its library does, else with the inputs alone."""
-    call = first(adapter.call(model, inputs) for adapter in adapters())
-    return model(inputs) if call is None else call()
+def arguments(model: nn.Module, inputs: Any) -> Arguments:
+    """Return what a network is called with when it is given ``inputs``, as its library does it."""
+    given = first(adapter.call(model, inputs) for adapter in adapters())
+    return Arguments.of(inputs) if given is None else given
+
+
+def run(model: nn.Module, inputs: Any) -> Any:
+    """Call a network as its library does."""
+    return arguments(model, inputs).pass_to(model)

@@ -12,7 +12,7 @@ from mmengine.config import Config
 from torch import Tensor, nn
 
 from nf_plugins.checkpoint.fit import backbone_weights
-from nf_plugins.config import build_backbone, load_config
+from nf_plugins.config import build_backbone, called, load_config, part_name
 from nf_plugins.datasets.sources import as_usage_error_with_data
 from nf_plugins.errors import as_usage_error
 from nf_plugins.models.hub import find_in_place_of_config
@@ -48,6 +48,7 @@ class Options:
         device: Where the network runs.
         backward: Measure the gradient, too.
         unit_gain: Measure with gains that are zero at one.
+        module: Path in the model of the part to measure, '' for all of it; None for the backbone.
     """
 
     input: str = 'gaussian'
@@ -58,6 +59,7 @@ class Options:
     device: str = 'cpu'
     backward: bool = False
     unit_gain: bool = False
+    module: str | None = None
 
 
 class ConfiguredBackbone:
@@ -79,7 +81,8 @@ class ConfiguredBackbone:
             torch.empty(0, device=options.device)
         self.config, self.options = config, options
         self.cfg = load_config(config, cfg_options)
-        self.backbone = build_backbone(self.cfg, config, options.seed)
+        self.part = part_name(self.cfg, config, options.module)
+        self.backbone = build_backbone(self.cfg, config, options.seed, self.part)
         self._has_weights = False  # of a checkpoint
         self.inputs, self.input_info = self._make_inputs()
 
@@ -113,16 +116,18 @@ class ConfiguredBackbone:
             UsageError: The checkpoint does not fit, or the network does not run on the batch.
         """
         if checkpoint is not None:
-            return self._measure_weights(checkpoint, backbone_weights(checkpoint, self.backbone)[0])
+            return self._measure_weights(
+                checkpoint, backbone_weights(checkpoint, self.backbone, self.part)[0]
+            )
         if self._has_weights:
-            self.backbone = build_backbone(self.cfg, self.config, self.options.seed)
+            self.backbone = build_backbone(self.cfg, self.config, self.options.seed, self.part)
             self._has_weights = False
         return self._measure()
 
     def check(self, checkpoints: Sequence[str]) -> None:
         """Raise a UsageError unless all checkpoints fit, before any of them is measured."""
         for path in checkpoints:
-            backbone_weights(path, self.backbone)
+            backbone_weights(path, self.backbone, self.part)
 
     def measure_training(
         self, checkpoints: Sequence[str], advance: Callable[[], None] = lambda: None
@@ -142,7 +147,7 @@ class ConfiguredBackbone:
         """
         records = []
         for path in checkpoints:
-            state, meta = backbone_weights(path, self.backbone, quiet=True)
+            state, meta = backbone_weights(path, self.backbone, self.part, quiet=True)
             epoch, iteration = (
                 meta[key] if type(meta.get(key)) is int else None for key in ('epoch', 'iter')
             )
@@ -164,9 +169,10 @@ class ConfiguredBackbone:
 
     def _measure(self, weights: str = '') -> SignalProfile:
         options, shape = self.options, self.inputs.shape
+        part = {} if self.part == 'backbone' else dict(module=self.part)
         what = f'{shape[0]} inputs of {"x".join(map(str, shape[1:]))}'
-        about = f'cannot run the backbone of {self.config}{weights} on {what}'
-        about += f' (see --batch-size, --input-size) on {options.device}'
+        about = f'cannot run {called(self.part)} of {self.config}{weights} on {what}'
+        about += f' (see --batch-size, --input-size, --module) on {options.device}'
         with as_usage_error(about):
             profile = analyze(
                 self.backbone.to(options.device),
@@ -175,7 +181,8 @@ class ConfiguredBackbone:
                 seed=options.seed,
                 backward=options.backward,
                 unit_gain=options.unit_gain,
-                input_info=self.input_info,
+                module='',  # all of what was built
+                input_info={**part, **self.input_info},
                 label=Path(self.config).stem,
             )
         profile.config = self.config

@@ -14,6 +14,7 @@ from mmengine.registry import MODELS
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from nf_plugins.config import PARTS
 from nf_plugins.registry import type_name
 from nf_plugins.utils.checks import check_integers
 
@@ -35,10 +36,11 @@ def image_channels(backbone: nn.Module) -> int:
 def config_input_size(cfg: Config, default: int = 224) -> tuple[int, int]:
     """Return height and width of the images that a config trains on.
 
-    They are the ``img_size`` of the backbone (transformers are made for one size), else
+    They are the ``img_size`` of the part that reads images (transformers are made for one size), else
     the last size in the training pipeline, else in the test pipeline.
     """
-    size = cfg.get('model', {}).get('backbone', {}).get('img_size')
+    parts = [part for name in PARTS if isinstance(part := cfg.get('model', {}).get(name), dict)]
+    size = next(iter(parts), {}).get('img_size')
     if size:
         return (size, size) if isinstance(size, int) else (size[0], size[-1])
     for loader in ('train_dataloader', 'test_dataloader'):

@@ -86,7 +86,8 @@ class Snapshot:
     def _note_object(self, path: str, owner: Any, hops: int) -> Iterator[tuple[str, Any, int]]:
         """Note the attributes of a module or another object; what they hold is left to do."""
         if isinstance(owner, torch.jit.ScriptModule):
-            self._things.append((path, setattr, (owner, 'training', owner.training)))
+            if hasattr(owner, 'training'):
+                self._things.append((path, setattr, (owner, 'training', owner.training)))
             return
         for cls in type(owner).__mro__:
             if '__slots__' in vars(cls):

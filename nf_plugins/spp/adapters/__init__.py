@@ -13,9 +13,10 @@ from nf_plugins.registry import ADAPTERS
 
 # Importing a file registers its adapter.
 from . import mm, own, pytorch, timm, transformers  # noqa: F401
+from .arguments import Arguments
 from .base import Adapter, Expectation
 
-__all__ = ['ADAPTERS', 'Adapter', 'Expectation', 'adapters', 'first']
+__all__ = ['ADAPTERS', 'Adapter', 'Arguments', 'Expectation', 'adapters', 'first']
 
 Answer = TypeVar('Answer')
 

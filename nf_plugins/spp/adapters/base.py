@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+from .arguments import Arguments
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,12 @@ class Adapter:
     image_sizes: ClassVar[Mapping[str, tuple[str, str]]] = {}
     """Transform -> the argument that says how large its images are, and its order, hw or wh."""
 
-    def unwrap(self, model: nn.Module) -> nn.Module | None:
-        """Return the network inside a wrapper or a whole model, None if it is neither."""
+    def unwrap(self, model: Any) -> nn.Module | None:
+        """Return the network inside a wrapper (compiled, parallel, averaged), None without one."""
+        return None
+
+    def fed(self, model: nn.Module) -> nn.Module | None:
+        """Return the part of a whole model that images are fed to, None where it is the model."""
         return None
 
     def prepare(
@@ -70,8 +76,13 @@ class Adapter:
         """
         return []
 
-    def call(self, model: nn.Module, inputs: Any) -> Callable[[], Any] | None:
-        """Return what calls the network, None where ``model(inputs)`` does."""
+    def call(self, model: nn.Module, inputs: Any) -> Arguments | None:
+        """Return the arguments of a call, None for ``model(inputs)`` or ``model(**inputs)``.
+
+        Args:
+            model: The network, in the mode in which it is measured.
+            inputs: What the user has given: a tensor, a tuple, a dict, a batch of the library.
+        """
         return None
 
     def expectation(self, block: nn.Module) -> Expectation | None:

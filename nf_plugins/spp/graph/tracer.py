@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 
-from ..execution import entered, grad_mode, plain_execution, run
+from ..execution import arguments, entered, grad_mode, plain_execution
 from ..snapshot import restoring
 from .classify import classify
 from .nodes import Node, NodeOf, channel_axis, common_dominator, moved_pair
@@ -576,14 +576,15 @@ def stem_of(first: Residual, tracer: Tracer) -> Any:
     return tracer.inputs_measured.get(first.source)
 
 
-def find_residuals(model: nn.Module, inputs: Tensor) -> list[Residual]:
+def find_residuals(model: nn.Module, inputs: Any) -> list[Residual]:
     """The residual additions that a model executes on a batch, in order.
 
     Nothing is measured, so model and batch may be on the meta device.
 
     Args:
         model: Any network, in the mode that it shall run in.
-        inputs: A batch.
+        inputs: What it is called with: a tensor, a tuple of positional or a dict of named
+            arguments.
 
     Returns:
         The residual additions.
@@ -594,10 +595,11 @@ def find_residuals(model: nn.Module, inputs: Tensor) -> list[Residual]:
         >>> [(r.name, r.identity) for r in found[:3]]
         [('layer1.0', False), ('layer1.1', True), ('layer2.0', False)]
     """
+    given = arguments(model, inputs)
     with (
         grad_mode(False),
-        plain_execution(model, len(inputs), inputs.device),
-        tracing(model, inputs) as tracer,
+        plain_execution(model, *given.batch),
+        tracing(model, given.tensors()) as tracer,
     ):
-        tracer.finish(run(model, inputs))
+        tracer.finish(given.pass_to(model))
     return tracer.residuals()
