@@ -43,6 +43,7 @@ class ActivationFact:
         dead: Share of the units that never fire, None for functions that have no such state.
         saturated: Share of the values at the flat ends, None for functions without flat ends.
         gate: Whether its output only multiplies another signal.
+        positions: Values per unit and sample.
     """
 
     module: str
@@ -53,6 +54,7 @@ class ActivationFact:
     dead: float | None = None
     saturated: float | None = None
     gate: bool = False
+    positions: int = 1
 
 
 @dataclass

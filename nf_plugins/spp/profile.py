@@ -58,7 +58,8 @@ class BlockSignal:
         layers: Convolutions and matrix products of the branch.
         norms: Norms of the branch.
         shortcut_norms: Norms of the shortcut.
-        pre_norm: Whether the first layer of the branch reads the output of a norm.
+        pre_norm: Whether the branch starts or ends with a norm, before any activation: the scale
+            of its input has no effect.
         activation: Names of the activations of the branch.
         max_pooled: Whether the shortcut is max-pooled.
         largest: Largest absolute value of the output.

@@ -156,7 +156,8 @@ def describe(
 def _complete_activations(observer: Observer) -> None:
     for node, fact in observer.activations:
         bounded = fact.op in SATURATING and fact.dead is None
-        fact.gate = multiplies(node) if bounded else fact.gate and feeds_a_gate(node)
+        pooled = fact.positions == 1
+        fact.gate = multiplies(node) if bounded else pooled and feeds_a_gate(node)
 
 
 def _feeds_product(node: Node) -> bool:
@@ -212,6 +213,7 @@ def describe_blocks(blocks: Blocks, tracer: Tracer) -> None:
             block.max_pooled = any('max_pool' in n.op for n in shortcut)
             block.shortcut_norms = len(_norms(shortcut, modules))
             block.pre_norm = _starts_with_norm(branch, item.source, modules)
+            block.pre_norm |= _ends_with_norm(item.bare, modules)
         elif isinstance(item, Unit):
             branch = {n for n in tracer.nodes if _inside(n.module, item.name)}
             layers = [n for n in branch if n.op in LAYERS]
@@ -265,6 +267,13 @@ def _starts_with_norm(branch: set[Node], source: Node, modules: dict[str, nn.Mod
             else:
                 todo.append(user)
     return found
+
+
+def _ends_with_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the last operation of a branch is a norm."""
+    while node.op in MOVES and node.parents:
+        node = node.parents[0]
+    return node.op in NORMS or is_norm(modules.get(node.module))
 
 
 # ------------------------------------------------------------------ parameters
