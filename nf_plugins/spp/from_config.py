@@ -42,7 +42,7 @@ class Options:
         batch_size: Images in the batch.
         input_size: Side, or height and width, of the noise; None for the size that the config
             trains on.
-        mode: 'train' or 'eval', the mode of the network.
+        mode: 'train', 'eval', or 'asis' for each module as it is while the network trains.
         seed: Seed of the weights at initialisation and of the noise.
         device: Where the network runs.
         backward: Measure the gradient, too.
@@ -166,6 +166,8 @@ class ConfiguredBackbone:
         what = f'{shape[0]} inputs of {"x".join(map(str, shape[1:]))}'
         about = f'cannot run the backbone of {self.config}{weights} on {what}'
         about += f' (see --batch-size, --input-size) on {options.device}'
+        if options.mode == 'asis':
+            self.backbone.train()  # as it is while it trains, with frozen norms in eval mode
         with as_usage_error(about):
             profile = analyze(
                 self.backbone.to(options.device),
@@ -176,6 +178,7 @@ class ConfiguredBackbone:
                 unit_gain=options.unit_gain,
                 input_info=self.input_info,
                 label=Path(self.config).stem,
+                state='trained' if self._has_weights else None,
             )
         profile.config = self.config
         return profile
