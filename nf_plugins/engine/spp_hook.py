@@ -50,8 +50,9 @@ class SPPHook(Hook):
     resumed training keeps. The curves go to the visualizer as
     ``spp/<metric>/<block>``, and with them, per block, ``largest`` (absolute value),
     ``grad_norm`` (of the gradient that the optimizer gets), ``weight_norm`` and
-    ``update_ratio`` (norm of the last update by that of the weights). ``tools/spp_video.py WORK_DIR`` makes them move. A second
-    hook of this class in the same training has ``spp_2`` instead of ``spp``, and so on.
+    ``update_ratio`` (norm of the last update by that of the weights); a record has these under
+    ``update``. ``tools/spp_video.py WORK_DIR`` makes the curves move. A second hook of this
+    class in the same training has ``spp_2`` instead of ``spp``, and so on.
 
     A record is written before the checkpoint of the same moment. A resumed training moves
     the records that are later than its checkpoint to ``spp/superseded``, so that each
@@ -205,7 +206,10 @@ class SPPHook(Hook):
         record = {**profile.to_dict(), 'epoch': epoch, 'iter': iteration, 'training': training}
         update = self._update.of_blocks([block.name for block in profile.blocks])
         if update:
-            record['update'] = update
+            record['update'] = {
+                name: {k: v if math.isfinite(v) else None for k, v in values.items()}
+                for name, values in update.items()
+            }
         if is_main_process():
             folder = Path(runner.log_dir) / self._folder
             text = json.dumps(record, indent=1, allow_nan=False) + '\n'

@@ -114,7 +114,7 @@ class LayerFact:
         energy: Mean over the filters of the sum of squares.
         zero_rows: Share of the filters that are zero.
         copies: Share of the filters that are a multiple of another one.
-        inner: Whether another layer of the same branch reads its output.
+        inner: Whether all that reads its output are other layers of the same branch.
         last: Whether no other layer reads its output.
     """
 

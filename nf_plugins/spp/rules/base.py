@@ -58,7 +58,7 @@ def thresholds_of(rule: Callable) -> dict[str, float]:
 
     Example:
         >>> thresholds_of(RULES['explosion'])
-        {'growth': 100.0}
+        {'growth': 200.0}
     """
     parameters = inspect.signature(rule).parameters.values()
     return {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}

@@ -40,7 +40,7 @@ def start_of(profile: SignalProfile, blocks: list[BlockSignal]) -> float:
 @RULES.register_module()
 @says('error', 'info')
 def explosion(
-    profile: SignalProfile, blocks: list[BlockSignal], *, growth: float = 100.0
+    profile: SignalProfile, blocks: list[BlockSignal], *, growth: float = 200.0
 ) -> Findings:
     """The variance grows exponentially with depth."""
     start, high = start_of(profile, blocks), max(blocks, key=lambda b: b.avg_var)
@@ -185,7 +185,8 @@ def branch_jump(
     jumps = _record_jumps(profile, blocks, ratio)
     trained = is_trained(profile)
     if not trained:
-        jumps.update(_branches_beyond(blocks, ratio, jumps))
+        free = [b for b in blocks if is_scale_free(profile, b)]  # others grow with their input
+        jumps.update(_branches_beyond(free, ratio, jumps))
     layers = [] if trained else _layers_beyond(profile, weights)
     if jumps and len(jumps) > max(1, len(blocks) // 4):  # all blocks grow: an explosion
         jumps = {}
