@@ -25,13 +25,23 @@ from nf_plugins.cli.arguments import (
     with_weights_key,
 )
 from nf_plugins.cli.command_line import command_line
+from nf_plugins.config import load_config
 from nf_plugins.errors import as_usage_error, say
-from nf_plugins.spp import RULES, SignalProfile, plot_html, plot_profiles, profiles_to_csv
+from nf_plugins.spp import (
+    RULES,
+    SignalProfile,
+    headline,
+    plot_html,
+    plot_profiles,
+    profiles_to_csv,
+)
 from nf_plugins.spp.from_config import measure_config
 from nf_plugins.spp.inputs import INPUTS
+from nf_plugins.spp.rules import list_rules, resolve_thresholds
+from nf_plugins.utils.checks import check_choice
 from nf_plugins.utils.files import atomic_write_all, check_writable_dir
 
-FORMATS = ('png', 'svg', 'json', 'csv', 'html')
+FORMATS = ('png', 'svg', 'pdf', 'json', 'csv', 'html')
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -78,10 +88,24 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         default=[],
         metavar='RULE',
-        choices=tuple(RULES),
-        help=f'exit with status 1 if one of these fires: {", ".join(RULES)}',
+        help=f'exit with status 1 if one of these fires: {", ".join(RULES)}, or one of your own '
+        '(custom_imports in the config)',
+    )
+    parser.add_argument(
+        '--threshold',
+        nargs='+',
+        default=[],
+        metavar='RULE=VALUE',
+        help='other thresholds of the rules, such as explosion=50; see --list-rules',
+    )
+    parser.add_argument(
+        '--list-rules',
+        action=_ListRules,
+        nargs=0,
+        help='print the rules with their severities and thresholds, and stop',
     )
     args = parser.parse_args(arguments)
+    check_rules(args)
     if args.weights_key is not None:
         if args.checkpoint is None:
             parser.error('--weights-key needs a checkpoint')
@@ -91,6 +115,29 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     if args.label and len(args.label) != 1 + len(args.compare):
         parser.error(f'--label takes {1 + len(args.compare)} names, got {len(args.label)}')
     return args
+
+
+class _ListRules(argparse.Action):
+    """Print the rules, as ``--version`` prints a version."""
+
+    def __call__(self, parser, *args, **kwargs):
+        print(list_rules())
+        parser.exit()
+
+
+def check_rules(args: argparse.Namespace) -> None:
+    """Raise a ValueError for a rule that there is not; the config may import some."""
+    values = dict(text.partition('=')[::2] for text in args.threshold)
+    names = [*args.fail_on, *(key.partition('.')[0] for key in values)]
+    if not set(names) <= set(RULES):
+        load_config(args.config, args.cfg_options)
+    for name in args.fail_on:
+        check_choice('--fail-on', name, tuple(RULES))
+    try:
+        args.threshold = {key: float(value) for key, value in values.items()}
+    except ValueError:
+        raise ValueError(f'--threshold takes RULE=NUMBER, got {args.threshold}') from None
+    resolve_thresholds(args.threshold)
 
 
 def measure(args: argparse.Namespace) -> list[SignalProfile]:
@@ -135,11 +182,13 @@ def main() -> int:
     for profile in profiles:
         source = f'{profile.input["kind"]} input of {"x".join(map(str, profile.input["shape"]))}'
         say(f'{profile.label}: {profile.mode} mode, {source}')
+        verdicts = profile.verdicts(args.threshold)
+        print(textwrap.fill(headline(verdicts), 100, subsequent_indent='    '))
         print(profile.table())
-        for verdict in profile.verdicts():
+        for verdict in verdicts:
             text = f'{verdict["severity"]}: {verdict["rule"]}: {verdict["message"]}'
             print(textwrap.fill(text, 100, subsequent_indent='    '))
-            fired |= verdict['rule'] in args.fail_on
+            fired |= not {verdict['rule'], *verdict['symptoms']}.isdisjoint(args.fail_on)
         print()
 
     files = {form: render(profiles, form) for form in dict.fromkeys([*args.format, 'json'])}

@@ -68,7 +68,9 @@ def scale_layer(m: nn.Module, factor: float) -> None:
 
 
 def norms(net: nn.Module) -> list[str]:
-    return [n for n, m in net.named_modules() if is_norm(m) and getattr(m, 'weight', None) is not None]
+    return [
+        n for n, m in net.named_modules() if is_norm(m) and getattr(m, 'weight', None) is not None
+    ]
 
 
 def replace(net: nn.Module, name: str, module: nn.Module) -> None:
@@ -311,7 +313,9 @@ def missing_norm(net, x, rng):
     names = []
     for block in blocks(net):
         own = [n for n in norms(net) if n.startswith(f'{block}.')]
-        same = [b for b in blocks(net) if type(net.get_submodule(b)) is type(net.get_submodule(block))]
+        same = [
+            b for b in blocks(net) if type(net.get_submodule(b)) is type(net.get_submodule(block))
+        ]
         if own and len(same) > 3:
             names += own
     if not names:

@@ -77,7 +77,14 @@ def all_faults(networks: list[str], kinds: list[str]) -> Iterator[dict[str, Any]
                 yield found
 
 
-SIZES = {'inception_v3': 96, 'alexnet': 96, 'beit': 224, 'levit': 224, 'cait': 224}
+SIZES = {
+    'inception_v3': 160,
+    'efficientformer': 224,
+    'alexnet': 96,
+    'beit': 224,
+    'levit': 224,
+    'cait': 224,
+}
 FIXED = 'vit_b_32 deit deit3 xcit pit visformer tnt twins gmlp resmlp swin pvt'
 
 

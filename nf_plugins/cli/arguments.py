@@ -65,8 +65,9 @@ def add_measuring_arguments(parser: Any) -> None:
     """
     parser.add_argument(
         '--mode',
-        choices=('train', 'eval'),
-        help='mode of the network: in train mode batch norm uses the batch (default: train)',
+        choices=('train', 'eval', 'asis'),
+        help='mode of the network: in train mode batch norm uses the batch; asis: each module as '
+        'while it trains (default: train)',
     )
     parser.add_argument('--seed', type=int, help='seed of weights and noise (default: 0)')
     parser.add_argument('--batch-size', type=positive, help='number of images (default: 8)')

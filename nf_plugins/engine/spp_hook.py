@@ -22,10 +22,14 @@ from nf_plugins.registry import HOOKS
 from nf_plugins.spp import RULES, SignalProfile, analyze, unwrap
 from nf_plugins.spp.analyze import first_non_finite
 from nf_plugins.spp.from_config import gaussian_inputs
+from nf_plugins.spp.profile import MODES
 from nf_plugins.spp.report.axes import METRICS
 from nf_plugins.spp.report.records import read_json
+from nf_plugins.spp.rules import SEVERITIES
 from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write
+
+from .update_statistics import UpdateStatistics
 
 
 class TrainingStopped(RuntimeError):
@@ -44,8 +48,11 @@ class SPPHook(Hook):
     ``<work_dir>/<timestamp>/spp/iter_<iteration>.json`` in the schema of ``spp.json``,
     with the integers ``epoch`` and ``iter`` (completed ones) and ``training``, which a
     resumed training keeps. The curves go to the visualizer as
-    ``spp/<metric>/<block>``. ``tools/spp_video.py WORK_DIR`` makes them move. A second
-    hook of this class in the same training has ``spp_2`` instead of ``spp``, and so on.
+    ``spp/<metric>/<block>``, and with them, per block, ``largest`` (absolute value),
+    ``grad_norm`` (of the gradient that the optimizer gets), ``weight_norm`` and
+    ``update_ratio`` (norm of the last update by that of the weights); a record has these under
+    ``update``. ``tools/spp_video.py WORK_DIR`` makes the curves move. A second hook of this
+    class in the same training has ``spp_2`` instead of ``spp``, and so on.
 
     A record is written before the checkpoint of the same moment. A resumed training moves
     the records that are later than its checkpoint to ``spp/superseded``, so that each
@@ -58,7 +65,8 @@ class SPPHook(Hook):
             was last trained on (of all ranks; then there is no record at the start). It
             needs a data preprocessor that makes one tensor of images, as ``inputs`` in a
             dict.
-        mode: 'train' or 'eval', the mode of the network while it is measured.
+        mode: 'train', 'eval', or 'asis' (with frozen norms), the mode of the network while it
+            is measured.
         batch_size: Images of the Gaussian batch.
         input_size: Their side, or height and width; None for the config's.
         seed: Seed of the Gaussian batch.
@@ -67,6 +75,8 @@ class SPPHook(Hook):
             The training then ends with :class:`TrainingStopped`, and writes no further
             checkpoint. 'non_finite' also looks at each loss, before the weights are
             updated with it, and names the module that made the first such value.
+        warn_on: Verdicts that are logged as warnings, each once; ``['error', 'warning']``
+            (severities) means all of them.
 
     Raises:
         ValueError: An unknown input, mode or verdict, an interval that is not positive; when
@@ -97,19 +107,20 @@ class SPPHook(Hook):
         seed: int = 0,
         backward: bool = False,
         stop_on: Sequence[str] = (),
+        warn_on: Sequence[str] = (),
     ) -> None:
         self.interval = check_integer('interval', interval)
         self.by_epoch = by_epoch
         self.input = check_choice('input', input, ('gaussian', 'batch'))
-        self.mode = check_choice('mode', mode, ('train', 'eval'))
+        self.mode = check_choice('mode', mode, MODES)
         self.batch_size = check_integer('batch_size', batch_size)
         self.input_size = None if input_size is None else check_pair('input_size', input_size)
         self.seed = check_integer('seed', seed, -(2**63), 2**64 - 1)  # what torch takes
         self.backward = backward
-        stop_on = (
-            [stop_on] if isinstance(stop_on, str) else check_type('stop_on', stop_on, Sequence)
-        )
-        self.stop_on = [check_choice('stop_on', rule, tuple(RULES)) for rule in stop_on]
+        self.stop_on = _rules('stop_on', stop_on, tuple(RULES))
+        self.warn_on = _rules('warn_on', warn_on, (*RULES, *SEVERITIES))
+        self._warned: set[tuple[str, str]] = set()
+        self._update = UpdateStatistics()
         self._data: Any = None
         self._checked = False  # whether the batches can be measured
         self._folder = 'spp'
@@ -144,6 +155,8 @@ class SPPHook(Hook):
 
     def before_train_iter(self, runner: Runner, batch_idx: int, data_batch: Any = None) -> None:
         self._data = data_batch
+        if self._will_record(runner, batch_idx):
+            self._update.watch(unwrap(runner.model), runner.optim_wrapper)
         if self.input == 'batch' and not self._checked:
             self._batch(runner)
             self._checked = True
@@ -160,7 +173,15 @@ class SPPHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         self._data = None
+        self._update.forget()
         self._stop_watching()
+
+    def _will_record(self, runner: Runner, batch_idx: int) -> bool:
+        """Whether there is a record after this iteration."""
+        if not self.by_epoch:
+            return (runner.iter + 1) % self.interval == 0
+        last = batch_idx + 1 == len(runner.train_loop.dataloader)
+        return last and (runner.epoch + 1) % self.interval == 0
 
     # ------------------------------------------------------------ what
     def record(self, runner: Runner, epoch: int, iteration: int) -> SignalProfile:
@@ -178,23 +199,37 @@ class SPPHook(Hook):
             backward=self.backward,
             sync=self.input == 'batch',
             input_info=info,
+            state='trained' if iteration > 0 else None,
         )
         profile.config = runner.cfg.filename
         training = runner.message_hub.get_info('spp_training')
         record = {**profile.to_dict(), 'epoch': epoch, 'iter': iteration, 'training': training}
+        update = self._update.of_blocks([block.name for block in profile.blocks])
+        if update:
+            record['update'] = {
+                name: {k: v if math.isfinite(v) else None for k, v in values.items()}
+                for name, values in update.items()
+            }
         if is_main_process():
             folder = Path(runner.log_dir) / self._folder
             text = json.dumps(record, indent=1, allow_nan=False) + '\n'
             atomic_write(folder / f'iter_{iteration:08d}.json', text)
         scalars = {
             f'{self._folder}/{metric}/{block.index:03d}_{block.name}': getattr(block, metric)
-            for metric in METRICS
+            for metric in (*METRICS, 'largest')
             for block in profile.blocks
         }
+        for name, values in update.items():
+            scalars |= {f'{self._folder}/{key}/{name}': value for key, value in values.items()}
         finite = {k: v for k, v in scalars.items() if v is not None and math.isfinite(v)}
         runner.visualizer.add_scalars(finite, step=iteration)
 
-        fired = [v for v in record['verdicts'] if v['rule'] in self.stop_on]
+        self._warn(runner, iteration, record['verdicts'])
+        fired = [
+            verdict
+            for verdict in record['verdicts']
+            if not {verdict['rule'], *verdict['symptoms']}.isdisjoint(self.stop_on)
+        ]
         broadcast_object_list(decision := [fired])
         if decision[0]:
             verdict = decision[0][0]
@@ -257,6 +292,16 @@ class SPPHook(Hook):
         return recorded
 
     # ------------------------------------------------------------ whether to go on
+    def _warn(self, runner: Runner, iteration: int, verdicts: list[dict]) -> None:
+        """Log the verdicts of ``warn_on`` that are new."""
+        for verdict in verdicts:
+            named = {verdict['rule'], verdict['severity'], *verdict['symptoms']}
+            key = verdict['rule'], verdict['name']
+            if not named.isdisjoint(self.warn_on) and key not in self._warned:
+                self._warned.add(key)
+                text = f'{verdict["rule"]}: {verdict["message"]}'
+                runner.logger.warning(f'SPPHook at iteration {iteration}: {text}')
+
     def _check_losses(self, runner: Runner, losses: Any) -> None:
         if not isinstance(losses, dict) or not runner.model.training:
             return
@@ -306,6 +351,12 @@ class SPPHook(Hook):
         self.after_train(runner)
         runner.logger.error(f'SPPHook stops the training at {message}')
         raise TrainingStopped(message)
+
+
+def _rules(name: str, given: Sequence[str], known: tuple[str, ...]) -> list[str]:
+    """Return names of rules as a list; an unknown one is a ValueError."""
+    given = [given] if isinstance(given, str) else check_type(name, given, Sequence)
+    return [check_choice(name, rule, known) for rule in given]
 
 
 def _whole(model: nn.Module) -> nn.Module:

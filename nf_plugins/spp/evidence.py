@@ -43,6 +43,7 @@ class ActivationFact:
         dead: Share of the units that never fire, None for functions that have no such state.
         saturated: Share of the values at the flat ends, None for functions without flat ends.
         gate: Whether its output only multiplies another signal.
+        positions: Values per unit and sample.
     """
 
     module: str
@@ -53,6 +54,7 @@ class ActivationFact:
     dead: float | None = None
     saturated: float | None = None
     gate: bool = False
+    positions: int = 1
 
 
 @dataclass
@@ -112,7 +114,7 @@ class LayerFact:
         energy: Mean over the filters of the sum of squares.
         zero_rows: Share of the filters that are zero.
         copies: Share of the filters that are a multiple of another one.
-        inner: Whether another layer of the same branch reads its output.
+        inner: Whether all that reads its output are other layers of the same branch.
         last: Whether no other layer reads its output.
     """
 

@@ -43,7 +43,7 @@ class Options:
         batch_size: Images in the batch.
         input_size: Side, or height and width, of the noise; None for the size that the config
             trains on.
-        mode: 'train' or 'eval', the mode of the network.
+        mode: 'train', 'eval', or 'asis' for each module as it is while the network trains.
         seed: Seed of the weights at initialisation and of the noise.
         device: Where the network runs.
         backward: Measure the gradient, too.
@@ -173,6 +173,8 @@ class ConfiguredBackbone:
         what = f'{shape[0]} inputs of {"x".join(map(str, shape[1:]))}'
         about = f'cannot run {called(self.part)} of {self.config}{weights} on {what}'
         about += f' (see --batch-size, --input-size, --module) on {options.device}'
+        if options.mode == 'asis':
+            self.backbone.train()  # as it is while it trains, with frozen norms in eval mode
         with as_usage_error(about):
             profile = analyze(
                 self.backbone.to(options.device),
@@ -184,6 +186,7 @@ class ConfiguredBackbone:
                 module='',  # all of what was built
                 input_info={**part, **self.input_info},
                 label=Path(self.config).stem,
+                state='trained' if self._has_weights else None,
             )
         profile.config = self.config
         return profile

@@ -68,6 +68,7 @@ class Observer:
         self.attentions: list[tuple[Node, AttentionFact]] = []
         self.norms: list[tuple[Node, NormFact]] = []
         self.layers: list[tuple[Node, LayerFact]] = []
+        self.buffers = {memory_of(buffer) for buffer in model.buffers()} - {0}
         self.used: dict[int, list[Node]] = {}  # storage of a tensor that is no signal -> users
         self.batches = {
             module: int(count)
@@ -121,7 +122,7 @@ class Observer:
     def _activation(self, node: Node, op: str, out: Tensor) -> ActivationFact:
         units = out.shape[node.channel_dim % out.dim()]
         fact = ActivationFact(node.module, 0, op, units, out.numel() // max(1, units))
-        fact.gate = out.numel() == units * out.shape[0]  # completed in `finish`
+        fact.positions = max(1, fact.count // out.shape[0])
         self.activations.append((node, fact))
         return fact
 
@@ -198,6 +199,8 @@ class Observer:
         """Look at the weight of a convolution or a matrix product."""
         weight = _weight_of(tracer, call)
         if weight is None or not weight.numel() or weight.is_meta:
+            return
+        if memory_of(weight) in self.buffers:  # a fixed filter, such as one that blurs
             return
         rows = weight.flatten(1)
         fact = LayerFact(node.module, 0, call.op, rows.shape[0], rows.shape[1], 0.0)
@@ -280,17 +283,21 @@ _LOOKS: dict[str, Callable] = {
 
 def multiplies(node: Node) -> bool:
     """Whether the output of a node only multiplies another signal, as a gate does."""
-    todo, seen = [node], 0
+    todo, seen, found = [node], 0, False
     while todo and seen < 20:
         current = todo.pop()
         seen += 1
         for user in current.users:
             if user.op in ('mul', 'mul_') and len(user.parents) > 1:
-                return True
-            if user.op in (*MOVES, *SCALINGS, 'add', 'add_', 'sub', 'rsub', 'copy_'):
-                if len(user.parents) == 1:
-                    todo.append(user)
-    return False
+                found = True
+            elif user.op in _PASSED and len(user.parents) == 1:
+                todo.append(user)
+            else:
+                return False
+    return found
+
+
+_PASSED = (*MOVES, *SCALINGS, 'add', 'add_', 'sub', 'rsub', 'copy_')
 
 
 def feeds_a_gate(node: Node) -> bool:

@@ -17,6 +17,7 @@ from .evidence import Evidence
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
+    from pandas import DataFrame
 
 SCHEMA = 'nf_plugins.spp/2'
 OLD_SCHEMA = 'nf_plugins.spp/1'
@@ -58,7 +59,8 @@ class BlockSignal:
         layers: Convolutions and matrix products of the branch.
         norms: Norms of the branch.
         shortcut_norms: Norms of the shortcut.
-        pre_norm: Whether the first layer of the branch reads the output of a norm.
+        pre_norm: Whether the branch starts or ends with a norm, before any activation: the scale
+            of its input has no effect.
         activation: Names of the activations of the branch.
         max_pooled: Whether the shortcut is max-pooled.
         largest: Largest absolute value of the output.
@@ -216,11 +218,37 @@ class SignalProfile:
 
     # `verdicts`, `table` and `plot` stay methods because users of 0.1.0 call them; their imports
     # are late, so that a profile can be read and written without any rule or plot.
-    def verdicts(self) -> list[dict]:
-        """Say what is wrong, why, and what to do: see :func:`nf_plugins.spp.diagnose`."""
+    def verdicts(self, thresholds: Mapping[str, float] | None = None) -> list[dict]:
+        """Say what is wrong, why, and what to do: see :func:`nf_plugins.spp.diagnose`.
+
+        Args:
+            thresholds: Other thresholds than the rules declare, e.g. ``{'explosion': 50}``.
+        """
         from .rules import diagnose
 
-        return diagnose(self)
+        return diagnose(self, thresholds)
+
+    def summary(self) -> str:
+        """Say in one line whether the network is healthy, or what is worst."""
+        from .rules import headline
+
+        return headline(self.verdicts())
+
+    def __repr__(self) -> str:
+        shape = 'x'.join(map(str, self.input.get('shape', ())))
+        parts = [self.label, f'{len(self.blocks)} blocks', f'{self.mode} mode', self.state, shape]
+        return f'<SignalProfile: {", ".join(str(part) for part in parts if part)}>'
+
+    def _repr_html_(self) -> str:
+        from .report.words import to_html
+
+        return to_html(self)
+
+    def to_dataframe(self) -> DataFrame:
+        """Return the blocks as a data frame, a row per block; the package ``pandas`` is needed."""
+        import pandas
+
+        return pandas.DataFrame([asdict(block) for block in self.blocks]).set_index('index')
 
     def to_dict(self) -> dict[str, Any]:
         """Return the profile in the schema of ``spp.json``; see :meth:`from_dict`."""

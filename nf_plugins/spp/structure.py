@@ -22,7 +22,7 @@ from .evidence import (
 )
 from .graph import Node, Residual, Tracer, Unit
 from .graph.nodes import path_nodes
-from .graph.ops import ACTIVATIONS, HEAVY, MOVES, NORMS, POOLINGS, SCALINGS
+from .graph.ops import ACTIVATIONS, ADDITIONS, HEAVY, MOVES, NORMS, POOLINGS, SCALINGS
 from .observer import SATURATING, Observer, feeds_a_gate, memory_of, multiplies
 
 if TYPE_CHECKING:
@@ -156,7 +156,8 @@ def describe(
 def _complete_activations(observer: Observer) -> None:
     for node, fact in observer.activations:
         bounded = fact.op in SATURATING and fact.dead is None
-        fact.gate = multiplies(node) if bounded else fact.gate and feeds_a_gate(node)
+        pooled = fact.positions == 1
+        fact.gate = multiplies(node) if bounded else pooled and feeds_a_gate(node)
 
 
 def _feeds_product(node: Node) -> bool:
@@ -172,16 +173,24 @@ def _feeds_product(node: Node) -> bool:
 
 
 def _layers_after(nodes: list[Node]) -> tuple[set[Node], set[Node]]:
-    """The nodes whose values another layer of the same branch reads, and any layer at all."""
-    inner: set[Node] = set()
+    """The nodes whose values go through another layer of the same branch, and through any at all.
+
+    A value that is added to another signal before the next layer is at the end of a branch, also
+    where a gate is computed from it.
+    """
+    direct: set[Node] = set()  # they reach an addition, or the output, before any layer
     after: set[Node] = set()
     for node in reversed(nodes):
+        if node.returned or not node.users:
+            direct.add(node)
         for user in node.users:
-            if user.op in HEAVY or 'attention' in user.op or user in after:
+            heavy = user.op in HEAVY or 'attention' in user.op
+            if heavy or user in after:
                 after.add(node)
-            if user.sum is None and (user.op in HEAVY or user in inner):
-                inner.add(node)
-    return inner, after
+            added = user.op in ADDITIONS and len(user.parents) > 1
+            if added or (user in direct and not heavy):
+                direct.add(node)
+    return after - direct, after
 
 
 def _options(model: nn.Module) -> set[str]:
@@ -212,6 +221,7 @@ def describe_blocks(blocks: Blocks, tracer: Tracer) -> None:
             block.max_pooled = any('max_pool' in n.op for n in shortcut)
             block.shortcut_norms = len(_norms(shortcut, modules))
             block.pre_norm = _starts_with_norm(branch, item.source, modules)
+            block.pre_norm |= _ends_with_norm(item.bare, modules)
         elif isinstance(item, Unit):
             branch = {n for n in tracer.nodes if _inside(n.module, item.name)}
             layers = [n for n in branch if n.op in LAYERS]
@@ -265,6 +275,13 @@ def _starts_with_norm(branch: set[Node], source: Node, modules: dict[str, nn.Mod
             else:
                 todo.append(user)
     return found
+
+
+def _ends_with_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
+    """Whether the last operation of a branch is a norm."""
+    while node.op in MOVES and node.parents:
+        node = node.parents[0]
+    return node.op in NORMS or is_norm(modules.get(node.module))
 
 
 # ------------------------------------------------------------------ parameters

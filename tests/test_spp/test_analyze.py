@@ -487,7 +487,7 @@ def profile_with(*values):
 def test_json_is_strict():
     profile = profile_with(1.0, math.inf, math.nan)
     record = json.loads(json.dumps(profile.to_dict(), allow_nan=False))
-    assert record['schema'] == 'nf_plugins.spp/1'
+    assert record['schema'] == 'nf_plugins.spp/2'
     assert [b['avg_var'] for b in record['blocks']] == [1.0, None, None]
 
 

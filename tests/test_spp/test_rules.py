@@ -93,7 +93,9 @@ def test_timms_flat_plot_has_three_causes():
     """DESIGN: a zero gain, pooled shortcuts, and gamma folded into the stem's convolution."""
     torch.manual_seed(0)
     found = verdicts(timm.create_model('nf_resnet50'))
-    assert {'zero_branch', 'pooled_shortcut', 'stem_scale', 'attenuation'} == set(found)
+    assert {'zero_branch', 'pooled_shortcut', 'stem_scale'} == set(found)
+    assert 'attenuation' in found['pooled_shortcut']['symptoms']
+    assert found['pooled_shortcut']['severity'] == 'info'
     assert found['stem_scale']['block'] == 1
     assert '2.94' in found['stem_scale']['message']
     assert 'white noise' in found['pooled_shortcut']['message']
@@ -101,7 +103,7 @@ def test_timms_flat_plot_has_three_causes():
 
 def test_nf_regnet_falls_by_its_pooled_shortcuts():
     found = verdicts(built(NFRegNet, arch='b0'))
-    assert {'zero_branch', 'pooled_shortcut', 'attenuation'} == set(found)
+    assert {'zero_branch', 'pooled_shortcut'} == set(found)
     assert '4 transitions' in found['pooled_shortcut']['message']
     assert 'stem_scale' not in found
     without = verdicts(built(NFRegNet, arch=dict(base='b0', downsample='conv')))
@@ -109,9 +111,7 @@ def test_nf_regnet_falls_by_its_pooled_shortcuts():
 
 
 def test_nfnet():
-    assert {'zero_branch', 'pooled_shortcut', 'attenuation'} == set(
-        verdicts(built(NFNet, arch='f0'))
-    )
+    assert {'zero_branch', 'pooled_shortcut'} == set(verdicts(built(NFNet, arch='f0')))
 
 
 def test_mean_shift_of_he_initialised_weights_and_its_absence_with_scaled_ws():
@@ -154,8 +154,7 @@ def test_a_network_without_norms_explodes_and_is_not_reset():
     found = verdicts(net)
     assert found['explosion']['severity'] == 'error'
     assert 'times per block' in found['explosion']['message']
-    assert found['not_reset']['block'] in (4, 8, 14)
-    assert 'mean_shift' in found
+    assert {'not_reset', 'mean_shift'} <= set(found['explosion']['symptoms'])
 
 
 def test_a_signal_that_dies():
@@ -176,14 +175,17 @@ def test_dead_branches_and_constant_channels():
             if name.endswith('layer2.1'):
                 module.norm3.bias.fill_(-100.0)  # its ReLU never fires
     found = verdicts(net)
-    assert set(found) == {'dead_branch'}
-    assert found['dead_branch']['block'] == 4
-    assert 'layer2.1' in found['dead_branch']['message']
+    assert set(found) == {'dead_units'}
+    assert found['dead_units']['block'] == 4
+    assert 'dead_branch' in found['dead_units']['symptoms']
+    assert 'layer2.1' in found['dead_units']['message']
 
     cut = nn.Sequential(nn.Conv2d(3, 8, 3), *[nn.Sequential(nn.Conv2d(8, 8, 3)) for _ in range(3)])
     with torch.no_grad():
         cut[2][0].weight[:4] = 0
-    verdict = verdicts(cut)['constant_channels']
+    verdict = verdicts(cut)['zero_weights']
+    assert '4 of the 8 filters of 2.0' in verdict['cause']
+    assert 'constant_channels' in verdict['symptoms']
     assert '50%' in verdict['message']
 
 
@@ -241,10 +243,10 @@ def blocks_with(**curves):
 @pytest.mark.parametrize(
     ('curves', 'rule'),
     [
-        (dict(avg_var=[1.0, 1001.0]), 'explosion'),
+        (dict(avg_var=[1.0, 201.0]), 'explosion'),
         (dict(avg_var=[1.0, 0.049]), 'attenuation'),
         (dict(avg_sq_mean=[0.0, 1.1]), 'mean_shift'),
-        (dict(constant_channels=[0.0, 0.11]), 'constant_channels'),
+        (dict(constant_channels=[0.0, 0.36]), 'constant_channels'),
         (
             dict(res_avg_var=[1.0, 0.0], branch_gain=[1.0, 1.0], constant_branch=[0.0, 1.0]),
             'dead_branch',
@@ -261,10 +263,10 @@ def test_thresholds(curves, rule):
 @pytest.mark.parametrize(
     'curves',
     [
-        dict(avg_var=[1.0, 999.0]),
+        dict(avg_var=[1.0, 199.0]),
         dict(avg_var=[1.0, 0.051]),
         dict(avg_sq_mean=[0.0, 0.99]),
-        dict(constant_channels=[0.0, 0.09]),
+        dict(constant_channels=[0.0, 0.34]),
         dict(res_avg_var=[1.0, 1e-5], branch_gain=[1.0, 1.0], constant_branch=[0.0, 1.0]),
         dict(res_avg_var=[1.0, 1e-9], branch_gain=[1.0, 1.0], constant_branch=[0.0, 0.5]),
         dict(grad_avg_var=[999.0, 1.0], grad_avg_sq_mean=[0.0, 0.0]),
@@ -276,6 +278,14 @@ def test_this_side_of_the_thresholds(curves):
     assert blocks_with(**curves).verdicts() == []
 
 
+NAMES = '''non_finite low_precision explosion attenuation mean_shift branch_jump zero_branch
+dead_branch not_reset pooled_shortcut stem_scale off_theory constant_channels dead_units
+saturated_units zero_weights duplicate_channels collapsed_images collapsed_tokens
+attention_saturated norm_missing norm_statistics bad_input high_dropout no_gradient frozen_weights
+shared_weights gradient_explosion gradient_attenuation gradient_mean_shift'''.split()
+"""The names that others rely on."""
+
+
 def test_every_rule_has_a_reason_in_its_docstring():
     assert all(rule.__doc__ for rule in RULES.values())
-    assert len(RULES) == 13
+    assert set(NAMES) == set(RULES)

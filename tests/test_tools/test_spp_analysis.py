@@ -47,7 +47,7 @@ def test_a_checkpoint_is_what_is_measured(monkeypatch, tmp_path, capsys):
 
     record = json.loads((out / 'spp.json').read_text())
     expected = analyze(model.backbone, gaussian_batch((8, 1, 16, 16), 5), mode='train', seed=5)
-    assert record['schema'] == 'nf_plugins.spp/1'
+    assert record['schema'] == 'nf_plugins.spp/2'
     assert record['blocks'] == json.loads(json.dumps(expected.to_dict()))['blocks']
     assert (record['mode'], record['seed']) == ('train', 5)
     assert record['input'] == {'kind': 'gaussian', 'shape': [8, 1, 16, 16]}

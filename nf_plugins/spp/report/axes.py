@@ -36,6 +36,8 @@ TITLES = {**METRICS, **GRADIENT_METRICS}
 EXPECTED = {'avg_var': 'expected_var', 'res_avg_var': 'expected_res_var'}
 """Metric -> the field of a block with the value that theory expects."""
 EXPECTED_LABEL = 'expected by theory'
+EXPECTED_AT_START = 'expected at initialisation'
+"""What the dashed lines of a trained network are."""
 
 # Okabe and Ito's colours, which colour-blind readers can tell apart.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9', '#000000')
@@ -55,6 +57,12 @@ def drawable_text(text: str, longest: int = 100) -> str:
     """
     text = printable(text)
     return text if len(text) <= longest else f'{text[: longest - 3]}...'
+
+
+def expected_label(profiles: Iterable[SignalProfile]) -> str:
+    """Return the name of the dashed lines: theory is about networks at initialisation."""
+    trained = any(profile.state == 'trained' for profile in profiles)
+    return EXPECTED_AT_START if trained else EXPECTED_LABEL
 
 
 def panels_of(profiles: Sequence[SignalProfile]) -> list[str]:

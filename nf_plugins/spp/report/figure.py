@@ -11,12 +11,12 @@ from ..profile import SignalProfile
 from .axes import (
     COLOURS,
     EXPECTED,
-    EXPECTED_LABEL,
     MANY_BLOCKS,
     MARKERS,
     TITLES,
     curve,
     drawable_text,
+    expected_label,
     new_figure,
     panels_of,
     scale_of,
@@ -88,7 +88,7 @@ def _add_legend(figure: Figure, profiles: Sequence[SignalProfile]) -> None:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     if any(profile.curve(field)[0] for profile in profiles for field in EXPECTED.values()):
         handles.append(Line2D([], [], color='0.3', linestyle='--', linewidth=1, alpha=0.7))
-        labels.append(EXPECTED_LABEL)
+        labels.append(expected_label(profiles))
     if not any(labels):
         return
     labels = [drawable_text(label).replace('$', r'\$') for label in labels]  # names are not for TeX

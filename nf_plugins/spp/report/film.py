@@ -15,14 +15,15 @@ import numpy as np
 
 from nf_plugins.utils.checks import check_choice
 
+from ..rules import headline
 from .axes import (
     COLOURS,
     EXPECTED,
-    EXPECTED_LABEL,
     MANY_BLOCKS,
     METRICS,
     curve,
     drawable_text,
+    expected_label,
     new_figure,
     scale_of,
     set_up_panel,
@@ -111,7 +112,7 @@ class Painter:
             set_up_panel(ax, profiles, metric, scale_of(profiles, metric))
             self._add_lines(ax, metric)
         if _has_theory(records):
-            self.lines['expected_var'].set_label(EXPECTED_LABEL)
+            self.lines['expected_var'].set_label(expected_label(profiles))
         self.lines['avg_var'].set_label(MEASURED)
         handles, labels = self.panels['avg_var'].get_legend_handles_labels()
         self.figure.legend(
@@ -141,7 +142,8 @@ class Painter:
         for field, line in self.lines.items():
             line.set_data(*curve(record.profile, field))
         moment = f'{record.label} ({record.profile.mode} mode)'
-        self.heading.set_text('\n'.join(filter(None, [self.title, moment])))
+        said = drawable_text(headline(record.profile.verdicts()), 110)
+        self.heading.set_text('\n'.join(filter(None, [self.title, moment, said])))
         self.counter.set_text(f'{number + 1} / {len(self.records)}')
 
     def frame(self, number: int) -> np.ndarray:
@@ -211,7 +213,7 @@ def film_page(
             figure.add_trace(trace, **position(panel))
     figure.frames = list(_frames(records, fields, scales, advance))
     if _has_theory(records):
-        add_legend_entry(figure, EXPECTED_LABEL)
+        add_legend_entry(figure, expected_label(profiles))
     _add_controls(figure, records, fps)
     mode = profiles[0].mode
     return page(figure, f'{title} ({mode} mode)' if title else f'{mode} mode')

@@ -14,7 +14,6 @@ from ..profile import SignalProfile
 from .axes import (
     COLOURS,
     EXPECTED,
-    EXPECTED_LABEL,
     MANY_BLOCKS,
     SYMBOLS,
     TITLES,
@@ -22,10 +21,12 @@ from .axes import (
     curve,
     describe,
     drawable_text,
+    expected_label,
     panels_of,
     scale_of,
     transitions,
 )
+from .words import page_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure, Scatter
@@ -48,8 +49,8 @@ def plot_html(profiles: Sequence[SignalProfile], title: str = 'Signal propagatio
                 trace.showlegend = panel == 0 and trace.line.dash != 'dash'
                 figure.add_trace(trace, **position(panel))
     if any(profile.curve(field)[0] for profile in profiles for field in EXPECTED.values()):
-        add_legend_entry(figure, EXPECTED_LABEL)
-    return page(figure, title)
+        add_legend_entry(figure, expected_label(profiles))
+    return page(figure, title, page_of(profiles))
 
 
 def position(panel: int) -> dict[str, int]:
@@ -157,8 +158,14 @@ window.plotlyLoaded = text.text().then(code => {{ (0, eval)(code); }});
 """
 
 
-def page(figure: Figure, title: str) -> str:
-    """Return a page that needs no other file; plotly.js in it is packed to a third of its size."""
+def page(figure: Figure, title: str, below: str = '') -> str:
+    """Return a page that needs no other file; plotly.js in it is packed to a third of its size.
+
+    Args:
+        figure: The figure.
+        title: Title of the page.
+        below: HTML that follows the figure.
+    """
     from plotly.offline import get_plotlyjs
 
     title = html.escape(drawable_text(title), quote=False)
@@ -180,10 +187,12 @@ def page(figure: Figure, title: str) -> str:
 <style>
 html, body {{ margin: 0; height: 100%; }}
 #plot {{ height: 100%; min-height: {rows * 300 + 160}px; }}
+#verdicts {{ font: 15px sans-serif; margin: 1em 5%; max-width: 70em; }}
 </style>
 </head>
 <body>
 <div id="plot"></div>
+<div id="verdicts">{below}</div>
 <script>{_UNPACK.format(data=packed)}</script>
 <script>
 const plot = document.getElementById("plot");

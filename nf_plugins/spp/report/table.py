@@ -22,28 +22,38 @@ COLUMNS = {
 """Field of a block -> head of its column."""
 
 
+def to_rows(profile: SignalProfile) -> list[tuple[str, ...]]:
+    """Return the heads and the blocks as cells; columns without a value are left out."""
+    shown = [c for c in COLUMNS if any(getattr(b, c) is not None for b in profile.blocks)]
+    heads = [COLUMNS[column] for column in shown]
+    if profile.state == 'trained':
+        heads = ['at init' if head == 'theory' else head for head in heads]
+    return [
+        ('block', 'name', 'kind', 'shape', *heads),
+        *(
+            (
+                str(block.index),
+                block.name,
+                block.kind,
+                'x'.join(map(str, block.shape)),
+                *(_number(getattr(block, column)) for column in shown),
+            )
+            for block in profile.blocks
+        ),
+    ]
+
+
 def to_table(profile: SignalProfile) -> str:
     """Return the blocks as a table for a terminal; columns without a value are left out."""
-    shown = [c for c in COLUMNS if any(getattr(b, c) is not None for b in profile.blocks)]
-    head = ('block', 'name', 'kind', 'shape', *(COLUMNS[column] for column in shown))
-    rows = [
-        (
-            str(block.index),
-            block.name,
-            block.kind,
-            'x'.join(map(str, block.shape)),
-            *(_number(getattr(block, column)) for column in shown),
-        )
-        for block in profile.blocks
-    ]
-    widths = [max(map(len, column)) for column in zip(head, *rows)]
-    left = (False, True, True, True, *[False] * len(shown))
+    rows = to_rows(profile)
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    left = (False, True, True, True, *[False] * (len(widths) - 4))
     lines = [
         '  '.join(
             cell.ljust(width) if flush else cell.rjust(width)
             for cell, width, flush in zip(row, widths, left)
         ).rstrip()
-        for row in (head, *rows)
+        for row in rows
     ]
     return '\n'.join([lines[0], '-' * max(map(len, lines)), *lines[1:]])
 

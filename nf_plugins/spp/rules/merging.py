@@ -35,12 +35,14 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
     ),
     'dead_units': ('constant_channels', 'dead_branch', 'attenuation', *_COLLAPSE, 'no_gradient'),
     'saturated_units': ('attenuation', 'gradient_attenuation'),
+    'high_dropout': (*_VARIANCE, *_COLLAPSE, *_DEAD, 'branch_jump'),
     'explosion': ('low_precision', 'gradient_explosion', 'not_reset', 'mean_shift', *_COLLAPSE),
     'mean_shift': (*_COLLAPSE, 'gradient_mean_shift', 'not_reset'),
     'collapsed_images': ('collapsed_tokens',),
     'attenuation': ('gradient_attenuation', *_COLLAPSE, 'constant_channels'),
     'pooled_shortcut': ('attenuation',),
     'zero_branch': ('attenuation',),
+    'low_precision': ('mean_shift', *_COLLAPSE),
     'non_finite': ('no_gradient',),
 }
 """Rule of a cause -> the rules whose verdicts may follow from it."""

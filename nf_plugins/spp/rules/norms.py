@@ -21,9 +21,11 @@ def norm_missing(
     missing: list[tuple[BlockSignal, str]] = []
     for part in ('norms', 'shortcut_norms'):
         groups = defaultdict(list)
-        for b in blocks:
+        for before, b in zip([None, *blocks], blocks):
             if b.layers and (part == 'norms' or b.kind == 'transition'):
-                groups[b.family, b.kind, b.layers, bool(b.activation)].append(b)
+                # Blocks that change the shape may have no norm beside their layers (RepVGG).
+                same = before is not None and before.shape == b.shape
+                groups[b.family, b.kind, b.layers, bool(b.activation), same].append(b)
         for group in groups.values():
             for b in group:
                 others = Counter(getattr(o, part) for o in group if o is not b)

@@ -7,7 +7,7 @@ from nf_plugins.registry import RULES
 from ..profile import BlockSignal, SignalProfile
 from .base import Finding, Findings, called, evidence_of, is_trained, says, some
 
-FEW = 256
+FEW = 16
 """With fewer values per unit, units that never fire may be so by chance or by the input."""
 
 
@@ -43,7 +43,11 @@ def dead_units(
 ) -> Findings:
     """Units of a ReLU-like activation that never fire."""
     found = [a for a in evidence_of(profile).activations if a.dead is not None]
-    dead = [a for a in found if (a.dead or 0) > (share if a.count >= FEW else few) and not a.gate]
+    dead = [
+        a
+        for a in found
+        if (a.dead or 0) > (share if a.count >= FEW and a.positions > 1 else few) and not a.gate
+    ]
     gates = [a for a in found if a.gate and (a.dead or 0) > 0.99]
     for severity, facts in (('warning', dead), ('info', gates)):
         if not facts:

@@ -9,6 +9,7 @@ from collections import defaultdict
 
 from nf_plugins.registry import RULES
 
+from ..evidence import LayerFact
 from ..profile import BlockSignal, SignalProfile
 from .base import (
     Finding,
@@ -184,7 +185,8 @@ def branch_jump(
     jumps = _record_jumps(profile, blocks, ratio)
     trained = is_trained(profile)
     if not trained:
-        jumps.update(_branches_beyond(blocks, ratio, jumps))
+        free = [b for b in blocks if is_scale_free(profile, b)]  # others grow with their input
+        jumps.update(_branches_beyond(free, ratio, jumps))
     layers = [] if trained else _layers_beyond(profile, weights)
     if jumps and len(jumps) > max(1, len(blocks) // 4):  # all blocks grow: an explosion
         jumps = {}
@@ -216,7 +218,7 @@ def _record_jumps(
         (b.avg_var for b in profile.blocks if b.kind == 'stem'), default=blocks[0].avg_var
     )
     for b in blocks:
-        if b.avg_var > ratio * highest > 0:
+        if b.avg_var > ratio * highest > 0 and not is_scale_free(profile, b):
             found[b.index] = (
                 f'{called(b)} multiplies the variance by {b.avg_var / highest:.3g}, from '
                 f'{highest:.3g} to {b.avg_var:.3g}'
@@ -248,7 +250,7 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, in
     """Layers and norms whose weights are far larger than those of their siblings."""
     evidence, groups = evidence_of(profile), defaultdict(list)
     for layer in evidence.layers:
-        groups[role(layer.module), layer.op].append((layer, layer.energy))
+        groups[role(layer.module), layer.op, _form(layer)].append((layer, layer.energy))
     found = []
     for group in groups.values():
         spread = {id(layer): value / layer.fan_in for layer, value in group}
@@ -264,6 +266,13 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, in
         for norm, value, usual in beyond_siblings(group, weights):
             found.append((norm.module, norm.block, value / usual))
     return sorted(found, key=lambda item: item[1])
+
+
+def _form(layer: LayerFact) -> str:
+    """Tell depthwise layers from those that widen and those that narrow."""
+    if layer.fan_in <= 49:
+        return 'depthwise'
+    return 'wider' if layer.rows > layer.fan_in else 'narrower'
 
 
 @RULES.register_module()

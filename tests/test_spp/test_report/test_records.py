@@ -37,7 +37,7 @@ def test_a_record_keeps_what_the_file_says(dicts):
     ('change', 'message'),
     [
         (lambda d: [d], 'a.json is no record: its schema is None'),
-        (lambda d: {**d, 'schema': 'nf_plugins.spp/2'}, "schema is 'nf_plugins.spp/2', not"),
+        (lambda d: {**d, 'schema': 'nf_plugins.spp/3'}, "schema is 'nf_plugins.spp/3', not"),
         (lambda d: {**d, 'epoch': None}, 'no integer epoch and iter'),
         (lambda d: {**d, 'iter': 1.5}, 'no integer epoch and iter'),
         (lambda d: {**d, 'iter': True}, 'no integer epoch and iter'),
