@@ -32,15 +32,23 @@ def load(name):
     return cfg
 
 
+def shallow(cfg, blocks):
+    """The config with so many blocks of each stage, as one is like the others."""
+    backbone = cfg.model.backbone
+    if isinstance(backbone.get('arch'), str):
+        backbone.arch = dict(base=backbone.arch, depths=(blocks,) * 4)
+    elif backbone.type == 'nf_plugins.NFResNet':
+        backbone.depth = (blocks,) * 4
+    return cfg
+
+
 def mark(name):
     return pytest.param(name, marks=[] if any(q in name for q in QUICK) else [pytest.mark.slow])
 
 
 @pytest.mark.parametrize('name', [mark(name) for name in CONFIGS])
 def test_one_training_step(name):
-    cfg = load(name)
-    if isinstance(cfg.model.backbone.get('arch'), str):  # of a stage one block is like the others
-        cfg.model.backbone.arch = dict(base=cfg.model.backbone.arch, depths=(1, 1, 1, 1))
+    cfg = shallow(load(name), 1)
     model = MODELS.build({**cfg.model, 'data_preprocessor': cfg.data_preprocessor})
     model.init_weights()
     optim_wrapper = build_optim_wrapper(model, cfg.optim_wrapper)

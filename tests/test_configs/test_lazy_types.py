@@ -26,8 +26,8 @@ from nf_plugins.registry import class_of
 from nf_plugins.spp.inputs import image_batch
 
 from ..conftest import ROOT
-from ..test_downstream.common import run_tool
-from .test_configs import CONFIGS, load, mark
+from ..tools import run_tool
+from .test_configs import CONFIGS, load, mark, shallow
 
 KINDS = [r for r in vars(registry).values() if isinstance(r, registry.Registry)]
 KINDS += [BATCH_AUGMENTS]
@@ -83,7 +83,7 @@ def build(cfg, device):
 
 @pytest.mark.parametrize('name', [mark(name) for name in CONFIGS])
 def test_shipped_configs_with_classes_for_types(name, tmp_path):
-    plain = load(name)
+    plain = shallow(load(name), 2)
     # mmpretrain's ResNet cannot be built without memory.
     device = nullcontext() if name.startswith('baselines/') else torch.device('meta')
     expected = build(plain, device)
@@ -234,11 +234,11 @@ train_cfg['max_epochs'] = 1
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings('ignore')
-def test_what_a_lazy_training_dumps_trains_again(tmp_path, monkeypatch):
+def test_what_a_lazy_training_dumps_trains_again(tmp_path):
     config = tmp_path / 'new_style.py'
     config.write_text(NEW_STYLE.format(base=str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py')))
     for work_dir in ('first', 'second'):
-        assert run_tool(monkeypatch, 'train', config, '--work-dir', tmp_path / work_dir) == 0
+        assert run_tool('train', config, '--work-dir', tmp_path / work_dir) == 0
         config = tmp_path / work_dir / config.name
         assert "type='torch.nn.ReLU'" in config.read_text()
     states = [safe_load(tmp_path / w / 'epoch_1.pth')['state_dict'] for w in ('first', 'second')]

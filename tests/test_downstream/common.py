@@ -1,9 +1,5 @@
 """What the tests of other libraries' models share."""
 
-import runpy
-import sys
-
-import pytest
 import yaml
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -23,14 +19,6 @@ def load(name):
 
 def norms(model):
     return [name for name, module in model.named_modules() if isinstance(module, NORMS)]
-
-
-def run_tool(monkeypatch, name, *args):
-    """Run a tool in this process; its exit status."""
-    monkeypatch.setattr(sys, 'argv', [f'{name}.py', *map(str, args)])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(ROOT / f'tools/{name}.py'), run_name='__main__')
-    return status.value.code
 
 
 def decay(model, wrapper):

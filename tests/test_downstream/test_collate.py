@@ -4,7 +4,8 @@ import pytest
 import torch
 from mmengine.config import Config
 
-from .common import FOLDER, run_tool
+from ..tools import run_tool
+from .common import FOLDER
 
 SMALL = FOLDER / 'fcn_nf-resnet26-d4_shapes.py'
 MMSEG = f"""
@@ -71,12 +72,12 @@ def test_mmseg_trains_on_images_of_different_sizes(tmp_path, monkeypatch):
     monkeypatch.setattr(SegDataPreProcessor, 'forward', record)
     config = tmp_path / 'uneven_mmseg.py'
     config.write_text(MMSEG)
-    assert run_tool(monkeypatch, 'train', config, '--work-dir', tmp_path / 'first') == 0
+    assert run_tool('train', config, '--work-dir', tmp_path / 'first') == 0
     assert len(sizes) > 2
     # The config that mmengine has written there is one to train with.
     dumped = tmp_path / 'first' / config.name
     assert 'collate_fn' not in Config.fromfile(dumped).train_dataloader
-    assert run_tool(monkeypatch, 'train', dumped, '--work-dir', tmp_path / 'second') == 0
+    assert run_tool('train', dumped, '--work-dir', tmp_path / 'second') == 0
 
 
 @pytest.mark.filterwarnings('ignore')
@@ -87,14 +88,14 @@ def test_others_train_on_images_of_different_sizes(scope, tmp_path, monkeypatch)
     (tmp_path / 'uneven.py').write_text(UNEVEN)
     (tmp_path / 'config.py').write_text(OTHER.format(scope=scope))
     monkeypatch.syspath_prepend(tmp_path)
-    assert run_tool(monkeypatch, 'train', tmp_path / 'config.py', '--work-dir', tmp_path / 'w') == 0
+    assert run_tool('train', tmp_path / 'config.py', '--work-dir', tmp_path / 'w') == 0
     import uneven
 
     assert sorted(uneven.SEEN[-8:]) == [(3, 4 + index, 5) for index in range(8)]
 
 
 @pytest.mark.parametrize('option', [[], ['--no-pin-memory', '--no-persistent-workers']])
-def test_mmpretrain_collates_as_its_own_tool_does(option, tmp_path, monkeypatch):
+def test_mmpretrain_collates_as_its_own_tool_does(option, tmp_path):
     """mmpretrain's tools/train.py sets these three, and what a config says goes first."""
     from nf_plugins.cli import runner
 

@@ -10,7 +10,8 @@ from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import MODELS
 
-from .common import FOLDER, decay, listed_parameters, load, norms, run_tool
+from ..tools import run_tool
+from .common import FOLDER, decay, listed_parameters, load, norms
 
 mmdet = pytest.importorskip('mmdet')
 RETINANET = 'retinanet_nf-resnet50_fpn_1x_coco.py'
@@ -66,9 +67,9 @@ def unscoped(value):
     return [unscoped(v) for v in value] if isinstance(value, list) else value
 
 
-def test_signal(tmp_path, monkeypatch):
+def test_signal(tmp_path):
     options = ['--input-size', 64, '--batch-size', 4, '--unit-gain', '--out-dir', tmp_path]
-    assert run_tool(monkeypatch, 'spp_analysis', FOLDER / RETINANET, *options) == 0
+    assert run_tool('spp_analysis', FOLDER / RETINANET, *options) == 0
     record = json.loads((tmp_path / 'spp.json').read_text())
     for block in record['blocks'][1:]:
         assert block['avg_var'] == pytest.approx(block['expected_var'], rel=0.25)
@@ -76,8 +77,8 @@ def test_signal(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(has_ops(), reason='mmcv has its compiled ops')
-def test_without_ops_training_fails_in_one_line(tmp_path, monkeypatch, capsys):
-    code = run_tool(monkeypatch, 'train', FOLDER / RETINANET, '--work-dir', tmp_path / 'work')
+def test_without_ops_training_fails_in_one_line(tmp_path, capsys):
+    code = run_tool('train', FOLDER / RETINANET, '--work-dir', tmp_path / 'work')
     assert code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith('error: cannot build the model')

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -16,7 +14,8 @@ from nf_plugins.datasets import Shapes
 from nf_plugins.models import NFResNet
 
 from ..conftest import ROOT
-from .common import FOLDER, decay, listed_parameters, load, norms, run_tool
+from ..tools import run_apart, run_tool
+from .common import FOLDER, decay, listed_parameters, load, norms
 
 pytest.importorskip('mmseg')
 LARGE = 'fcn_nf-resnet50-d8_4xb4-80k_ade20k-512x512.py'
@@ -111,17 +110,14 @@ def test_the_parameters_in_the_metafile(name):
 
 
 @pytest.mark.slow
-def test_train_test_and_look_inside(tool_env, tmp_path, monkeypatch, capsys):
+def test_train_test_and_look_inside(tmp_path, capsys):
     """As a user does it. Chance is the best of the answers that are the same everywhere."""
     labels = np.stack([item['gt_seg_map'] for item in Shapes(64, seed=1)])
     share = np.bincount(labels.flat, minlength=4) / labels.size
     chance = 100 * max(share) / 4  # the IoU of that class is its share, the others' is 0
 
     def run(tool, *args):
-        command = [sys.executable, ROOT / f'tools/{tool}.py', FOLDER / SMALL, *args]
-        result = subprocess.run(
-            command, env=tool_env, capture_output=True, text=True, timeout=500, check=False
-        )
+        result = run_apart(tool, FOLDER / SMALL, *args)
         assert result.returncode == 0, result.stderr[-2000:]
         return result.stdout + result.stderr
 
@@ -143,20 +139,20 @@ def test_train_test_and_look_inside(tool_env, tmp_path, monkeypatch, capsys):
     assert json.loads(out.read_text())['mIoU'] == pytest.approx(trained, abs=0.01)
 
     options = ['--input', 'val', '--out-dir', tmp_path / 'spp']
-    assert run_tool(monkeypatch, 'spp_analysis', FOLDER / SMALL, checkpoint, *options) == 0
+    assert run_tool('spp_analysis', FOLDER / SMALL, checkpoint, *options) == 0
     record = json.loads((tmp_path / 'spp/spp.json').read_text())
     assert record['input'] == {'kind': 'val', 'shape': [8, 3, 64, 64]}
     assert [v for v in record['verdicts'] if v['severity'] == 'error'] == []
     capsys.readouterr()
     classifier = ROOT / 'configs/nf_resnet/nf-resnet_digits.py'
-    assert run_tool(monkeypatch, 'test', classifier, checkpoint) == 2
+    assert run_tool('test', classifier, checkpoint) == 2
     assert 'is for another model' in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_signal_of_the_large_one(tmp_path, monkeypatch):
+def test_signal_of_the_large_one(tmp_path):
     options = ['--input-size', 64, '--batch-size', 4, '--unit-gain', '--out-dir', tmp_path]
-    assert run_tool(monkeypatch, 'spp_analysis', FOLDER / LARGE, *options) == 0
+    assert run_tool('spp_analysis', FOLDER / LARGE, *options) == 0
     record = json.loads((tmp_path / 'spp.json').read_text())
     blocks = record['blocks'][1:]
     assert [b['kind'] for b in blocks].count('transition') == 4

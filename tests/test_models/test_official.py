@@ -95,6 +95,11 @@ def mark(name):
     return pytest.param(name, marks=[pytest.mark.slow] * large)
 
 
+def kernels(net):
+    convs = ((name, m) for name, m in net.named_modules() if isinstance(m, nn.Conv2d))
+    return {name: (m.weight.shape, m.stride, m.dilation) for name, m in convs}
+
+
 @pytest.mark.parametrize('name', [mark(name) for name in TABLE])
 def test_parameters_and_multiply_adds(name):
     with torch.device('meta'):
@@ -108,22 +113,25 @@ def test_parameters_and_multiply_adds(name):
     )
     assert small == TABLE[name]['gain_bias_skip_params']
 
+    # Folded, as then a convolution is all that there is to run.
+    with torch.device('meta'):
+        folded = official(name, deploy=True).eval()
+    assert kernels(folded) == kernels(net)
     macs = [k for k in TABLE[name] if k.startswith('true_macs_conv_')]
     assert macs
+    total = 0
+
+    def count_conv(conv, args, out):
+        nonlocal total
+        total += out[0].numel() * conv.weight[0].numel()
+
+    for module in folded.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(count_conv)
     for key in macs:
         size, total = int(key.rsplit('_', 1)[1]), 0
-
-        def count_conv(conv, args, out):
-            nonlocal total
-            total += out[0].numel() * conv.weight[0].numel()
-
-        handles = [
-            m.register_forward_hook(count_conv) for m in net.modules() if isinstance(m, nn.Conv2d)
-        ]
         with torch.no_grad():
-            net(torch.empty(1, 3, size, size, device='meta'))
-        for handle in handles:
-            handle.remove()
+            folded(torch.empty(1, 3, size, size, device='meta'))
         assert total == TABLE[name][key], key
 
 

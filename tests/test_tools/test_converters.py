@@ -2,8 +2,6 @@
 
 import os
 import pickle
-import runpy
-import sys
 
 import numpy as np
 import pytest
@@ -16,8 +14,9 @@ from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.haiku import read_haiku
 from nf_plugins.layers import StandardizedConv2d
 
-from ..conftest import DATA, ROOT, relative_error
+from ..conftest import DATA, relative_error
 from ..test_models.official import F0W8, arrays
+from ..tools import run_tool
 
 F0W8_CONFIG = f"""
 model = dict(
@@ -66,12 +65,8 @@ default_scope = 'mmpretrain'
 """
 
 
-def run(monkeypatch, tool, *args):
-    path = ROOT / f'tools/model_converters/{tool}.py'
-    monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(path), run_name='__main__')
-    return status.value.code
+def convert(tool, *args):
+    return run_tool(f'model_converters/{tool}', *args)
 
 
 def build(config):
@@ -96,10 +91,8 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('source', ['F0w8_haiku', 'F0w8_flatmapping_haiku', 'nfnet_F0w8_gelu'])
-def test_published_haiku_weights(source, folder, monkeypatch):
-    assert (
-        run(monkeypatch, 'haiku_to_nf', DATA / f'{source}.npz', 'out.pth', '--config', 'f0.py') == 0
-    )
+def test_published_haiku_weights(source, folder):
+    assert convert('haiku_to_nf', DATA / f'{source}.npz', 'out.pth', '--config', 'f0.py') == 0
     model = build('f0.py')
     model.load_state_dict(safe_load('out.pth')['state_dict'])
     data = arrays('nfnet_F0w8_gelu')
@@ -121,7 +114,7 @@ def test_both_pickles_hold_the_same_arrays():
 
 
 @pytest.mark.parametrize('suffix', ['.npz', '.pth', '.safetensors'])
-def test_pwsconv_weights(suffix, folder, monkeypatch):
+def test_pwsconv_weights(suffix, folder):
     with np.load(DATA / 'r50_pws.npz') as data:
         data = {name: torch.from_numpy(data[name]) for name in data.files}
     state = {k: v for k, v in data.items() if k.startswith(('backbone.', 'neck.'))}
@@ -135,7 +128,7 @@ def test_pwsconv_weights(suffix, folder, monkeypatch):
         from safetensors.torch import save_file
 
         save_file(state, source)
-    assert run(monkeypatch, 'pwsconv_to_nf', source, 'out.pth', '--config', 'pws.py') == 0
+    assert convert('pwsconv_to_nf', source, 'out.pth', '--config', 'pws.py') == 0
     model = build('pws.py')
     model.load_state_dict(safe_load('out.pth')['state_dict'])
     features = model.extract_feat(data['x'])[-1]
@@ -188,12 +181,12 @@ def bad_haiku(kind):
         ('empty', 'is not a readable file of weights'),
     ],
 )  # fmt: skip
-def test_bad_weights_are_refused(kind, message, folder, monkeypatch, capsys):
+def test_bad_weights_are_refused(kind, message, folder, capsys):
     import re
 
     (folder / 'bad.npz').write_bytes(bad_haiku(kind))
     before = sorted(os.listdir(folder))
-    assert run(monkeypatch, 'haiku_to_nf', 'bad.npz', 'out.pth', '--config', 'f0.py') == 2
+    assert convert('haiku_to_nf', 'bad.npz', 'out.pth', '--config', 'f0.py') == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith('error: cannot ')
     assert re.search(message, line), line
@@ -218,7 +211,7 @@ def test_bad_weights_are_refused(kind, message, folder, monkeypatch, capsys):
         ('fold', ['f0.py', 'zero.pth', 'out.py'], 'would be overwritten by the config'),
     ],
 )
-def test_bad_arguments(tool, args, message, folder, monkeypatch, capsys):
+def test_bad_arguments(tool, args, message, folder, capsys):
     import re
 
     np.savez('zip.npz', a=np.ones(3))
@@ -227,7 +220,7 @@ def test_bad_arguments(tool, args, message, folder, monkeypatch, capsys):
     torch.save(dict(a=torch.ones(1), b=Harmful()), 'evil.pth')
     torch.save(dict(a=torch.ones(1)), 'zero.pth')
     before = sorted(os.listdir(folder))
-    assert run(monkeypatch, tool, *args) == 2
+    assert convert(tool, *args) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert re.search(message, line), line
     assert sorted(os.listdir(folder)) == before
@@ -244,7 +237,7 @@ def test_bad_arguments(tool, args, message, folder, monkeypatch, capsys):
         ('nf_regnet.py', []),
     ],
 )
-def test_fold_and_onnx(config, more, folder, monkeypatch, capsys):
+def test_fold_and_onnx(config, more, folder, capsys):
     import onnx
     import onnxruntime
 
@@ -255,7 +248,7 @@ def test_fold_and_onnx(config, more, folder, monkeypatch, capsys):
                 p.uniform_(0.5, 1.5)
     torch.save(dict(state_dict=model.state_dict(), meta={}), 'trained.pth')
     options = ['--onnx', 'folded.onnx', '--input-size', 65, *more]
-    assert run(monkeypatch, 'fold', config, 'trained.pth', 'sub/folded.pth', *options) == 0
+    assert convert('fold', config, 'trained.pth', 'sub/folded.pth', *options) == 0
 
     folded = build('sub/folded.py')
     folded.load_state_dict(safe_load('sub/folded.pth')['state_dict'])

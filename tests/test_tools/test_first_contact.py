@@ -8,7 +8,7 @@ import pytest
 from nf_plugins.datasets import Digits
 from nf_plugins.errors import UsageError, as_usage_error
 
-from ..test_downstream.common import run_tool
+from ..tools import run_tool
 
 CASES = {
     'nf-resnet50_8xb32_in1k.py': 'there is no data/imagenet/train and data/imagenet/val: ImageNet',
@@ -25,7 +25,7 @@ def test_training_without_its_data_is_one_line(config, tmp_path, monkeypatch, ca
 
     monkeypatch.setattr(cifar, 'download_and_extract_archive', offline)
     monkeypatch.chdir(tmp_path)
-    assert run_tool(monkeypatch, 'train', config, '--work-dir', tmp_path / 'work') == 2
+    assert run_tool('train', config, '--work-dir', tmp_path / 'work') == 2
     (line,) = [x for x in capsys.readouterr().err.splitlines() if x.startswith('error:')]
     assert CASES[config] in line
     assert '--cfg-options train_dataloader.dataset.data_root=FOLDER' in line
@@ -35,7 +35,7 @@ def test_training_without_its_data_is_one_line(config, tmp_path, monkeypatch, ca
 def test_looking_at_data_that_are_not_there(source, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ['nf-resnet50_8xb32_in1k', '--input', source, '--out-dir', tmp_path / 'spp']
-    assert run_tool(monkeypatch, 'spp_analysis', *arguments) == 2
+    assert run_tool('spp_analysis', *arguments) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
     assert line.startswith(f'error: cannot read the {source} data of') and 'image-net.org' in line
 

@@ -1,9 +1,7 @@
 """A disk that fills up: what is there stays whole, and the message says what happened."""
 
 import os
-import runpy
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -11,8 +9,8 @@ import torch
 from nf_plugins.checkpoint import safe_load
 from nf_plugins.utils.files import atomic_write, atomic_write_all
 
-from ..conftest import ROOT
-from .test_train import NF, TINY, command, train
+from ..tools import run_apart, run_tool
+from .test_train import NF, TINY, train
 
 
 def mount(*args):
@@ -62,10 +60,7 @@ def test_tools_on_a_full_disk(tool, args, disk, tmp_path, monkeypatch, capsys):
     torch.save(MODELS.build(Config.fromfile('small.py').model).state_dict(), 'good.pth')
     (disk / 'spp.json').write_text('old')
     (disk / 'filling').write_bytes(bytes(disk_free(disk) - 8192))
-    monkeypatch.setattr(sys, 'argv', [tool, *map(str, args)])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(ROOT / f'tools/{tool}.py'), run_name='__main__')
-    assert status.value.code == 2
+    assert run_tool(tool, *args) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith('error: cannot write')
     assert 'No space left on device' in line
@@ -79,15 +74,12 @@ def disk_free(path):
 
 
 @pytest.mark.slow
-def test_training_on_a_full_disk(disk, tool_env, tmp_path):
-    train(tool_env, tmp_path / 'elsewhere', 1)
+def test_training_on_a_full_disk(disk, tmp_path):
+    train(tmp_path / 'elsewhere', 1)
     size = (tmp_path / 'elsewhere/epoch_1.pth').stat().st_size
     mount('-o', f'remount,size={2 * size + size // 2}', disk)  # two checkpoints and a half
     options = ['--cfg-options', *TINY, 'train_cfg.max_epochs=4']
-    result = subprocess.run(
-        command('train', NF, '--work-dir', disk / 'work', *options),
-        env=tool_env, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    result = run_apart('train', NF, '--work-dir', disk / 'work', *options)
     assert result.returncode == 2
     (line,) = (line for line in result.stderr.splitlines() if line.startswith('error: '))
     assert 'No space left on device' in line
@@ -98,5 +90,5 @@ def test_training_on_a_full_disk(disk, tool_env, tmp_path):
     assert [safe_load(disk / 'work' / name)['meta']['epoch'] for name in checkpoints] == [1, 2]
 
     mount('-o', f'remount,size={8 * size}', disk)
-    train(tool_env, disk / 'work', 4, '--resume')
+    train(disk / 'work', 4, '--resume')
     assert safe_load(disk / 'work/epoch_4.pth')['meta']['epoch'] == 4

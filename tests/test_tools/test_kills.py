@@ -3,58 +3,26 @@
 ``NF_PLUGINS_KILLS=40`` sets how many kills (``make test`` has 12).
 """
 
-import importlib
 import json
 import os
 import random
-import runpy
 import shutil
 import signal
-import subprocess
-import sys
 import time
-import traceback
 from pathlib import Path
 
 import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from nf_plugins.config import build_model, load_config
+from nf_plugins.config import load_config
 from nf_plugins.spp import analyze
 
-from ..conftest import ROOT
+from ..tools import Apart
 from .test_train import NF, TINY
 
 KILLS = int(os.environ.get('NF_PLUGINS_KILLS', 12))
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGKILL')
-
-
-def run_tool(tool, args, log):
-    """Run a tool in a child of this process, which has imported everything: its process id."""
-    child = os.fork()
-    if child:
-        return child
-    try:
-        os.setsid()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(output, 1)
-        os.dup2(output, 2)
-        sys.argv = [tool, *args]
-        runpy.run_path(str(ROOT / f'tools/{tool}.py'), run_name='__main__')
-    except SystemExit as stop:
-        os._exit(int(stop.code or 0))
-    except KeyboardInterrupt:  # while the tool imports: so says Python, too
-        os._exit(130)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        os._exit(1)
-
-
-def wait(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def visible(folder):
@@ -63,56 +31,29 @@ def visible(folder):
     return {name: data for name, data in found.items() if not name.startswith('.')}
 
 
-def serve():
-    """Run and kill what a plan says; print a line for each kill."""
-    # No child has to import what all need.
-    for name in ('matplotlib.figure', 'sklearn.datasets', 'nf_plugins.engine', 'torch._dynamo'):
-        importlib.import_module(name)
-    for name in ('mmpretrain.datasets', 'mmpretrain.evaluation', 'mmpretrain.visualization'):
-        importlib.import_module(name)
-    importlib.import_module('nf_plugins.datasets')
-    importlib.import_module('nf_plugins.spp.plot')
-    build_model(load_config(str(NF)), str(NF))
+def run(case, args):
+    """The CPU seconds that a tool needs."""
+    process = Apart(case.tool, *args)
+    assert process.wait() == 0, process.output[-3000:]
+    return process.cpu_seconds
 
-    torch.set_num_threads(1)
-    folder, plan = Path(sys.argv[1]), json.loads(sys.argv[2])
-    lengths = {}
-    for number, (tool, name, fraction) in enumerate(plan):
-        case = CASES[tool](folder)
-        log = folder / f'{number}.log'
-        if tool not in lengths:  # the whole of it, once; twice as the first warms up
-            shutil.rmtree(case.out, ignore_errors=True)
-            case.out.mkdir()
-            for which in ('old', 'new'):
-                start = time.perf_counter()
-                status = wait(run_tool(case.tool, case.args(which), log))
-                lengths[tool] = time.perf_counter() - start
-                assert status == 0, log.read_text()[-3000:]
-                case.keep(which)
-        case.reset()
-        child = run_tool(case.tool, case.args('new'), log)
-        time.sleep(fraction * lengths[tool])
-        os.kill(child, getattr(signal, name))
-        status = wait(child)
-        allowed = {'SIGINT': 130}.get(name, -getattr(signal, name))
-        assert status in (0, allowed), (tool, name, status, log.read_text()[-3000:])
-        case.check()
-        if case.again is not None:
-            status_again = wait(run_tool(case.tool, case.again(), log))
-            assert status_again == 0, log.read_text()[-3000:]
-        case.check_again()
-        print(
-            json.dumps(
-                dict(
-                    tool=tool,
-                    signal=name,
-                    at=round(fraction, 3),
-                    status=status,
-                    whole=round(lengths[tool], 2),
-                )
-            ),
-            flush=True,
-        )
+
+def kill(case, name, moment):
+    """Kill a tool after a part of its work, and check what is there: its exit status."""
+    case.reset()
+    process = Apart(case.tool, *case.args('new'))
+    while process.cpu_seconds < moment * case.seconds and process.returncode is None:
+        time.sleep(0.005)
+    process.send_signal(getattr(signal, name))
+    status = process.wait()
+    allowed = {'SIGINT': 130}.get(name, -getattr(signal, name))
+    assert status in (0, allowed), (case.name, name, status, process.output[-3000:])
+    case.check()
+    if case.again is not None:
+        run(case, case.again())
+    case.check_again()
+    print(dict(tool=case.name, signal=name, at=round(moment, 3), status=status))
+    return status
 
 
 class Case:
@@ -120,6 +61,14 @@ class Case:
 
     def __init__(self, folder):
         self.folder, self.out = folder, folder / self.name
+
+    def prepare(self):
+        """Make both generations."""
+        shutil.rmtree(self.out, ignore_errors=True)
+        self.out.mkdir()
+        for which in ('old', 'new'):
+            self.seconds = run(self, self.args(which))
+            self.keep(which)
 
     def saved(self, which):
         return self.folder / f'{self.name}_{which}'
@@ -212,7 +161,7 @@ model = dict(
 
 
 @pytest.mark.slow
-def test_random_kills(tool_env, tmp_path):
+def test_random_kills(tmp_path):
     init_default_scope('mmpretrain')
     records = tmp_path / 'spp_video_records'
     records.mkdir()
@@ -227,15 +176,9 @@ def test_random_kills(tool_env, tmp_path):
     tools = [list(CASES)[i % len(CASES)] for i in range(KILLS)]
     # A third of them around the end, where files take their names.
     moments = [rng.uniform(0.85, 1.0) if i % 3 == 0 else rng.random() for i in range(KILLS)]
-    plan = [(t, SIGNALS[rng.randrange(3)], m) for t, m in sorted(zip(tools, moments))]
-    script = 'from tests.test_tools.test_kills import serve; serve()'
-    result = subprocess.run(
-        [sys.executable, '-c', script, str(tmp_path), json.dumps(plan)],
-        env={**tool_env, 'OMP_NUM_THREADS': '1'}, cwd=ROOT,
-        capture_output=True, text=True, timeout=1500, check=False,
-    )  # fmt: skip
-    assert result.returncode == 0, result.stderr[-4000:]
-    done = [json.loads(line) for line in result.stdout.splitlines() if line.startswith('{')]
-    print(result.stdout)
-    assert len(done) == KILLS
-    assert sum(kill['status'] != 0 for kill in done) > KILLS / 2  # they were killed
+    cases = {name: case(tmp_path) for name, case in CASES.items()}
+    for case in cases.values():
+        case.prepare()
+    statuses = [kill(cases[t], SIGNALS[rng.randrange(3)], m) for t, m in zip(tools, moments)]
+    assert len(statuses) == KILLS
+    assert sum(status != 0 for status in statuses) > KILLS / 2  # they were killed

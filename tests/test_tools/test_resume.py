@@ -3,6 +3,7 @@
 With torch >= 2.6 the original mmengine does so only with nf_plugins imported.
 """
 
+import os
 import subprocess
 import sys
 
@@ -11,8 +12,10 @@ import torch
 
 from nf_plugins.checkpoint import safe_load
 
+from ..conftest import ROOT
 from ..test_checkpoint.test_safe_load import Harmful
-from .test_train import NF, TINY, command
+from ..tools import run_apart
+from .test_train import NF, TINY, train
 
 pytestmark = pytest.mark.versions
 
@@ -32,26 +35,25 @@ ITERATIONS = 23  # an epoch: 1438 images in batches of 64
 
 
 def resume_with_the_tool(work_dir, *options):
-    return command('train', NF, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
+    return run_apart('train', NF, '--work-dir', work_dir, '--resume', '--cfg-options', *options)
 
 
 def resume_with_a_plain_runner(work_dir, *options):
-    return [sys.executable, '-c', RUNNER, str(NF), str(work_dir), *options]
+    return run_apart(RUNNER, NF, work_dir, *options, code=True)
 
 
-def run(env, command):
-    return subprocess.run(
-        command, env=env, capture_output=True, text=True, timeout=300, check=False
-    )
+def resume_with_the_configs_import(work_dir, *options):
+    """In a fresh process it is the config that imports the plugins."""
+    command = [sys.executable, '-c', RUNNER, str(NF), str(work_dir), *options]
+    env = {**os.environ, 'PYTHONPATH': str(ROOT)}
+    return subprocess.run(command, env=env, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope='module')
-def two_epochs(tool_env, tmp_path_factory):
+def two_epochs(tmp_path_factory):
     """The checkpoint of a training of two epochs."""
     work_dir = tmp_path_factory.mktemp('two')
-    options = ['--cfg-options', *TINY, 'train_cfg.max_epochs=2']
-    result = run(tool_env, command('train', NF, '--work-dir', work_dir, *options))
-    assert result.returncode == 0, result.stderr[-2000:]
+    train(work_dir, 2)
     return work_dir / 'epoch_2.pth'
 
 
@@ -64,9 +66,9 @@ def work_dir(two_epochs, tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize('resume', [resume_with_the_tool, resume_with_a_plain_runner])
-def test_a_training_resumes(resume, work_dir, tool_env):
-    result = run(tool_env, resume(work_dir, *TINY, 'train_cfg.max_epochs=3'))
+@pytest.mark.parametrize('resume', [resume_with_the_tool, resume_with_the_configs_import])
+def test_a_training_resumes(resume, work_dir):
+    result = resume(work_dir, *TINY, 'train_cfg.max_epochs=3')
     assert result.returncode == 0, result.stderr[-2000:]
     assert 'resumed epoch: 2' in result.stdout + result.stderr
     before, after = (safe_load(work_dir / f'epoch_{epoch}.pth') for epoch in (2, 3))
@@ -77,10 +79,10 @@ def test_a_training_resumes(resume, work_dir, tool_env):
     assert (more[: 2 * ITERATIONS] == losses).all()
 
 
-def test_a_plain_runner_refuses_a_harmful_checkpoint(work_dir, tool_env):
+def test_a_plain_runner_refuses_a_harmful_checkpoint(work_dir):
     path, trace = work_dir / 'epoch_2.pth', work_dir / 'trace'
     torch.save({**safe_load(path), 'extra': Harmful(str(trace))}, path)
-    result = run(tool_env, resume_with_a_plain_runner(work_dir, *TINY, 'train_cfg.max_epochs=3'))
+    result = resume_with_a_plain_runner(work_dir, *TINY, 'train_cfg.max_epochs=3')
     assert result.returncode != 0
     assert 'mkdir' in result.stderr
     assert not trace.exists()

@@ -2,9 +2,7 @@
 
 import hashlib
 import os
-import runpy
 import shutil
-import sys
 from unittest import mock
 
 import pytest
@@ -14,7 +12,7 @@ from mmengine.runner import Runner
 from nf_plugins.checkpoint import safe_load
 
 from .. import tiny_training
-from ..conftest import ROOT
+from ..tools import run_tool
 
 pytestmark = pytest.mark.slow
 
@@ -81,19 +79,15 @@ class Place:
         cfg = tiny_training.tiny_config(self.work_dir)
         config = self.folder / 'tiny.py'
         config.write_text(tiny_training.CONFIG)
-        argv = ['train.py', str(config), '--work-dir', str(self.work_dir), *args]
-        argv += ['--cfg-options', f'experiment_name={cfg.experiment_name}', *options]
+        args = [config, '--work-dir', self.work_dir, *args]
+        args += ['--cfg-options', f'experiment_name={cfg.experiment_name}', *options]
         self.capfd.readouterr()
-        with (
-            mock.patch.object(sys, 'argv', argv),
-            mock.patch.object(Runner, '_log_env'),
-            pytest.raises(SystemExit) as status,
-        ):
-            runpy.run_path(str(ROOT / 'tools/train.py'), run_name='__main__')
+        with mock.patch.object(Runner, '_log_env'):
+            status = run_tool('train', *args)
         out, err = self.capfd.readouterr()
         assert 'Traceback' not in out + err
         assert not (self.folder / 'harmed').exists()
-        return status.value.code or 0, out, err
+        return status, out, err
 
     def epoch(self):
         return safe_load(self.work_dir / 'epoch_4.pth')['meta']['epoch']

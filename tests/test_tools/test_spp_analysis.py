@@ -1,8 +1,6 @@
 import csv
 import json
 import re
-import runpy
-import sys
 
 import cv2
 import numpy as np
@@ -16,16 +14,14 @@ from nf_plugins.spp import analyze
 from nf_plugins.spp.inputs import gaussian_batch, seeded
 
 from ..conftest import ROOT
+from ..tools import run_tool
 
 NF = str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py')
 BN = str(ROOT / 'configs/baselines/resnet-bn_digits.py')
 
 
-def run(monkeypatch, *args):
-    monkeypatch.setattr(sys, 'argv', ['spp_analysis.py', *map(str, args)])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(ROOT / 'tools/spp_analysis.py'), run_name='__main__')
-    assert status.value.code == 0
+def run(*args, status=0):
+    assert run_tool('spp_analysis', *args) == status
 
 
 def build():
@@ -34,7 +30,7 @@ def build():
     return MODELS.build(cfg.model)
 
 
-def test_a_checkpoint_is_what_is_measured(monkeypatch, tmp_path, capsys):
+def test_a_checkpoint_is_what_is_measured(tmp_path, capsys):
     model = build()
     with torch.no_grad():
         for name, p in model.named_parameters():
@@ -43,7 +39,7 @@ def test_a_checkpoint_is_what_is_measured(monkeypatch, tmp_path, capsys):
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'epoch_3.pth')
     out = tmp_path / 'with spaces' / 'ünicode'
     formats = ['--format', 'png', 'svg', 'json', 'csv']
-    run(monkeypatch, NF, tmp_path / 'epoch_3.pth', '--out-dir', out, '--seed', 5, *formats)
+    run(NF, tmp_path / 'epoch_3.pth', '--out-dir', out, '--seed', 5, *formats)
 
     record = json.loads((out / 'spp.json').read_text())
     expected = analyze(model.backbone, gaussian_batch((8, 1, 16, 16), 5), mode='train', seed=5)
@@ -70,9 +66,8 @@ def test_a_checkpoint_is_what_is_measured(monkeypatch, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_compare_mode_size_and_data(monkeypatch, tmp_path):
+def test_compare_mode_size_and_data(tmp_path):
     run(
-        monkeypatch,
         *[NF, '--compare', BN, '--label', 'ours', 'batch norm', '--out-dir', tmp_path],
         *['--mode', 'eval', '--input', 'test', '--batch-size', 3],
         *['--cfg-options', 'model.backbone.skipinit=1.0'],
@@ -85,29 +80,26 @@ def test_compare_mode_size_and_data(monkeypatch, tmp_path):
     assert other['config'] == BN
     assert record['blocks'][2]['avg_var'] != record['blocks'][1]['avg_var']  # the option acted
 
-    run(monkeypatch, NF, '--input-size', 24, 40, '--batch-size', 2, '--out-dir', tmp_path)
+    run(NF, '--input-size', 24, 40, '--batch-size', 2, '--out-dir', tmp_path)
     record = json.loads((tmp_path / 'spp.json').read_text())
     assert record['input']['shape'] == [2, 1, 24, 40]
     assert 'compared' not in record
 
 
-def test_what_is_wrong_in_words_and_as_a_status(monkeypatch, tmp_path, capsys):
-    arguments = ['spp_analysis.py', NF, '--out-dir', str(tmp_path), '--fail-on']
+def test_what_is_wrong_in_words_and_as_a_status(tmp_path, capsys):
+    arguments = [NF, '--out-dir', str(tmp_path), '--fail-on']
     for rules, code in ((['explosion', 'zero_branch'], 1), (['explosion'], 0)):
-        monkeypatch.setattr(sys, 'argv', [*arguments, *rules])
-        with pytest.raises(SystemExit) as status:
-            runpy.run_path(str(ROOT / 'tools/spp_analysis.py'), run_name='__main__')
-        assert status.value.code == code
+        run(*arguments, *rules, status=code)
         assert 'zero_branch: 8 of 8 branches add nothing' in capsys.readouterr().out
     (verdict,) = json.loads((tmp_path / 'spp.json').read_text())['verdicts']
     assert set(verdict) == {'rule', 'severity', 'block', 'message'}
-    run(monkeypatch, NF, '--out-dir', tmp_path, '--unit-gain', '--fail-on', 'zero_branch')
+    run(NF, '--out-dir', tmp_path, '--unit-gain', '--fail-on', 'zero_branch')
     assert json.loads((tmp_path / 'spp.json').read_text())['unit_gain'] is True
 
 
-def test_gradients_and_the_page(monkeypatch, tmp_path):
+def test_gradients_and_the_page(tmp_path):
     formats = ['--format', 'png', 'html', 'csv']
-    run(monkeypatch, NF, '--out-dir', tmp_path, '--backward', '--compare', BN, *formats)
+    run(NF, '--out-dir', tmp_path, '--backward', '--compare', BN, *formats)
     record = json.loads((tmp_path / 'spp.json').read_text())
     net = build().backbone
     net.init_weights()
@@ -122,7 +114,7 @@ def test_gradients_and_the_page(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize('one', [True, False])
-def test_images(monkeypatch, tmp_path, one):
+def test_images(tmp_path, one):
     """Grey, coloured and 16-bit files of several sizes, as the test pipeline makes them."""
     folder = tmp_path / 'images of a stränger'
     (folder / 'deeper').mkdir(parents=True)
@@ -132,7 +124,7 @@ def test_images(monkeypatch, tmp_path, one):
     cv2.imwrite(str(folder / 'deeper/c.png'), rng.integers(0, 65535, (40, 8), np.uint16))
     (folder / 'notes.txt').write_text('no image')
     source = folder / 'a.png' if one else folder
-    run(monkeypatch, NF, '--out-dir', tmp_path, '--input', source, '--seed', 0)
+    run(NF, '--out-dir', tmp_path, '--input', source, '--seed', 0)
     record = json.loads((tmp_path / 'spp.json').read_text())
     assert record['input'] == {
         'kind': 'images', 'path': str(source), 'shape': [1 if one else 3, 1, 16, 16],
@@ -165,7 +157,7 @@ WEIGHTS = {
 
 @pytest.mark.filterwarnings('ignore:.*(Sparse CSR|quantize_per_tensor)')
 @pytest.mark.parametrize('kind', WEIGHTS)
-def test_weights_that_are_no_numbers_of_their_own(kind, monkeypatch, tmp_path, capsys):
+def test_weights_that_are_no_numbers_of_their_own(kind, tmp_path, capsys):
     model = build()
     state = dict(model.state_dict())
     name = next(key for key in state if key.endswith('conv1.weight') or key.endswith('.0.weight'))
@@ -173,10 +165,7 @@ def test_weights_that_are_no_numbers_of_their_own(kind, monkeypatch, tmp_path, c
     torch.save(dict(state_dict=state, meta={}), tmp_path / 'odd.pth')
     out = tmp_path / 'out'
     args = [NF, str(tmp_path / 'odd.pth'), '--out-dir', str(out)]
-    monkeypatch.setattr(sys, 'argv', ['spp_analysis.py', *args])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(ROOT / 'tools/spp_analysis.py'), run_name='__main__')
-    assert status.value.code == 2
+    run(*args, status=2)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith('error: ')
     assert 'odd.pth' in line

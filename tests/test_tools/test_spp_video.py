@@ -1,9 +1,7 @@
 import json
 import os
 import re
-import runpy
 import shutil
-import sys
 import tempfile
 
 import imageio.v3 as iio
@@ -17,17 +15,14 @@ from nf_plugins.spp import analyze
 from nf_plugins.spp.inputs import gaussian_batch
 from nf_plugins.spp.report import film
 
-from ..conftest import ROOT
+from ..tools import run_tool
 
 CONFIG = "model = dict(backbone=dict(type='nf_plugins.NFResNet', depth=26, base_channels=4))\n"
 BROWSERS = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
 
 
-def run(monkeypatch, *args):
-    monkeypatch.setattr(sys, 'argv', ['spp_video.py', *map(str, args)])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(ROOT / 'tools/spp_video.py'), run_name='__main__')
-    return status.value.code
+def run(*args):
+    return run_tool('spp_video', *args)
 
 
 def count_frames(path):
@@ -87,9 +82,9 @@ def drawn(monkeypatch):
 
 
 @pytest.mark.parametrize('form', ['gif', 'mp4', 'html'])
-def test_a_resumed_training(form, work_dir, monkeypatch, capsys):
+def test_a_resumed_training(form, work_dir, capsys):
     out = work_dir / 'with spaces' / f'spp.{form.upper()}'
-    assert run(monkeypatch, work_dir, '--out', out, '--fps', 2.5, '--title', 'ünicode $1') == 0
+    assert run(work_dir, '--out', out, '--fps', 2.5, '--title', 'ünicode $1') == 0
     if form != 'html':
         assert count_frames(out) == 5
     printed = capsys.readouterr()
@@ -108,14 +103,14 @@ def test_a_resumed_training(form, work_dir, monkeypatch, capsys):
         ('*/spp/epoch_4.json', [4], [2]),
     ],
 )
-def test_what_can_be_a_source(source, epochs, runs, work_dir, drawn, monkeypatch, tmp_path):
+def test_what_can_be_a_source(source, epochs, runs, work_dir, drawn, tmp_path):
     sources = sorted(work_dir.glob(source)) if '*' in source else [work_dir / source]
-    assert run(monkeypatch, *sources, '--out', tmp_path / 'a.gif') == 0
+    assert run(*sources, '--out', tmp_path / 'a.gif') == 0
     assert [r.epoch for r in drawn] == epochs
     assert [f'2025010{run}_000000' in r.source for r, run in zip(drawn, runs)] == [True] * len(runs)
 
 
-def test_checkpoints_on_the_same_noise(drawn, monkeypatch, tmp_path):
+def test_checkpoints_on_the_same_noise(drawn, tmp_path):
     (tmp_path / 'net.py').write_text(CONFIG)
     net = MODELS.build(Config.fromfile(tmp_path / 'net.py').model.backbone)
     expected, names = [], []
@@ -127,7 +122,7 @@ def test_checkpoints_on_the_same_noise(drawn, monkeypatch, tmp_path):
         expected.append(analyze(net, gaussian_batch((2, 3, 32, 40), 3), mode='eval', seed=3))
     options = [*('--mode', 'eval', '--seed', 3), *('--input-size', 32, 40), *('--batch-size', 2)]
     out = tmp_path / 'a.gif'
-    assert run(monkeypatch, tmp_path / 'net.py', *names[::-1], '--out', out, *options) == 0
+    assert run(tmp_path / 'net.py', *names[::-1], '--out', out, *options) == 0
     assert [(r.epoch, r.iter, r.source) for r in drawn] == [
         (2, 10, str(names[0])),
         (10, 50, str(names[1])),
@@ -138,7 +133,7 @@ def test_checkpoints_on_the_same_noise(drawn, monkeypatch, tmp_path):
     drawn.clear()
     torch.save(net.state_dict(), tmp_path / 'weights.pth')
     arguments = [tmp_path / 'net.py', names[1], tmp_path / 'weights.pth', names[0]]
-    assert run(monkeypatch, *arguments, '--out', out, *options) == 0
+    assert run(*arguments, '--out', out, *options) == 0
     assert [r.label for r in drawn] == [
         'epoch 10, iteration 50',
         'weights.pth',
@@ -220,9 +215,9 @@ def workplace(contents, work_dir, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(('args', 'message'), CASES)
-def test_bad_input(args, message, workplace, monkeypatch, capsys):
+def test_bad_input(args, message, workplace, capsys):
     before = files(workplace)
-    assert run(monkeypatch, *args) == 2
+    assert run(*args) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith('error: ')
     assert re.search(message, line), line
@@ -232,15 +227,15 @@ def test_bad_input(args, message, workplace, monkeypatch, capsys):
 
 def test_a_missing_package(workplace, monkeypatch, capsys):
     monkeypatch.setattr(film, 'missing_packages', lambda form: ['imageio', 'imageio-ffmpeg'])
-    assert run(monkeypatch, 'work', '--out', 'a.mp4') == 2
+    assert run('work', '--out', 'a.mp4') == 2
     message = 'a .mp4 file needs packages that are missing: pip install imageio imageio-ffmpeg'
     assert capsys.readouterr().err == f'error: {message}\n'
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason='root may write everywhere')
-def test_a_read_only_folder(workplace, monkeypatch, capsys):
+def test_a_read_only_folder(workplace, capsys):
     (workplace / 'locked').mkdir(mode=0o500)
-    assert run(monkeypatch, 'work', '--out', 'locked/a.gif') == 2
+    assert run('work', '--out', 'locked/a.gif') == 2
     assert 'cannot write locked/a.gif' in capsys.readouterr().err
 
 
@@ -263,7 +258,7 @@ def test_an_interrupt_leaves_nothing(form, workplace, monkeypatch, capsys):
     monkeypatch.setattr(tempfile, 'tempdir', str(workplace / 'tmp'))
     monkeypatch.setattr(*target, stop)
     before = files(workplace)
-    assert run(monkeypatch, 'work', '--out', f'new/a.{form}') == 130
+    assert run('work', '--out', f'new/a.{form}') == 130
     assert capsys.readouterr().err.splitlines()[-1] == 'interrupted'
     assert files(workplace) == before
     assert not (workplace / 'new').exists()
@@ -303,7 +298,7 @@ def ticks(page):
 
 
 @pytest.mark.slow
-def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
+def test_the_page_in_a_browser(browser, contents, work_dir):
     # A branch that is zero at first: the third panel's axis is symlog, which plotly lacks.
     for path in work_dir.glob('*/spp/epoch_1.json'):
         content = json.loads(path.read_text())
@@ -312,7 +307,7 @@ def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
         content['blocks'][2]['avg_var'] = None
         path.write_text(json.dumps(content))
     out = work_dir / 'spp.html'
-    assert run(monkeypatch, work_dir, '--out', out, '--fps', 20, '--title', 'A <title>') == 0
+    assert run(work_dir, '--out', out, '--fps', 20, '--title', 'A <title>') == 0
 
     page = browser.new_page(viewport=dict(width=1300, height=700))
     problems, requests = [], []
@@ -390,7 +385,7 @@ def test_the_page_in_a_browser(browser, contents, work_dir, monkeypatch):
     'kind', ['pipe', 'folder', 'dangling', 'huge', 'brackets', 'latin', 'iter']
 )
 @pytest.mark.parametrize('source', ['.', 'file'])
-def test_a_file_that_is_no_record(kind, source, work_dir, monkeypatch, capsys, tmp_path):
+def test_a_file_that_is_no_record(kind, source, work_dir, capsys, tmp_path):
     """One line at once: a pipe, for instance, is not waited for."""
     path = work_dir / '20250102_000000/spp/odd.json'
     if kind == 'pipe':
@@ -407,7 +402,7 @@ def test_a_file_that_is_no_record(kind, source, work_dir, monkeypatch, capsys, t
         texts = dict(brackets=b'[' * 10**5, latin=b'{"schema": "\xff"}')
         path.write_bytes(texts.get(kind) or json.dumps(dict(good, iter='9')).encode())
     given = work_dir if source == '.' else path
-    assert run(monkeypatch, given, '--out', tmp_path / 'a.gif') == 2
+    assert run(given, '--out', tmp_path / 'a.gif') == 2
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith('error: ')
     assert 'odd.json' in line or (kind, source) == ('folder', 'file')

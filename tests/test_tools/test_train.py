@@ -1,4 +1,4 @@
-"""Training as a user runs it, in processes of its own."""
+"""Training as a user runs it, in processes of its own: forked ones, but for one of each kind."""
 
 import json
 import os
@@ -16,6 +16,7 @@ from nf_plugins.checkpoint import safe_load
 from nf_plugins.cli.resuming import latest_checkpoint
 
 from ..conftest import ROOT
+from ..tools import Apart, command, run_apart
 
 pytestmark = pytest.mark.slow
 NF = ROOT / 'configs/nf_resnet/nf-resnet_digits.py'
@@ -26,21 +27,31 @@ TINY = [
 ]
 
 
-def command(tool, *args):
-    return [sys.executable, str(ROOT / 'tools' / f'{tool}.py'), *map(str, args)]
-
-
-def run(env, tool, *args, timeout=300):
-    result = subprocess.run(
-        command(tool, *args), env=env, capture_output=True, text=True, timeout=timeout, check=False
-    )
+def succeeds(result):
+    """What a process has printed that ended well."""
     assert result.returncode == 0, result.stderr[-2000:]
     return result.stdout + result.stderr
 
 
-def train(env, work_dir, epochs, *args):
+def run(tool, *args):
+    return succeeds(run_apart(tool, *args))
+
+
+def train(work_dir, epochs, *args):
     options = ['--cfg-options', *TINY, f'train_cfg.max_epochs={epochs}']
-    return run(env, 'train', NF, '--work-dir', work_dir, *args, *options)
+    return run('train', NF, '--work-dir', work_dir, *args, *options)
+
+
+def kill_once(happened, *args):
+    """Start a training and kill it once something has happened."""
+    process = Apart('train', *args)
+    deadline = time.time() + 200
+    while not happened(process):
+        assert process.poll() is None, process.output[-2000:]
+        assert time.time() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
 
 
 def weights(path):
@@ -52,34 +63,28 @@ def equal(a, b):
 
 
 def test_one_seed_gives_identical_weights_and_another_does_not(tool_env, tmp_path):
-    for name in ('a', 'b'):
-        train(tool_env, tmp_path / name, 1)
-    train(tool_env, tmp_path / 'c', 1, '--cfg-options', 'randomness.seed=1')
+    """Also in a process that Python starts, and in one that is forked."""
+    options = ['--cfg-options', *TINY, 'train_cfg.max_epochs=1']
+    fresh = command('train', NF, '--work-dir', tmp_path / 'a', *options)
+    succeeds(subprocess.run(fresh, env=tool_env, capture_output=True, text=True, check=False))
+    train(tmp_path / 'b', 1)
+    train(tmp_path / 'c', 1, '--cfg-options', 'randomness.seed=1')
     a, b, c = (weights(tmp_path / name / 'epoch_1.pth') for name in ('a', 'b', 'c'))
     assert equal(a, b)
     assert not equal(a, c)
 
 
-def test_kill_in_the_middle_of_an_epoch_and_resume(tool_env, tmp_path):
+def test_kill_in_the_middle_of_an_epoch_and_resume(tmp_path):
     work_dir = tmp_path / 'work'
     options = ['--work-dir', work_dir, '--cfg-options', *TINY, 'train_cfg.max_epochs=3']
-    with (tmp_path / 'log').open('w') as log:
-        process = subprocess.Popen(
-            command('train', NF, *options), env=tool_env, stdout=log, stderr=log
-        )
-        deadline = time.time() + 200
-        # The second epoch is under way once it has logged an iteration.
-        while not re.search(r'Epoch\(train\)\s+\[2\]\[10/', (tmp_path / 'log').read_text()):
-            assert process.poll() is None, (tmp_path / 'log').read_text()[-2000:]
-            assert time.time() < deadline
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    # The second epoch is under way once it has logged an iteration.
+    pattern = r'Epoch\(train\)\s+\[2\]\[10/'
+    kill_once(lambda process: re.search(pattern, process.output), NF, *options)
     checkpoints = list(work_dir.glob('*.pth'))
     assert checkpoints
     for path in checkpoints:
         assert weights(path)
-    out = train(tool_env, work_dir, 3, '--resume')
+    out = train(work_dir, 3, '--resume')
     assert 'resumed epoch: 1' in out
     assert sorted(p.name for p in work_dir.glob('*.pth')) == [
         'epoch_1.pth',
@@ -89,32 +94,30 @@ def test_kill_in_the_middle_of_an_epoch_and_resume(tool_env, tmp_path):
     assert all(torch.isfinite(v).all() for v in weights(work_dir / 'epoch_3.pth').values())
 
 
-def test_resume_survives_damaged_notes(tool_env, tmp_path):
+def test_resume_survives_damaged_notes(tmp_path):
     assert latest_checkpoint(tmp_path) is None
-    train(tool_env, tmp_path, 2)
+    train(tmp_path, 2)
     whole = (tmp_path / 'epoch_2.pth').read_bytes()
     (tmp_path / 'epoch_10.pth').write_bytes(whole[:1000])
     (tmp_path / 'last_checkpoint').write_text('')
     assert Path(latest_checkpoint(tmp_path)).name == 'epoch_2.pth'
-    assert 'resumed epoch: 2' in train(tool_env, tmp_path, 3, '--resume')
+    assert 'resumed epoch: 2' in train(tmp_path, 3, '--resume')
 
 
 @pytest.mark.parametrize('hook', [[], ['default_hooks.ema.type=EMAHook']], ids=['plain', 'ema'])
-def test_test_tool_repeats_the_validation(hook, tool_env, tmp_path):
+def test_test_tool_repeats_the_validation(hook, tmp_path):
     options = ['--cfg-options', *TINY, 'train_cfg.max_epochs=2', *hook]
-    log = run(tool_env, 'train', NF, '--work-dir', tmp_path, *options)
+    log = run('train', NF, '--work-dir', tmp_path, *options)
     validated = re.findall(r'accuracy/top1: ([\d.]+)', log)[-1]
     out = tmp_path / 'metrics.json'
     options = ['--work-dir', tmp_path / 'test', '--out', out, '--out-item', 'metrics']
-    run(tool_env, 'test', NF, tmp_path / 'epoch_2.pth', *options, '--cfg-options', *TINY, *hook)
+    run('test', NF, tmp_path / 'epoch_2.pth', *options, '--cfg-options', *TINY, *hook)
     assert json.loads(out.read_text())['accuracy/top1'] == pytest.approx(float(validated), abs=1e-3)
 
 
-def test_auto_scale_lr(tool_env, tmp_path):
+def test_auto_scale_lr(tmp_path):
     options = ['train_dataloader.batch_size=128', 'default_hooks.logger.interval=1']
-    log = train(
-        tool_env, tmp_path, 1, '--auto-scale-lr', '--no-validate', '--cfg-options', *options
-    )
+    log = train(tmp_path, 1, '--auto-scale-lr', '--no-validate', '--cfg-options', *options)
     assert 'batch size of 64 and the current batch size is 128' in log
     (scalars,) = tmp_path.glob('*/vis_data/scalars.json')
     lines = [json.loads(line) for line in scalars.read_text().splitlines()]
@@ -129,7 +132,7 @@ def records(work_dir):
     return sorted(found, key=lambda record: record['iter'])
 
 
-def test_kill_resume_and_every_record_exactly_once(tool_env, tmp_path):
+def test_kill_resume_and_every_record_exactly_once(tmp_path):
     """Records every 5 iterations of 23 an epoch; killed in the middle of the second one."""
     work_dir = tmp_path / 'work'
     config = tmp_path / 'watched.py'
@@ -137,48 +140,32 @@ def test_kill_resume_and_every_record_exactly_once(tool_env, tmp_path):
         f"_base_ = ['{NF}']\ncustom_hooks = [dict(type='SPPHook', interval=5, by_epoch=False)]\n"
     )
     options = ['--work-dir', work_dir, '--cfg-options', *TINY, 'train_cfg.max_epochs=3']
-    with (tmp_path / 'log').open('w') as log:
-        process = subprocess.Popen(
-            command('train', config, *options), env=tool_env, stdout=log, stderr=log
-        )
-        deadline = time.time() + 200
-        while not list(work_dir.glob('*/spp/iter_00000035.json')):
-            assert process.poll() is None, (tmp_path / 'log').read_text()[-2000:]
-            assert time.time() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
+    record = 'spp/iter_00000035.json'
+    kill_once(lambda process: list(work_dir.glob(f'*/{record}')), config, *options)
     assert (work_dir / 'epoch_1.pth').is_file()
     assert not (work_dir / 'epoch_2.pth').is_file()
     time.sleep(1)  # another timestamp
-    out = run(tool_env, 'train', config, '--resume', *options)
+    out = run('train', config, '--resume', *options)
     assert 'resumed epoch: 1' in out
     found = records(work_dir)
     assert [r['iter'] for r in found] == list(range(0, 70, 5))
     assert len(list(work_dir.glob('*/spp'))) == 2
     straight = tmp_path / 'straight'
-    run(tool_env, 'train', config, '--work-dir', straight, *options[2:])
+    run('train', config, '--work-dir', straight, *options[2:])
     # mmengine does not restore the random state of the augmentation, so the rest differs.
     for killed, whole in zip(found[:5], records(straight)[:5], strict=True):
         assert killed['iter'] < 23
         assert killed['blocks'] == whole['blocks']
 
 
-def test_a_training_that_explodes_is_stopped(tool_env, tmp_path):
+def test_a_training_that_explodes_is_stopped(tmp_path):
     options = [
         *[*TINY, 'train_cfg.max_epochs=3', 'optim_wrapper.optimizer.lr=1e6'],
         'custom_hooks.0.stop_on=[non_finite]',
     ]
     config = tmp_path / 'watched.py'
     config.write_text(f"_base_ = ['{NF}']\ncustom_hooks = [dict(type='SPPHook')]\n")
-    result = subprocess.run(
-        command('train', config, '--work-dir', tmp_path / 'w', '--cfg-options', *options),
-        env=tool_env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    result = run_apart('train', config, '--work-dir', tmp_path / 'w', '--cfg-options', *options)
     assert result.returncode == 1, result.stderr[-2000:]
     last = result.stderr.strip().splitlines()[-1]
     assert re.match(r'stopped: iteration \d+: non_finite: the loss is not finite; the first', last)
@@ -187,19 +174,22 @@ def test_a_training_that_explodes_is_stopped(tool_env, tmp_path):
         assert all(torch.isfinite(v).all() for v in weights(path).values())
 
 
-def two_processes(env, config, work_dir, *options, port=29611):
+def two_processes(config, work_dir, *options, port):
+    """As ``dist_train.sh`` starts them."""
+    env = {**os.environ, 'WORLD_SIZE': '2', 'MASTER_ADDR': '127.0.0.1', 'MASTER_PORT': str(port)}
+    args = ['train', config, '--launcher', 'pytorch', '--work-dir', work_dir, *options]
+    processes = [Apart(*args, env={**env, 'RANK': r, 'LOCAL_RANK': r}) for r in '01']
+    assert [process.wait() for process in processes] == [0, 0], processes[0].output[-2000:]
+    return processes[0].output
+
+
+def dist_train(env, config, work_dir, *options, port):
     env = {**env, 'PYTHON': sys.executable, 'PORT': str(port), 'OMP_NUM_THREADS': '1'}
-    command = ['bash', str(ROOT / 'tools/dist_train.sh'), str(config), '2']
+    command = ['bash', str(ROOT / 'tools/dist_train.sh'), str(config), '2', '--work-dir', work_dir]
     result = subprocess.run(
-        [*command, '--work-dir', str(work_dir), *map(str, options)],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
+        [*command, *options], env=env, capture_output=True, text=True, timeout=300, check=False
     )
-    assert result.returncode == 0, result.stderr[-2000:]
-    return result.stdout + result.stderr
+    return succeeds(result)
 
 
 def test_two_cpu_processes(tool_env, tmp_path):
@@ -207,16 +197,15 @@ def test_two_cpu_processes(tool_env, tmp_path):
     config = tmp_path / 'watched.py'
     config.write_text(f"_base_ = ['{NF}']\ncustom_hooks = [dict(type='SPPHook')]\n")
     options = ['--cfg-options', *TINY]
-    log = two_processes(tool_env, config, tmp_path / 'w', *options, 'train_cfg.max_epochs=1')
+    epoch = [*options, 'train_cfg.max_epochs=1']
+    log = dist_train(tool_env, config, tmp_path / 'w', *epoch, port=29611)
     assert '[1][10/12]' in log  # 1438 images, two processes of 64
     assert len(re.findall(r'Epoch\(val\) \[1\]\[1/1\]', log)) == 1
     assert weights(tmp_path / 'w/epoch_1.pth')
     assert [r['iter'] for r in records(tmp_path / 'w')] == [0, 12]
     time.sleep(1)
-    log = two_processes(
-        *[tool_env, config, tmp_path / 'w', '--resume', *options, 'train_cfg.max_epochs=2'],
-        port=29612,
-    )
+    epochs = ['--resume', *options, 'train_cfg.max_epochs=2']
+    log = two_processes(config, tmp_path / 'w', *epochs, port=29612)
     assert 'resumed epoch: 1' in log
     assert [r['iter'] for r in records(tmp_path / 'w')] == [0, 12, 24]
 
@@ -226,9 +215,7 @@ def test_two_cpu_processes(tool_env, tmp_path):
     # The large gradients of initalpha multiply rounding errors by 1000 with each step.
     [('nf_resnet/nf-resnet', 320, 2), ('pws_resnet/pws-resnet', 64, 1)],
 )
-def test_two_halves_of_a_batch_are_as_good_as_the_batch(
-    network, images, epochs, tool_env, tmp_path
-):
+def test_two_halves_of_a_batch_are_as_good_as_the_batch(network, images, epochs, tmp_path):
     """Without batch statistics two ranks train as one; initalpha reads all ranks' outputs."""
     config = tmp_path / 'half.py'
     base = ROOT / f'configs/{network}_digits.py'
@@ -242,9 +229,9 @@ def test_two_halves_of_a_batch_are_as_good_as_the_batch(
         + ('model = dict(backbone=dict(conv_cfg=dict(initalpha=True)))\n' if pws else '')
     )
     options = ['--cfg-options', *([] if pws else TINY), f'train_cfg.max_epochs={epochs}']
-    run(tool_env, 'train', config, '--work-dir', tmp_path / 'one', *options)
+    run('train', config, '--work-dir', tmp_path / 'one', *options)
     halves = [*options, 'train_dataloader.batch_size=32']
-    two_processes(tool_env, config, tmp_path / 'two', *halves, port=29613)
+    two_processes(config, tmp_path / 'two', *halves, port=29613)
     one, two = (weights(tmp_path / name / f'epoch_{epochs}.pth') for name in ('one', 'two'))
     if pws:
         assert (one['backbone.layer1.0.conv1.alpha'] - 1).abs().min() > 0.01
@@ -257,8 +244,8 @@ def test_two_halves_of_a_batch_are_as_good_as_the_batch(
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
-def test_amp(tool_env, tmp_path):
-    train(tool_env, tmp_path, 1, '--amp')
+def test_amp(tmp_path):
+    train(tmp_path, 1, '--amp')
     assert all(torch.isfinite(v).all() for v in weights(tmp_path / 'epoch_1.pth').values())
 
 

@@ -3,8 +3,6 @@
 import os
 import pickle
 import re
-import runpy
-import sys
 import uuid
 
 import numpy as np
@@ -17,6 +15,7 @@ from mmengine.registry import MODELS, init_default_scope
 from nf_plugins.checkpoint.tensors import read_weights
 
 from ..conftest import ROOT
+from ..tools import run_tool
 
 NF = str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py')
 PRETRAINED = 'model.backbone.init_cfg.type=Pretrained'
@@ -68,15 +67,12 @@ def workplace(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(monkeypatch, capsys, tool, args):
+def run(capsys, tool, args):
     """The exit status of a tool, and what it wrote to stderr."""
     if tool == 'train':  # mmengine's own name, the second, may come twice
         args = [*args, '--cfg-options', f'experiment_name={uuid.uuid4().hex}']
-    monkeypatch.setattr(sys, 'argv', [f'{tool}.py', *map(str, args)])
     capsys.readouterr()
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(ROOT / f'tools/{tool}.py'), run_name='__main__')
-    return status.value.code or 0, capsys.readouterr().err
+    return run_tool(tool, *args), capsys.readouterr().err
 
 
 NAMED = r'is refused: it names \S*mkdir'
@@ -116,8 +112,8 @@ CASES = [
 
 
 @pytest.mark.parametrize(('tool', 'args', 'message'), CASES)
-def test_nothing_is_executed(tool, args, message, workplace, monkeypatch, capsys):
-    status, errors = run(monkeypatch, capsys, tool, args)
+def test_nothing_is_executed(tool, args, message, workplace, capsys):
+    status, errors = run(capsys, tool, args)
     assert status == 2, errors
     lines = [line for line in errors.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1, errors
@@ -128,11 +124,11 @@ def test_nothing_is_executed(tool, args, message, workplace, monkeypatch, capsys
 
 
 @pytest.mark.versions
-def test_a_harmful_latest_checkpoint_is_not_overwritten(workplace, monkeypatch, capsys):
+def test_a_harmful_latest_checkpoint_is_not_overwritten(workplace, capsys):
     """`--resume` alone takes the newest readable file; where there is none, nothing starts."""
     before = (workplace / 'work/epoch_1.pth').read_bytes()
     args = [NF, '--resume', '--work-dir', 'work', '--cfg-options', *SHORT]
-    status, errors = run(monkeypatch, capsys, 'train', args)
+    status, errors = run(capsys, 'train', args)
     assert status == 2
     assert 'mkdir' in errors
     assert not (workplace / 'harmed').exists()
@@ -144,11 +140,11 @@ class Inferencer(BaseInferencer):
 
 
 @pytest.mark.versions
-def test_what_a_checkpoint_tells_mmengine_to_run_or_to_delete(workplace, monkeypatch, capsys):
+def test_what_a_checkpoint_tells_mmengine_to_run_or_to_delete(workplace, capsys):
     """Its config, in two places, and the best checkpoint so far, here a folder."""
     args = [NF, '--resume', 'orders.pth', '--work-dir', 'best', '--cfg-options', *SHORT]
     args.append('default_hooks.checkpoint.save_best=accuracy/top1')
-    status, errors = run(monkeypatch, capsys, 'train', args)
+    status, errors = run(capsys, 'train', args)
     assert status == 0, errors
     assert list((workplace / 'best').glob('best_accuracy_top1_*.pth'))
     assert (workplace / 'victim').exists()
@@ -157,11 +153,11 @@ def test_what_a_checkpoint_tells_mmengine_to_run_or_to_delete(workplace, monkeyp
     assert not (workplace / 'harmed').exists()
 
 
-def test_control_characters_do_not_reach_the_terminal(workplace, monkeypatch, capsys):
+def test_control_characters_do_not_reach_the_terminal(workplace, capsys):
     state = {'\x1b]0;owned\x07': torch.ones(1)}
     torch.save(state, 'strange.pth')
     args = ['strange.pth', 'out.pth', '--config', NF]
-    status, errors = run(monkeypatch, capsys, CONVERTERS + 'timm_to_nf', args)
+    status, errors = run(capsys, CONVERTERS + 'timm_to_nf', args)
     assert status == 2
     assert '\x1b' not in errors
     assert '\x07' not in errors
@@ -190,7 +186,7 @@ default_scope = 'mmpretrain'
 
 
 @pytest.mark.parametrize('suffix', ['pth', 'npz'])
-def test_damaged_weights_are_loaded_correctly_or_refused(suffix, workplace, monkeypatch, capsys):
+def test_damaged_weights_are_loaded_correctly_or_refused(suffix, workplace, capsys):
     (workplace / 'small.py').write_text(SMALL)
     init_default_scope('mmpretrain')
     state = MODELS.build(Config.fromfile('small.py').model).state_dict()
@@ -204,7 +200,7 @@ def test_damaged_weights_are_loaded_correctly_or_refused(suffix, workplace, monk
         with open(f'bad.{suffix}', 'wb') as file:
             file.write(damaged(whole, rng))
         args = [f'bad.{suffix}', 'out.pth', '--config', 'small.py']
-        status, errors = run(monkeypatch, capsys, CONVERTERS + 'pwsconv_to_nf', args)
+        status, errors = run(capsys, CONVERTERS + 'pwsconv_to_nf', args)
         counts[status] += 1
         if status == 0:
             found = read_weights('out.pth')

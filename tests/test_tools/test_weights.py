@@ -3,8 +3,6 @@
 import hashlib
 import os
 import pickle
-import runpy
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +14,8 @@ from nf_plugins.checkpoint import safe_load
 from nf_plugins.checkpoint.haiku import read_haiku
 
 from ..conftest import DATA, ROOT
-from .test_converters import F0W8_CONFIG, build, run
+from ..tools import run_tool
+from .test_converters import F0W8_CONFIG, build, convert
 
 SMALL = """
 model = dict(
@@ -46,14 +45,6 @@ def states(folder):
     return first, second
 
 
-def tool(monkeypatch, name, *args):
-    path = ROOT / f'tools/{name}.py'
-    monkeypatch.setattr(sys, 'argv', [str(path), *map(str, args)])
-    with pytest.raises(SystemExit) as status:
-        runpy.run_path(str(path), run_name='__main__')
-    return status.value.code
-
-
 def wrapped(state, prefix):
     return {prefix + key: value for key, value in state.items()}
 
@@ -64,22 +55,22 @@ def equal(path, state):
 
 
 @pytest.mark.parametrize('prefix', ['', 'module.', '_orig_mod.', 'model.', 'net.module.'])
-def test_converters_find_and_choose(prefix, states, monkeypatch, capsys):
+def test_converters_find_and_choose(prefix, states, capsys):
     first, second = states
     torch.save({'model_ema': second, 'model': wrapped(first, prefix), 'epoch': 3}, 'src.pth')
-    convert = ['pwsconv_to_nf', 'src.pth', 'out.pth', '--config', 'small.py']
-    assert run(monkeypatch, *convert) == 0
+    args = ['pwsconv_to_nf', 'src.pth', 'out.pth', '--config', 'small.py']
+    assert convert(*args) == 0
     (line,) = capsys.readouterr().err.splitlines()
     assert "the weights of 'model' are taken, not those of 'model_ema'" in line
     assert equal('out.pth', first)
-    assert run(monkeypatch, *convert, '--weights-key', 'model_ema') == 0
+    assert convert(*args, '--weights-key', 'model_ema') == 0
     assert equal('out.pth', second)
-    convert[1] = 'src.pth#model_ema'
-    assert run(monkeypatch, *convert) == 0
+    args[1] = 'src.pth#model_ema'
+    assert convert(*args) == 0
     assert equal('out.pth', second)
-    convert[1] = 'src.pth'
+    args[1] = 'src.pth'
     capsys.readouterr()
-    assert run(monkeypatch, *convert, '--weights-key', 'none') == 2
+    assert convert(*args, '--weights-key', 'none') == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "no weights under 'none'; it has some under 'model_ema', 'model'" in line
 
@@ -97,7 +88,7 @@ BAD = {
 
 @pytest.mark.filterwarnings('ignore')  # of torch, about quantized and sparse tensors
 @pytest.mark.parametrize('kind', BAD)
-def test_what_holds_no_such_numbers_is_refused(kind, states, monkeypatch, capsys):
+def test_what_holds_no_such_numbers_is_refused(kind, states, capsys):
     key = 'head.fc.weight'
     torch.save({**states[0], key: BAD[kind](states[0][key])}, 'src.pth')
     before = sorted(os.listdir())
@@ -105,43 +96,43 @@ def test_what_holds_no_such_numbers_is_refused(kind, states, monkeypatch, capsys
         ('pwsconv_to_nf', 'src.pth', 'out.pth', '--config', 'small.py'),
         ('fold', 'small.py', 'src.pth', 'out.pth'),
     ):
-        assert run(monkeypatch, name, *args) == 2
+        assert convert(name, *args) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert key in line or 'is refused' in line or 'not a readable' in line
     assert sorted(os.listdir()) == before
 
 
-def test_haiku_under_a_key_and_in_another_type(folder, monkeypatch, capsys):
+def test_haiku_under_a_key_and_in_another_type(folder, capsys):
     arrays = read_haiku(DATA / 'F0w8_haiku.npz')
     other = {k: v.astype(np.float64) + (k.endswith('.b')) for k, v in arrays.items()}
     (folder / 'two.npz').write_bytes(pickle.dumps({'params': arrays, 'ema_params': other}))
     for key, expected in (('params', arrays), ('ema_params', other)):
         options = ['--config', 'f0.py', '--weights-key', key]
-        assert run(monkeypatch, 'haiku_to_nf', 'two.npz', 'out.pth', *options) == 0
+        assert convert('haiku_to_nf', 'two.npz', 'out.pth', *options) == 0
         bias = safe_load('out.pth')['state_dict']['head.fc.bias']
         np.testing.assert_array_equal(bias, expected['NFNet.linear.b'].astype(np.float32))
-    assert run(monkeypatch, 'haiku_to_nf', 'two.npz', 'out.pth', '--config', 'f0.py') == 0
+    assert convert('haiku_to_nf', 'two.npz', 'out.pth', '--config', 'f0.py') == 0
     assert "'params' are taken, not those of 'ema_params'" in capsys.readouterr().err
     for bad in (1e300, None):
         array = other['NFNet.linear.b']
         arrays['NFNet.linear.b'] = array > 0 if bad is None else np.full_like(array, bad)
         (folder / 'bad.npz').write_bytes(pickle.dumps(arrays))
-        code = run(monkeypatch, 'haiku_to_nf', 'bad.npz', 'bad.pth', '--config', 'f0.py')
+        code = convert('haiku_to_nf', 'bad.npz', 'bad.pth', '--config', 'f0.py')
         assert code == 2
         assert not (folder / 'bad.pth').exists()
 
 
-def test_fold_finds_and_chooses(states, monkeypatch, capsys):
+def test_fold_finds_and_chooses(states, capsys):
     torch.save({'net': wrapped(states[0], 'module.'), 'ema': states[1]}, 'src.pth')
-    assert run(monkeypatch, 'fold', 'small.py', 'src.pth', 'one.pth') == 0
+    assert convert('fold', 'small.py', 'src.pth', 'one.pth') == 0
     assert "the weights of 'net' are taken, not those of 'ema'" in capsys.readouterr().err
-    assert run(monkeypatch, 'fold', 'small.py', 'src.pth', 'two.pth', '--weights-key', 'ema') == 0
+    assert convert('fold', 'small.py', 'src.pth', 'two.pth', '--weights-key', 'ema') == 0
     for path, state in (('one.pth', states[0]), ('two.pth', states[1])):
         bias = safe_load(path)['state_dict']['head.fc.bias']
         assert torch.equal(bias, state['head.fc.bias'])
 
 
-def test_spp_analysis_and_film_find_and_choose(states, monkeypatch, capsys):
+def test_spp_analysis_and_film_find_and_choose(states, capsys):
     from nf_plugins.checkpoint.fit import backbone_weights
     from nf_plugins.config import build_backbone, load_config
 
@@ -162,12 +153,12 @@ def test_spp_analysis_and_film_find_and_choose(states, monkeypatch, capsys):
     torch.save(kinds[1], 'src.pth')
     options = ['--input-size', 16, '--batch-size', 2, '--format', 'json', '--out-dir', 'spp']
     capsys.readouterr()
-    assert tool(monkeypatch, 'spp_analysis', 'small.py', 'src.pth', *options) == 0
+    assert run_tool('spp_analysis', 'small.py', 'src.pth', *options) == 0
     assert "'teacher' are taken, not those of 'student'" in capsys.readouterr().err
     options += ['--weights-key', 'student']
-    assert tool(monkeypatch, 'spp_analysis', 'small.py', 'src.pth', *options) == 0
+    assert run_tool('spp_analysis', 'small.py', 'src.pth', *options) == 0
     assert "the weights of 'student' are taken" in capsys.readouterr().err
-    assert tool(monkeypatch, 'spp_analysis', 'small.py', *options) == 2
+    assert run_tool('spp_analysis', 'small.py', *options) == 2
 
 
 def test_train_and_test_check_the_weights_that_are_meant(states):
@@ -196,12 +187,12 @@ def mm_checkpoint(states):
 
 
 @pytest.mark.parametrize('suffix', ['.pth', '.safetensors'])
-def test_publish(suffix, states, monkeypatch, capsys):
+def test_publish(suffix, states, capsys):
     torch.save(mm_checkpoint(states), 'epoch_3.pth')
     for options, expected in (([], states[0]), (['--no-ema'], states[1])):
         folder = f'out{len(options)}'
         target = f'{folder}/nf{suffix}'
-        assert run(monkeypatch, 'publish_model', 'epoch_3.pth', target, *options) == 0
+        assert convert('publish_model', 'epoch_3.pth', target, *options) == 0
         (name,) = os.listdir(folder)
         content = Path(folder, name).read_bytes()
         assert name == f'nf-{hashlib.sha256(content).hexdigest()[:8]}{suffix}'
@@ -217,17 +208,17 @@ def test_publish(suffix, states, monkeypatch, capsys):
     assert "mmengine keeps the averaged weights in 'state_dict'" in out
 
 
-def test_publish_again_is_the_same_file(states, monkeypatch):
+def test_publish_again_is_the_same_file(states):
     torch.save(dict(model=states[0]), 'src.pth')
-    assert run(monkeypatch, 'publish_model', 'src.pth', 'out/nf.pth') == 0
+    assert convert('publish_model', 'src.pth', 'out/nf.pth') == 0
     (first,) = os.listdir('out')
-    assert run(monkeypatch, 'publish_model', f'out/{first}', 'out/nf.pth') == 0
+    assert convert('publish_model', f'out/{first}', 'out/nf.pth') == 0
     assert len(os.listdir('out')) == 1
 
 
-def test_a_view_does_not_bring_its_memory_along(states, monkeypatch):
+def test_a_view_does_not_bring_its_memory_along(states):
     torch.save(dict(state_dict={'a': torch.zeros(10**6)[:5]}), 'src.pth')
-    assert run(monkeypatch, 'publish_model', 'src.pth', 'out/nf.pth') == 0
+    assert convert('publish_model', 'src.pth', 'out/nf.pth') == 0
     (name,) = os.listdir('out')
     assert os.path.getsize(f'out/{name}') < 10_000
 
@@ -248,18 +239,18 @@ class Harmful:
         (None, 'out.pth', 'no checkpoint at src.pth'),
     ],
 )
-def test_publish_refuses(content, dst, message, folder, monkeypatch, capsys):
+def test_publish_refuses(content, dst, message, folder, capsys):
     if content is not None:
         torch.save(content, 'src.pth')
     before = sorted(os.listdir())
-    assert run(monkeypatch, 'publish_model', 'src.pth', dst) == 2
+    assert convert('publish_model', 'src.pth', dst) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert sorted(os.listdir()) == before
 
 
 @pytest.mark.slow
-def test_train_and_test_with_weights_of_others(folder, monkeypatch, capfd):
+def test_train_and_test_with_weights_of_others(folder, capfd):
     config = str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py')
     model = build(config)
     fives = {k: torch.full_like(v, 0.5) for k, v in model.state_dict().items()}
@@ -269,10 +260,10 @@ def test_train_and_test_with_weights_of_others(folder, monkeypatch, capfd):
     common = ['--work-dir', 'work', '--cfg-options', 'train_cfg.max_epochs=1', 'custom_hooks=[]']
     common += ['optim_wrapper.optimizer.lr=0.0', 'param_scheduler=[]']
     load = [*common, 'load_from=src.pth', '--weights-key', 'model_ema', '--no-validate']
-    assert tool(monkeypatch, 'train', config, *load) == 0
+    assert run_tool('train', config, *load) == 0
     assert "the weights of 'model_ema' are taken" in ''.join(capfd.readouterr())
     assert equal('work/epoch_1.pth', fives)
-    assert tool(monkeypatch, 'test', config, 'src.pth', '--work-dir', 'tested') == 0
+    assert run_tool('test', config, 'src.pth', '--work-dir', 'tested') == 0
     assert "'model' are taken, not those of 'model_ema'" in ''.join(capfd.readouterr())
 
     def pretrained(module, **init_cfg):
@@ -286,7 +277,7 @@ def test_train_and_test_with_weights_of_others(folder, monkeypatch, capfd):
         (pretrained('model.backbone', **part), "has nothing under the prefix 'backbone.'"),
         (pretrained('model.backbone', checkpoint='src.pth'), "prefix='backbone.'"),
     ):
-        assert tool(monkeypatch, 'train', config, *common, *options) == 2
+        assert run_tool('train', config, *common, *options) == 2
         lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith('error')]
         assert len(lines) == 1
         assert message in lines[0]

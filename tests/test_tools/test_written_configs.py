@@ -15,7 +15,7 @@ from timm.models import get_pretrained_cfg
 from nf_plugins.models.timm_models import TIMM_BACKBONES, timm_config
 
 from ..conftest import ROOT
-from .test_converters import F0W8_CONFIG, PWS_CONFIG, build, run
+from .test_converters import F0W8_CONFIG, PWS_CONFIG, build, convert
 
 # What somebody else's project has beside the model.
 BASE = """
@@ -106,7 +106,7 @@ def test_timm_to_nf(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     theirs = timm.create_model(name, num_classes=7)
     torch.save(dict(state_dict=theirs.state_dict(), epoch=1), 'timm.pth')
-    assert run(monkeypatch, 'timm_to_nf', 'timm.pth', 'nf.pth', '--model', name) == 0
+    assert convert('timm_to_nf', 'timm.pth', 'nf.pth', '--model', name) == 0
     assert 'nf.py' in capsys.readouterr().out
     assert set(Config.fromfile('nf.py').keys()) == {'model'}
     expected = get_pretrained_cfg(name)
@@ -134,7 +134,7 @@ def test_fold(config, more, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / 'source.py').write_text(config + more)
     torch.save(dict(model=build('source.py').state_dict()), 'trained.pth')
-    assert run(monkeypatch, 'fold', 'source.py', 'trained.pth', 'folded.pth') == 0
+    assert convert('fold', 'source.py', 'trained.pth', 'folded.pth') == 0
     whole = more == WITH_DATA
     alone = 'folded_model.py' if whole else 'folded.py'
     assert set(Config.fromfile(alone).keys()) == {'model'}
