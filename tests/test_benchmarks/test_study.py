@@ -284,7 +284,7 @@ def test_the_page_has_the_results():
         seconds[run.batch_size] += row['cpu_seconds']
     total, without = sum(seconds.values()), sum(seconds.values()) - seconds[256]
     assert f'The 450 runs took {total:.0f} CPU seconds' in page
-    assert f'batch size 256 took {without:.0f}, or {without / 120:.0f} minutes' in page
+    assert f'batch size 256 took {without:.0f} CPU seconds, or {without / 120:.0f} minutes' in page
     assert set(arguments.FULL['batch_sizes']) == {*sizes} - {256} and without / 120 < 20
     table = tables.table(results.Grid(rows, args), runs.Setting())
     assert (folder / 'table.md').read_text() == table
