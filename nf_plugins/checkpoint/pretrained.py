@@ -45,6 +45,7 @@ def load_state_dict(
     state_dict, change = adapted(state_dict, inner, getattr(_last, 'path', 'the checkpoint'))
     if change:
         print_log(change, logger='current')
+        strict = False  # a new classifier is in no file; the backbone was checked
     wanted = mm.get_state_dict(inner)
     if not fits_at_all(state_dict, wanted):
         found = unwrap_for(state_dict, has_place(wanted))

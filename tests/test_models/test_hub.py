@@ -654,6 +654,54 @@ def test_mmpretrains_own_functions(server, test_file, test_net, jpeg, monkeypatc
     assert isinstance(result['pred_class'], str)
 
 
+def test_mmpretrains_get_model_by_the_url_of_deepmind(server):
+    """The URL in the metafile gives the reference logits; here F0 has an eighth of its width."""
+    import mmpretrain
+
+    path = server.put_deepmind('F0', (DATA / 'nfnet_F0w8_gelu.npz').read_bytes())
+    model = mmpretrain.get_model(
+        'nfnet-f0_32xb128_in1k',
+        pretrained=True,
+        url_mapping=('https://storage.googleapis.com', server.url),
+        backbone=dict(_delete_=True, type='nf_plugins.NFNet', arch=F0W8),
+        neck=dict(in_channels=384),
+        head=dict(in_channels=384, num_classes=10),
+    )
+    assert server.downloads() == [path]
+    data = arrays('nfnet_F0w8_gelu')
+    x = torch.from_numpy(data['input/64x64']).permute(0, 3, 1, 2)
+    assert relative_error(logits(model, x), data['out/64x64/logits']) < 1e-4
+
+
+def test_averaged_weights_begin_with_the_published_ones(server, test_file, tmp_path):
+    """An EMAHook wants all keys of `load_from`, also where the classifier is new."""
+    from mmengine.runner import Runner
+
+    server.put_timm(TEST, test_file)
+    cfg = published_config(TEST, num_classes=3)
+    loop = dict(
+        work_dir=str(tmp_path),
+        train_dataloader=dict(dataset=[], batch_size=1, sampler=dict(type='DefaultSampler')),
+        train_cfg=dict(by_epoch=True, max_epochs=1),
+        optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
+    )
+    init_default_scope('mmpretrain')
+    runner = Runner(
+        model={**cfg.model, 'data_preprocessor': cfg.data_preprocessor},
+        default_scope='mmpretrain',
+        custom_hooks=[dict(type='EMAHook')],
+        load_from=cfg.load_from,
+        **loop,
+    )
+    runner.call_hook('before_run')
+    runner.load_or_resume()
+    (hook,) = [hook for hook in runner.hooks if type(hook).__name__ == 'EMAHook']
+    averaged = hook.ema_model.module.backbone.state_dict()
+    for key, value in runner.model.backbone.state_dict().items():
+        assert torch.equal(value, averaged[key])
+    assert runner.model.backbone.stem.conv1.bias.std() > 0
+
+
 def test_get_model_is_public_and_needs_mmpretrain(monkeypatch):
     assert nf_plugins.get_model is get_model
     monkeypatch.setitem(sys.modules, 'mmpretrain', None)
