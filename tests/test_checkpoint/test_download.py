@@ -2,9 +2,6 @@
 
 import hashlib
 import io
-import os
-import subprocess
-import sys
 import threading
 import time
 import types
@@ -18,6 +15,8 @@ from mmengine.runner import CheckpointLoader
 
 from nf_plugins.checkpoint import download
 from nf_plugins.errors import CheckpointError, CheckpointNotFoundError
+
+from ..tools import Apart
 
 
 def content(value):
@@ -318,14 +317,12 @@ def test_keys_and_urls(server):
 
 
 @pytest.mark.slow
-def test_several_processes(server, tool_env):
+def test_several_processes(server):
     server.answers['/x.pth'] = send(content(8))
     code = (
         'import sys, nf_plugins; from mmengine.runner import CheckpointLoader as C; '
         "sys.exit(C.load_checkpoint(sys.argv[1])['state_dict']['a'][0].item() != 8)"
     )
-    command = [sys.executable, '-c', code, f'{server.url}/x.pth']
-    env = {**tool_env, 'TORCH_HOME': os.environ['TORCH_HOME']}
-    processes = [subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL) for _ in range(3)]
+    processes = [Apart(code, f'{server.url}/x.pth', code=True) for _ in range(3)]
     assert [process.wait(120) for process in processes] == [0, 0, 0]
     assert len(kept(server)) == 1

@@ -228,6 +228,7 @@ model['head'].update(in_channels=128)
 optim_wrapper.update(type=AGCOptimWrapper, clip_grad=dict(type='agc', skip=['head.fc.weight']))
 optim_wrapper['optimizer'].update(type=SGD)
 train_dataloader['collate_fn'] = dict(type=default_collate)
+train_dataloader['dataset']['indices'] = val_dataloader['dataset']['indices'] = 64
 train_cfg['max_epochs'] = 1
 """
 

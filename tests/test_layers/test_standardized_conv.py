@@ -204,15 +204,6 @@ def test_compiles_to_one_graph(layer, options, training):
         torch.testing.assert_close(p.grad, q.grad, rtol=1e-4, atol=1e-4, msg=name)
 
 
-@pytest.mark.slow
-def test_compiles_with_inductor():
-    torch.compiler.reset()
-    conv = ScaledWSConv2d(8, 12, 3, padding=1)
-    x = torch.randn(2, 8, 9, 9)
-    compiled = torch.compile(conv, fullgraph=True)
-    assert relative_error(compiled(x), conv(x).detach()) < 1e-5
-
-
 @pytest.mark.parametrize(('layer', 'options'), LAYERS)
 def test_autocast_standardizes_in_float32(layer, options):
     conv = make(layer, options, dict(kernel_size=3, bias=False))

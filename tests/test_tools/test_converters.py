@@ -231,16 +231,19 @@ def test_bad_arguments(tool, args, message, folder, capsys):
 @pytest.mark.parametrize(
     ('config', 'more'),
     [
-        ('f0.py', []),
+        ('few_of_f0.py', []),
         ('pws.py', []),
         ('nf_resnet.py', ['--dynamic-size']),
-        ('nf_regnet.py', []),
+        ('few_of_nf_regnet.py', []),
     ],
 )
 def test_fold_and_onnx(config, more, folder, capsys):
     import onnx
     import onnxruntime
 
+    for name in ('f0', 'nf_regnet'):
+        few = f"_base_ = './{name}.py'\nmodel = dict(backbone=dict(arch=dict(depths=(1, 2, 1, 1))))"
+        (folder / f'few_of_{name}.py').write_text(few)
     model = build(config)
     with torch.no_grad():
         for name, p in model.named_parameters():

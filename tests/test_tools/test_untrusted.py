@@ -22,6 +22,7 @@ PRETRAINED = 'model.backbone.init_cfg.type=Pretrained'
 BACKBONE = 'model.backbone.init_cfg.checkpoint='
 CONVERTERS = 'model_converters/'
 SHORT = ['train_cfg.max_epochs=1', 'train_dataloader.num_workers=0']
+SHORT += ['train_dataloader.dataset.indices=64', 'val_dataloader.dataset.indices=64']
 
 
 RUN_ME = "import os\nos.mkdir('harmed')\nmodel = dict()"

@@ -259,11 +259,13 @@ def test_train_and_test_with_weights_of_others(folder, capfd):
     torch.save({'other.weight': torch.ones(3)}, 'wrong.pth')
     common = ['--work-dir', 'work', '--cfg-options', 'train_cfg.max_epochs=1', 'custom_hooks=[]']
     common += ['optim_wrapper.optimizer.lr=0.0', 'param_scheduler=[]']
+    common += ['train_dataloader.dataset.indices=64']
     load = [*common, 'load_from=src.pth', '--weights-key', 'model_ema', '--no-validate']
     assert run_tool('train', config, *load) == 0
     assert "the weights of 'model_ema' are taken" in ''.join(capfd.readouterr())
     assert equal('work/epoch_1.pth', fives)
-    assert run_tool('test', config, 'src.pth', '--work-dir', 'tested') == 0
+    few = ['--cfg-options', 'test_dataloader.dataset.indices=64']
+    assert run_tool('test', config, 'src.pth', '--work-dir', 'tested', *few) == 0
     assert "'model' are taken, not those of 'model_ema'" in ''.join(capfd.readouterr())
 
     def pretrained(module, **init_cfg):
