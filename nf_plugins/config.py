@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, init_default_scope
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from torch import nn
 
 from nf_plugins.config_names import config_path
@@ -89,8 +89,9 @@ def library_of(cfg: Config) -> str | None:
     kinds = [cfg.model.get('type')]
     kinds += [cfg.model[name]['type'] for name in PARTS if _is_part(cfg.model.get(name))]
     kinds = [kind for kind in kinds if isinstance(kind, str) and '.' not in kind]
-    if all(map(class_of, kinds)):
-        return None
+    with DefaultScope.overwrite_default_scope('mmengine'):  # not that of a config before
+        if all(map(class_of, kinds)):
+            return None
     for library in filter(find_spec, LIBRARIES):
         try:
             with MODELS.switch_scope_and_registry(library) as registry:
@@ -121,7 +122,7 @@ def part_name(cfg: Config, path: str, module: str | None = None) -> str:
     for name in PARTS:
         if cfg.model.get(name):
             return name
-    parts = [name for name, section in cfg.model.items() if _is_part(section)]
+    parts = [k for k, section in cfg.model.items() if _is_part(section) and k != 'tokenizer']
     listed = f'measure one of its parts with --module: {", ".join(parts)}' if parts else ''
     raise UsageError(
         f'{path} has no backbone: the model has none of {", ".join(PARTS)}'
@@ -133,7 +134,9 @@ def _is_part(section: object) -> bool:
     return isinstance(section, dict) and 'type' in section
 
 
-def build_backbone(cfg: Config, path: str, seed: int, module: str = 'backbone') -> nn.Module:
+def build_backbone(
+    cfg: Config, path: str, seed: int, module: str = 'backbone', init: bool = True
+) -> nn.Module:
     """Build and initialise the backbone of a config. The random state stays as it was.
 
     Args:
@@ -141,6 +144,7 @@ def build_backbone(cfg: Config, path: str, seed: int, module: str = 'backbone') 
         path: Its path, for messages.
         seed: Seed of the weights.
         module: Path in the model of another part; '' is the whole model.
+        init: Initialise the weights, and load those that the config names.
 
     Raises:
         UsageError: There is no such part, or it cannot be built.
@@ -152,7 +156,7 @@ def build_backbone(cfg: Config, path: str, seed: int, module: str = 'backbone') 
         section = _section(cfg.model, module)
         # A part that has no config of its own is cut out of the model.
         built = MODELS.build(cfg.model if section is None else section)
-        if hasattr(built, 'init_weights'):
+        if init and hasattr(built, 'init_weights'):
             built.init_weights()
         if section is None:
             modules = dict(built.named_modules())

@@ -26,6 +26,7 @@ from .graph import (
     Residual,
     Tracer,
     Unit,
+    block_names,
     plain_units,
     stem_of,
     tracing,
@@ -318,12 +319,13 @@ def _measured_blocks(
     stem: Measurement | None = stem_of(residuals[0], tracer) if residuals else None
     if stem is not None:
         found.append(('stem', 'stem', stem, None))
-    items: list[Residual | Unit] = [*residuals, *units]
-    for item in sorted(items, key=lambda item: item.node.index):
+    items: list[tuple[str, Residual | Unit]] = [(unit.name, unit) for unit in units]
+    items += zip(block_names(residuals), residuals)
+    for name, item in sorted(items, key=lambda pair: pair[1].node.index):
         kind = 'plain'
         if isinstance(item, Residual):
             kind = 'residual' if item.identity else 'transition'
-        found.append((item.name, kind, item.measured_output, item))
+        found.append((name, kind, item.measured_output, item))
     return found
 
 

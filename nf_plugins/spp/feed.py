@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nf_plugins.errors import short
 
+from .adapters import first
 from .adapters.arguments import Arguments, describe, parameters_of, tensors_in
 from .execution import arguments, unwrap
 
@@ -100,7 +101,7 @@ class Feed:
         return self.passed.tensors()
 
     def signals(self) -> list[Tensor]:
-        """Return the largest of the inputs that are no integers: images, not time steps or masks."""
+        """Return the largest inputs that are no integers: images, not time steps or masks."""
         numbers = [x for x in self.given.tensors() if x.is_floating_point()]
         return [x for x in numbers if x.numel() == max(y.numel() for y in numbers)]
 
@@ -166,9 +167,17 @@ class Feed:
 
 def _main_output(output: Any) -> Tensor | None:
     """Return the first of named outputs that has a gradient, and the last one of a tuple."""
-    outputs = [x for x in tensors_in(output) if x.requires_grad]
-    named = isinstance(output, Mapping) or hasattr(output, '_fields') or is_dataclass(output)
-    return next(iter(outputs if named else reversed(outputs)), None)
+    if isinstance(output, Tensor):
+        return output if output.requires_grad else None
+    if isinstance(output, Mapping):
+        values = [*output.values()]
+    elif is_dataclass(output):
+        values = [getattr(output, spec.name) for spec in fields(output)]
+    elif isinstance(output, (list, tuple)):
+        values = list(output if hasattr(output, '_fields') else reversed(output))
+    else:
+        return None
+    return first(_main_output(value) for value in values)
 
 
 def explained(error: Exception, advice: str) -> Exception:

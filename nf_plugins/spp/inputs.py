@@ -36,8 +36,8 @@ def image_channels(backbone: nn.Module) -> int:
 def config_input_size(cfg: Config, default: int = 224) -> tuple[int, int]:
     """Return height and width of the images that a config trains on.
 
-    They are the ``img_size`` of the part that reads images (transformers are made for one size), else
-    the last size in the training pipeline, else in the test pipeline.
+    They are the ``img_size`` of the part that reads images (transformers are made for one
+    size), else the last size in the training pipeline, else in the test pipeline.
     """
     parts = [part for name in PARTS if isinstance(part := cfg.get('model', {}).get(name), dict)]
     size = next(iter(parts), {}).get('img_size')

@@ -55,7 +55,9 @@ class BlockSignal:
         pooled: Whether the shortcut is average-pooled.
         normalized: Whether the branch has a norm, or one reads a plain module.
         zero_parameter: Name of the parameter, all zero, that silences the branch.
-        family: Name of the class of the block's module.
+        module: Path of the module that holds the block; ``name`` is a part of it where several
+            blocks are in one module.
+        family: Name of the class of that module.
         layers: Convolutions and matrix products of the branch.
         norms: Norms of the branch.
         shortcut_norms: Norms of the shortcut.
@@ -88,6 +90,7 @@ class BlockSignal:
     pooled: bool = False
     normalized: bool = False
     zero_parameter: str | None = None
+    module: str = ''
     family: str = ''
     layers: int = 0
     norms: int = 0
@@ -132,7 +135,9 @@ _IS_VALID: dict[str, Callable[[Any], bool]] = {
         ('positions', 'layers', 'norms', 'shortcut_norms'),
         lambda v: type(v) is int and 0 <= v < 2**31,
     ),
-    **dict.fromkeys(('name', 'kind', 'family', 'activation'), lambda v: isinstance(v, str)),
+    **dict.fromkeys(
+        ('name', 'kind', 'module', 'family', 'activation'), lambda v: isinstance(v, str)
+    ),
     **dict.fromkeys(
         ('activated', 'pooled', 'normalized', 'pre_norm', 'max_pooled'),
         lambda v: isinstance(v, bool),

@@ -212,8 +212,9 @@ def describe_blocks(blocks: Blocks, tracer: Tracer) -> None:
     """Fill in what the blocks are made of."""
     modules = tracer.modules
     for block, item in blocks:
-        module = modules.get(block.name)
-        block.family = type(module).__name__ if module is not None and block.name else ''
+        block.module = getattr(item, 'name', '')
+        module = modules.get(block.module)
+        block.family = type(module).__name__ if module is not None and block.module else ''
         if isinstance(item, Residual):
             branch = path_nodes(item.end, item.source)
             shortcut = path_nodes(item.shortcut, item.source) - branch
@@ -314,7 +315,9 @@ def parameter_facts(
 
     def add(kind: str, names: list[str], total: int, reason: str = '') -> None:
         if names:
-            own = [b.index for b, _ in blocks if any(_inside(n, b.name) for n in names) and b.name]
+            own = [
+                b.index for b, _ in blocks if any(_inside(n, b.module) for n in names) and b.module
+            ]
             short = tuple(names[:MOST_NAMES])
             facts.append(ParameterFact(kind, short, len(names), total, tuple(own), reason))
 
@@ -404,7 +407,7 @@ def method_facts(blocks: Blocks, tracer: Tracer) -> list[MethodFact]:
     facts: list[MethodFact] = []
     place = 0
     for block, item in blocks:
-        module = modules.get(block.name)
+        module = modules.get(block.module)
         alpha = getattr(module, 'alpha', None)
         if module is None or not isinstance(item, Residual) or not isinstance(alpha, float | int):
             continue
@@ -416,7 +419,7 @@ def method_facts(blocks: Blocks, tracer: Tracer) -> list[MethodFact]:
         own = {n: m for n, m in convs.items() if '.' not in n}
         plain = [n for n in own if n not in scaled]
         fact = MethodFact(block.index, float(alpha), place)
-        fact.plain = tuple(f'{block.name}.{name}' for name in plain)
+        fact.plain = tuple(f'{block.module}.{name}' for name in plain)
         fact.activation = block.activation
         if not plain:
             _read_factors(fact, module, [n for n in own if n in scaled], scaled)

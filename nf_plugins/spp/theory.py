@@ -82,7 +82,7 @@ def add_theory(
     """
     modules = tracer.modules
     expected: float | None = None
-    made_for = {block.name: expectation(modules.get(block.name)) for block, _ in blocks}
+    made_for = {b.index: expectation(modules.get(x.name)) if x else None for b, x in blocks}
     normalizer_free = any(made_for.values())
     for block, residual in blocks:
         if block.kind == 'stem':
@@ -93,7 +93,7 @@ def add_theory(
             expected = None
             continue
         if normalizer_free:
-            made = made_for[block.name]
+            made = made_for[block.index]
             expected = made.output_var(expected, residual.identity) if made else None
             block.expected_var = expected
             block.expected_res_var = None if expected is None else 1.0

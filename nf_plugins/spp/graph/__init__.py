@@ -1,5 +1,6 @@
 """The graph of one forward pass, and the residual blocks in it."""
 
+from .names import block_names
 from .nodes import Node
 from .residuals import Residual, zero_parameter
 from .tracer import Tracer, find_residuals, stem_of, tracing
@@ -10,6 +11,7 @@ __all__ = [
     'Residual',
     'Tracer',
     'Unit',
+    'block_names',
     'find_residuals',
     'plain_units',
     'stem_of',

@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from ..execution import arguments, entered, grad_mode, plain_execution
 from ..snapshot import restoring
 from .classify import classify
+from .names import block_names
 from .nodes import Node, NodeOf, channel_axis, common_dominator, moved_pair
 from .ops import (
     ACTIVATIONS,
@@ -484,7 +485,7 @@ class Tracer(TorchDispatchMode):
     def enter(self, module: nn.Module, args: tuple) -> None:
         name = self.names.get(module, self.stack[-1])
         tensor = next((x for x in tree_iter(args) if isinstance(x, Tensor)), None)
-        if tensor is not None and tensor in self.node_of:
+        if tensor is not None and tensor in self.node_of and tensor.dim() > 1:
             node = self.node_of[tensor]
             if not self.candidates and node.index and next(module.children(), None) is not None:
                 self.read_by.setdefault(name, node)
@@ -602,4 +603,7 @@ def find_residuals(model: nn.Module, inputs: Any) -> list[Residual]:
         tracing(model, given.tensors()) as tracer,
     ):
         tracer.finish(given.pass_to(model))
-    return tracer.residuals()
+    residuals = tracer.residuals()
+    for residual, name in zip(residuals, block_names(residuals)):
+        residual.name = name
+    return residuals

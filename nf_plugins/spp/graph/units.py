@@ -54,7 +54,8 @@ def plain_units(
     """
     if residuals:
         classes = {type(modules[r.name]) for r in residuals if r.name in modules}
-        return [unit for unit in units if unit.kind in classes]
+        names = {r.name for r in residuals}  # of a block in the network's own forward method
+        return [unit for unit in units if unit.kind in classes and unit.name not in names]
     chosen = [u for u in units if u.repeated and not _is_sequence(modules[u.name])]
     if len(chosen) < 2:
         chosen = [u for u in units if '.' not in u.name] or units

@@ -55,8 +55,8 @@ def _roles_without(
     family = {b.index: b for b in blocks if b.family == block.family and b.kind == block.kind}
     for norm in evidence_of(profile).norms:
         b = family.get(norm.block)
-        if b is not None and norm.module.startswith(f'{b.name}.'):
-            name = norm.module.removeprefix(f'{b.name}.')
+        if b is not None and norm.module.startswith(f'{b.module}.'):
+            name = norm.module.removeprefix(f'{b.module}.')
             if b is block:
                 own.add(name)
             else:

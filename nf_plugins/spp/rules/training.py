@@ -27,7 +27,7 @@ def high_dropout(
 
 
 def _inside(name: str, block: BlockSignal) -> bool:
-    return bool(block.name) and f'{name}.'.startswith(f'{block.name}.')
+    return bool(block.module) and f'{name}.'.startswith(f'{block.module}.')
 
 
 def _facts(profile: SignalProfile, kind: str) -> list[ParameterFact]:
@@ -86,7 +86,7 @@ def frozen_weights(profile: SignalProfile, blocks: list[BlockSignal]) -> Finding
         names = [n for n in fact.names if 'pos_embed' not in n and 'position' not in n]
         if not names:
             continue
-        known = [b.index for b in blocks if b.name]
+        known = [b.index for b in blocks if b.module]
         start = [i for i, index in zip(known, fact.blocks) if i == index]
         prefix = len(start) == len(fact.blocks) and fact.count < fact.total
         cause = f'{fact.count} of {fact.total} parameters are frozen: {some(names)}'
