@@ -216,7 +216,7 @@ def silent_branch(net, x, rng):
     if not names or not any(isinstance(m, nn.LayerNorm) for m in net.modules()):
         return None
     block = rng.choice(names)
-    for name, p in net.get_submodule(block).named_parameters():
+    for p in net.get_submodule(block).parameters():
         if p.dim() > 1:
             p.data.mul_(1e-5)
     return Fault(('dead_branch', 'zero_branch'), block)
