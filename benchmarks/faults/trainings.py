@@ -36,7 +36,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     'PWS-ResNet': lambda: Classifier(PWSResNet(18, **SMALL), 64),
     'ViT': lambda: VisionTransformer(16, 4, 1, num_classes=10, embed_dim=48, depth=4, num_heads=3),
     'ConvNeXt': lambda: ConvNeXt(
-        1, 10, depths=(1, 1, 3, 1), dims=(16, 32, 48, 64), patch_size=2, ls_init_value=1e-6
+        1, 10, depths=(1, 1, 3, 1), dims=(16, 32, 48, 64), patch_size=1, ls_init_value=1e-6
     ),
     'Mixer': lambda: MlpMixer(10, 16, 1, patch_size=4, num_blocks=4, embed_dim=48),
 }
