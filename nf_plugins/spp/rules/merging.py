@@ -39,7 +39,7 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
     'explosion': ('low_precision', 'gradient_explosion', 'not_reset', 'mean_shift', *_COLLAPSE),
     'mean_shift': (*_COLLAPSE, 'gradient_mean_shift', 'not_reset'),
     'collapsed_images': ('collapsed_tokens',),
-    'attenuation': ('gradient_attenuation', *_COLLAPSE, 'constant_channels'),
+    'attenuation': ('gradient_attenuation', 'mean_shift', *_COLLAPSE, 'constant_channels'),
     'pooled_shortcut': ('attenuation',),
     'zero_branch': ('attenuation',),
     'low_precision': ('mean_shift', *_COLLAPSE),
