@@ -407,7 +407,7 @@ def test_files_in_the_folder_that_are_no_records(tmp_path):
         (dict(interval=1.5), 'interval must be a positive integer, got 1.5'),
         (dict(batch_size=-1), 'batch_size must be a positive integer'),
         (dict(input='train'), "input must be one of gaussian, batch, got 'train'"),
-        (dict(mode='both'), "mode must be one of train, eval, got 'both'"),
+        (dict(mode='both'), "mode must be one of train, eval, asis, got 'both'"),
         (dict(stop_on=['exploded']), "stop_on must be one of non_finite, .*got 'exploded'"),
     ],
 )

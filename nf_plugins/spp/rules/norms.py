@@ -50,17 +50,15 @@ def _roles_without(
     profile: SignalProfile, blocks: list[BlockSignal], block: BlockSignal
 ) -> list[str]:
     """Names, in a block, of the norms that the blocks of the same class have and it has not."""
-    own: set[str] = set()
+    family = [b.name for b in blocks if b.family == block.family and b.name]
     others: Counter[str] = Counter()
-    family = {b.index: b for b in blocks if b.family == block.family and b.kind == block.kind}
+    own: set[str] = set()
     for norm in evidence_of(profile).norms:
-        b = family.get(norm.block)
-        if b is not None and norm.module.startswith(f'{b.name}.'):
-            name = norm.module.removeprefix(f'{b.name}.')
-            if b is block:
-                own.add(name)
-            else:
-                others[name] += 1
+        for name in dict.fromkeys(family):
+            if norm.module.startswith(f'{name}.'):
+                norm_name = norm.module.removeprefix(f'{name}.')
+                own |= {norm_name} if name == block.name else set()
+                others[norm_name] += name != block.name
     return [name for name, count in others.items() if count > 1 and name not in own]
 
 
