@@ -169,7 +169,7 @@ def large_branch(net, x, rng):
     last_norm = own and after.index(own[-1][len(block) + 1 :]) > after.index(name[len(block) + 1 :])
     if last_norm:
         name = own[-1]
-        net.get_submodule(name).weight.data.mul_(20)
+        net.get_submodule(name).weight.data.fill_(20)
     else:
         scale_layer(net.get_submodule(name), 20)
     return Fault(('branch_jump', 'explosion'), name)
@@ -216,7 +216,7 @@ def silent_branch(net, x, rng):
     if not names or not any(isinstance(m, nn.LayerNorm) for m in net.modules()):
         return None
     block = rng.choice(names)
-    for name, p in net.get_submodule(block).named_parameters():
+    for p in net.get_submodule(block).parameters():
         if p.dim() > 1:
             p.data.mul_(1e-5)
     return Fault(('dead_branch', 'zero_branch'), block)

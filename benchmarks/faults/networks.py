@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+
 import timm
 import torch
 import torchvision
@@ -22,22 +25,24 @@ def _torchvision(name: str) -> nn.Module:
 
 SUBJECTS = {
     'torchvision resnet18': lambda: _torchvision('resnet18'),
-    'torchvision resnet50': lambda: _torchvision('resnet50'),
     'torchvision mobilenet_v3_small': lambda: _torchvision('mobilenet_v3_small'),
-    'torchvision vgg11_bn': lambda: _torchvision('vgg11_bn'),
+    'torchvision shufflenet_v2_x0_5': lambda: _torchvision('shufflenet_v2_x0_5'),
+    'timm resnet26': lambda: timm.create_model('resnet26', channels=(32, 64, 128, 256)),
     'timm regnetx_002': lambda: timm.create_model('regnetx_002'),
     'timm efficientnet_lite0': lambda: timm.create_model('efficientnet_lite0'),
     'timm convnext_atto': lambda: timm.create_model('convnext_atto', ls_init_value=None),
     'timm vit_tiny': lambda: timm.create_model('vit_tiny_patch16_224', img_size=64),
-    'timm swin_tiny': lambda: timm.create_model(
-        'swin_tiny_patch4_window7_224', img_size=64, window_size=4
+    'timm swin': lambda: timm.create_model(
+        'swin_tiny_patch4_window7_224', img_size=64, window_size=4, embed_dim=48
     ),
-    'timm mixer': lambda: timm.create_model('mixer_s16_224', img_size=64),
+    'timm mixer': lambda: timm.create_model(
+        'mixer_s16_224', img_size=64, embed_dim=192, patch_size=8
+    ),
     'timm nf_resnet26': lambda: timm.create_model('nf_resnet26'),
-    'NFResNet': lambda: _own(NFResNet, depth=26, skipinit=1.0),
+    'NFResNet': lambda: _own(NFResNet, depth=26, skipinit=1.0, base_channels=32),
     'NFRegNet': lambda: _own(NFRegNet, arch='b0', skipinit=1.0),
-    'ResNetV2': lambda: _own(ResNetV2, depth=50),
-    'PWSResNet': lambda: _own(PWSResNet, depth=50),
+    'ResNetV2': lambda: _own(ResNetV2, depth=50, base_channels=32),
+    'PWSResNet': lambda: _own(PWSResNet, depth=50, base_channels=32),
 }
 """Name -> constructor of a network that gets faults."""
 
@@ -53,7 +58,8 @@ _TIMM = (
     'tf_efficientnetv2_b0 lcnet_050 ghostnet_050 hardcorenas_a mixnet_s tinynet_e rexnet_100 '
     'fbnetc_100 spnasnet_100 semnasnet_075 dla34 dla46_c hrnet_w18_small res2net50_26w_4s '
     'skresnet18 selecsls42 cspresnet50 darknet53 vovnet39a repvgg_a0 mobileone_s0 '
-    'convnextv2_atto convnext_femto convmixer_768_32 poolformer_s12 poolformerv2_s12 edgenext_xx_small '
+    'convnextv2_atto convnext_femto convmixer_768_32 poolformer_s12 poolformerv2_s12 '
+    'edgenext_xx_small '
     'mobilevit_xxs mobilevitv2_050 efficientformer_l1 fastvit_t8 starnet_s1 mambaout_femto '
     'deit_tiny_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 cait_xxs24_224 '
     'xcit_nano_12_p16_224 levit_128s pit_ti_224 visformer_tiny tnt_s_patch16_224 '
@@ -80,7 +86,12 @@ CLASSICS = ('alexnet', 'vgg11', 'squeezenet1_1')
 """Published networks without norms: what is said of their variance is true."""
 
 
-def build(constructor, seed: int = 0) -> nn.Module:
-    """Build a network with seeded weights."""
+@functools.lru_cache(2)
+def _built(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
-    return constructor()
+    return (SUBJECTS if name in SUBJECTS else HEALTHY)[name]()
+
+
+def build(name: str, seed: int = 0) -> nn.Module:
+    """Build a network with seeded weights."""
+    return copy.deepcopy(_built(name, seed))

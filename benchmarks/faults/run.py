@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from nf_plugins.spp import analyze
 
 from .faults import FAULTS, Fault
-from .networks import HEALTHY, SUBJECTS, build
+from .networks import CLASSICS, SUBJECTS, build
 
 
 def noise(size: int = 64, batch: int = 4, seed: int = 0) -> Tensor:
@@ -46,7 +45,7 @@ def localised(fault: Fault, verdict: dict) -> bool | None:
 
 def seeded(network: str, kind: str, seed: int = 0) -> dict[str, Any] | None:
     """Seed a fault into a network, and score what is said of it; None where it does not apply."""
-    net = build(SUBJECTS[network], seed)
+    net = build(network, seed)
     x = noise(seed=seed)
     rng = random.Random(zlib.crc32(f'{network} {kind} {seed}'.encode()))
     fault = FAULTS[kind](net, x, rng)
@@ -70,13 +69,6 @@ def seeded(network: str, kind: str, seed: int = 0) -> dict[str, Any] | None:
     )
 
 
-def all_faults(networks: list[str], kinds: list[str]) -> Iterator[dict[str, Any]]:
-    for network in networks:
-        for kind in kinds:
-            if (found := seeded(network, kind)) is not None:
-                yield found
-
-
 SIZES = {
     'inception_v3': 160,
     'efficientformer': 224,
@@ -90,7 +82,7 @@ FIXED = 'vit_b_32 deit deit3 xcit pit visformer tnt twins gmlp resmlp swin pvt'
 
 def healthy(network: str, given: str) -> dict[str, Any]:
     """Say what is said of a published network at its own initialisation."""
-    net = build(HEALTHY[network] if network in HEALTHY else SUBJECTS[network])
+    net = build(network)
     name = network.partition(' ')[2]
     size = next((s for key, s in SIZES.items() if name.startswith(key)), 64)
     if any(name.startswith(key) for key in FIXED.split()):
@@ -105,3 +97,34 @@ def healthy(network: str, given: str) -> dict[str, Any]:
         loud=[v['rule'] for v in verdicts if v['severity'] != 'info'],
         verdicts=[{k: v[k] for k in ('rule', 'severity', 'name', 'message')} for v in verdicts],
     )
+
+
+def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Count what the results come to."""
+    faults, twins = results['faults'], results['healthy']
+    placed = [r for r in faults if r['localised'] is not None]
+    said = [v for r in faults for v in r['verdicts'] if v['severity'] != 'info']
+    wrong = sum(len(r['wrong']) for r in faults)
+    modern = [r for r in twins if r['network'].partition(' ')[2] not in CLASSICS]
+    good = [r for r in results['trainings'] if r['recipe'] == 'good']
+    bad = [r for r in results['trainings'] if r['recipe'] != 'good']
+    return dict(
+        faults=len(faults),
+        kinds=len({r['fault'] for r in faults}),
+        networks=len({r['network'] for r in faults}),
+        named=_share(sum(r['named'] for r in faults), len(faults)),
+        localised=_share(sum(bool(r['localised']) for r in placed), len(placed)),
+        verdicts_beside_the_fault=_share(wrong, max(len(said), 1)),
+        healthy_networks=len({r['network'] for r in twins}),
+        healthy=len(twins),
+        healthy_with_a_warning=_share(sum(bool(r['loud']) for r in twins), len(twins)),
+        without_classics=_share(sum(bool(r['loud']) for r in modern), len(modern)),
+        good_trainings=len(good),
+        good_with_a_warning=sum(bool(r['loud']) for r in good),
+        bad_trainings=len(bad),
+        bad_with_a_warning=sum(bool(r['loud']) for r in bad),
+    )
+
+
+def _share(count: int, of: int) -> float:
+    return round(count / max(1, of), 4)

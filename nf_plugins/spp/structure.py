@@ -258,7 +258,10 @@ def _norms(nodes: Iterable[Node], modules: dict[str, nn.Module]) -> set[Any]:
 def is_norm(module: nn.Module | None) -> bool:
     """Whether a module is an activation norm, by the name of its class: libraries share none."""
     name = type(module).__name__.lower()
-    return 'norm' in name and 'nonorm' not in name and not list(module.children() if module else ())
+    if module is None or 'norm' not in name or 'nonorm' in name:
+        return False
+    own = next(module.parameters(recurse=False), None)
+    return own is not None or next(module.children(), None) is None
 
 
 def _starts_with_norm(branch: set[Node], source: Node, modules: dict[str, nn.Module]) -> bool:

@@ -5,6 +5,7 @@ import math
 import os
 import time
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -406,10 +407,44 @@ def test_files_in_the_folder_that_are_no_records(tmp_path):
         (dict(interval=1.5), 'interval must be a positive integer, got 1.5'),
         (dict(batch_size=-1), 'batch_size must be a positive integer'),
         (dict(input='train'), "input must be one of gaussian, batch, got 'train'"),
-        (dict(mode='both'), "mode must be one of train, eval, got 'both'"),
+        (dict(mode='both'), "mode must be one of train, eval, asis, got 'both'"),
         (dict(stop_on=['exploded']), "stop_on must be one of non_finite, .*got 'exploded'"),
     ],
 )
 def test_bad_arguments(kwargs, message):
     with pytest.raises(ValueError, match=message):
         SPPHook(**kwargs)
+
+
+def test_each_block_has_norms_of_gradient_weights_and_update(tmp_path):
+    """Compared with a training by hand: SGD's update is the learning rate times the gradient."""
+    sgd = {'optim_wrapper': dict(_delete_=True, optimizer=dict(type='SGD', lr=0.01))}
+    sgd |= {'param_scheduler': []}
+    train(tmp_path, hook=dict(by_epoch=False, interval=2), **NF, **sgd)
+    first, *later = records(tmp_path)
+    assert 'update' not in first
+    assert len(later) == 3
+    for record in later:
+        assert list(record['update']) == [b['name'] for b in record['blocks'] if b['index']]
+        for values in record['update'].values():
+            step = values['update_ratio'] * values['weight_norm']
+            assert step == pytest.approx(0.01 * values['grad_norm'], rel=1e-3)
+
+
+def test_warnings_are_logged_once_each():
+    hook = SPPHook(warn_on=['zero_branch', 'error'])
+    verdicts = [
+        dict(rule='zero_branch', severity='info', name='a', message='m', symptoms=[]),
+        dict(rule='explosion', severity='error', name='b', message='m', symptoms=[]),
+        dict(rule='mean_shift', severity='warning', name='c', message='m', symptoms=[]),
+    ]
+    runner = mock.Mock()
+    for iteration in (5, 6):
+        hook._warn(runner, iteration, verdicts)
+    said = [call.args[0] for call in runner.logger.warning.call_args_list]
+    assert said == [
+        'SPPHook at iteration 5: zero_branch: m',
+        'SPPHook at iteration 5: explosion: m',
+    ]
+    with pytest.raises(ValueError, match='warn_on must be one of'):
+        SPPHook(warn_on=['loud'])

@@ -145,7 +145,9 @@ def test_large_gradients_of_batch_norm_are_no_error():
         'gradient_explosion': 'info'
     }
     plain = built(ResNetV2, depth=50, norm_cfg=dict(type='NoNorm'))
-    assert verdicts(plain, backward=True)['gradient_explosion']['severity'] == 'error'
+    found = verdicts(plain, backward=True)['explosion']
+    assert 'gradient_explosion' in found['symptoms']
+    assert found['severity'] == 'error'
     assert not verdicts(HEALTHY['NF-ResNet'](), backward=True)
 
 
@@ -164,7 +166,7 @@ def test_a_signal_that_dies():
             if name.endswith('weight') and p.dim() == 4:
                 p.mul_(0.3)
     found = verdicts(net)
-    assert "He's for ReLU" in found['attenuation']['message']
+    assert "He's, 2 / fan_in, for ReLU" in found['attenuation']['message']
     assert 'explosion' not in found
 
 
@@ -243,7 +245,8 @@ def blocks_with(**curves):
 @pytest.mark.parametrize(
     ('curves', 'rule'),
     [
-        (dict(avg_var=[1.0, 201.0]), 'explosion'),
+        (dict(avg_var=[1.0, 6.0, 36.0, 201.0]), 'explosion'),
+        (dict(avg_var=[1.0, 1.0, 11.0, 11.0]), 'branch_jump'),
         (dict(avg_var=[1.0, 0.049]), 'attenuation'),
         (dict(avg_sq_mean=[0.0, 1.1]), 'mean_shift'),
         (dict(constant_channels=[0.0, 0.36]), 'constant_channels'),
@@ -263,7 +266,8 @@ def test_thresholds(curves, rule):
 @pytest.mark.parametrize(
     'curves',
     [
-        dict(avg_var=[1.0, 199.0]),
+        dict(avg_var=[1.0, 6.0, 36.0, 199.0]),
+        dict(avg_var=[1.0, 1.0, 9.0, 9.0]),
         dict(avg_var=[1.0, 0.051]),
         dict(avg_sq_mean=[0.0, 0.99]),
         dict(constant_channels=[0.0, 0.34]),
@@ -278,11 +282,11 @@ def test_this_side_of_the_thresholds(curves):
     assert blocks_with(**curves).verdicts() == []
 
 
-NAMES = '''non_finite low_precision explosion attenuation mean_shift branch_jump zero_branch
+NAMES = """non_finite low_precision explosion attenuation mean_shift branch_jump zero_branch
 dead_branch not_reset pooled_shortcut stem_scale off_theory constant_channels dead_units
 saturated_units zero_weights duplicate_channels collapsed_images collapsed_tokens
 attention_saturated norm_missing norm_statistics bad_input high_dropout no_gradient frozen_weights
-shared_weights gradient_explosion gradient_attenuation gradient_mean_shift'''.split()
+shared_weights gradient_explosion gradient_attenuation gradient_mean_shift""".split()
 """The names that others rely on."""
 
 

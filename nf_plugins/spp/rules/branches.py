@@ -47,9 +47,9 @@ def zero_branch(
     what += f'transitions: in {called(first)} '
     if is_trained(profile):
         yield Finding(
-            'warning',
+            'info' if len(silent) == len(blocks) else 'warning',
             first.index,
-            f'{what}{first.zero_parameter} is zero after training',
+            f'{what}{first.zero_parameter} is zero, as at initialisation',
             'It gets no gradient, or weight decay holds it there: look whether it is trained',
         )
         return

@@ -78,7 +78,7 @@ def gradient_mean_shift(
         (b, b.grad_avg_sq_mean / b.grad_avg_var)
         for b in blocks
         if b.grad_avg_var
-        and b.positions > 1
+        and b.positions != 1
         and b.grad_avg_sq_mean is not None
         and b.grad_avg_sq_mean > ratio * b.grad_avg_var
     ]

@@ -38,8 +38,9 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
     'high_dropout': (*_VARIANCE, *_COLLAPSE, *_DEAD, 'branch_jump'),
     'explosion': ('low_precision', 'gradient_explosion', 'not_reset', 'mean_shift', *_COLLAPSE),
     'mean_shift': (*_COLLAPSE, 'gradient_mean_shift', 'not_reset'),
-    'collapsed_images': ('collapsed_tokens',),
-    'attenuation': ('gradient_attenuation', *_COLLAPSE, 'constant_channels'),
+    'collapsed_images': ('collapsed_tokens', 'dead_units'),
+    'collapsed_tokens': ('dead_units',),
+    'attenuation': ('gradient_attenuation', 'mean_shift', *_COLLAPSE, 'constant_channels'),
     'pooled_shortcut': ('attenuation',),
     'zero_branch': ('attenuation',),
     'low_precision': ('mean_shift', *_COLLAPSE),
@@ -91,6 +92,11 @@ def _explains(cause: dict, verdict: dict) -> bool:
     """An info explains no error, but where it is by design; a gate's verdict explains nothing."""
     if cause['severity'] == 'info' and verdict['severity'] != 'info':
         return cause['rule'] in ABSORBING and verdict['severity'] != 'error'
+    # Units die of features that are alike, or make them so: what comes first is the cause.
+    if verdict['rule'] in _COLLAPSE and cause['rule'] == 'dead_units':
+        return cause['block'] <= verdict['block']
+    if cause['rule'] in _COLLAPSE and verdict['rule'] == 'dead_units':
+        return cause['block'] < verdict['block']
     return True
 
 

@@ -155,7 +155,8 @@ def off_theory(
             )
         )
     texts += _gammas(profile, facts, tolerance)
-    texts += _betas(profile, facts, tolerance)
+    if not large:
+        texts += _betas(profile, facts, tolerance)
     raw = [f for f in facts if f.raw_shortcut]
     if raw:
         texts.append(
@@ -229,7 +230,7 @@ def _betas(
     return [
         (
             wrong[0][0],
-            f'{what} in {where}, where its deviation is expected to be {right:.3g} at most',
+            f'{what} in {where}, whose deviation is expected to be up to {right:.3g}',
             'divide the input of each block by beta'
             + (' (rescale_input=True)' if option(profile, 'rescale_input') else ''),
         )

@@ -50,17 +50,15 @@ def _roles_without(
     profile: SignalProfile, blocks: list[BlockSignal], block: BlockSignal
 ) -> list[str]:
     """Names, in a block, of the norms that the blocks of the same class have and it has not."""
-    own: set[str] = set()
+    family = [b.module for b in blocks if b.family == block.family and b.module]
     others: Counter[str] = Counter()
-    family = {b.index: b for b in blocks if b.family == block.family and b.kind == block.kind}
+    own: set[str] = set()
     for norm in evidence_of(profile).norms:
-        b = family.get(norm.block)
-        if b is not None and norm.module.startswith(f'{b.module}.'):
-            name = norm.module.removeprefix(f'{b.module}.')
-            if b is block:
-                own.add(name)
-            else:
-                others[name] += 1
+        for module in dict.fromkeys(family):
+            if norm.module.startswith(f'{module}.'):
+                name = norm.module.removeprefix(f'{module}.')
+                own |= {name} if module == block.module else set()
+                others[name] += module != block.module
     return [name for name, count in others.items() if count > 1 and name not in own]
 
 

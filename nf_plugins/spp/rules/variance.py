@@ -193,11 +193,13 @@ def branch_jump(
     if not jumps and not layers:
         return
     index = min([*jumps, *(layer[1] for layer in layers)])
-    parts = [text for _, text in sorted(jumps.items())][:2]
-    for name, _, times in layers[:3]:
-        parts.append(f'the weights of {name} are {times:.3g} times those of its siblings')
+    parts = [
+        f'the weights of {name} are {times:.3g} times those of its siblings'
+        for name, _, times in layers[:3]
+    ]
     if len(layers) > 3:
         parts[-1] += f' ({len(layers)} layers are beyond {weights:g} times)'
+    parts += [text for _, text in sorted(jumps.items())][: 1 if layers else 3]
     remedy = 'Initialise it as its siblings are: look for a missing or a different factor'
     severity = 'warning'
     if trained:

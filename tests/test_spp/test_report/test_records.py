@@ -41,7 +41,7 @@ def test_a_record_keeps_what_the_file_says(dicts):
         (lambda d: {**d, 'epoch': None}, 'no integer epoch and iter'),
         (lambda d: {**d, 'iter': 1.5}, 'no integer epoch and iter'),
         (lambda d: {**d, 'iter': True}, 'no integer epoch and iter'),
-        (lambda d: {**d, 'mode': 'test'}, "mode must be 'train' or 'eval', got 'test'"),
+        (lambda d: {**d, 'mode': 'test'}, "mode must be one of train, eval, asis, got 'test'"),
         (lambda d: {**d, 'blocks': []}, 'no list of blocks'),
         (lambda d: {**d, 'blocks': {}}, 'no list of blocks'),
         (lambda d: {**d, 'blocks': [1]}, 'a.json is no record: block 0: it must be a dict'),
