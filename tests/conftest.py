@@ -32,7 +32,7 @@ def _seed():
 
 @pytest.fixture(autouse=True)
 def _scope():
-    """The default scope that a test sets, as a Runner does, is not that of the next one."""
+    """Reset the default scope, which a test may have set by a Runner, before the next test."""
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()
@@ -41,7 +41,7 @@ def _scope():
 
 @pytest.fixture(autouse=True)
 def _log_levels():
-    """A tool that makes mmengine's logger quiet does so for its own test alone."""
+    """Restore mmengine's logger after a test of a tool that has made it quiet."""
     before = {name: logger.level for name, logger in MMLogger._instance_dict.items()}
     yield
     for name, logger in MMLogger._instance_dict.items():

@@ -255,7 +255,7 @@ SWEEPS = [
 
 @contextlib.contextmanager
 def small_memory(limit=2**32):
-    """No tensor of more than ``limit`` bytes: what asks for one fails here, and harms nobody."""
+    """Make each request for a tensor of more than ``limit`` bytes fail, so that memory is safe."""
     made = torch.empty
 
     def empty(*args, **kwargs):

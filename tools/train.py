@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
         nargs='?',
         const='auto',
         metavar='CHECKPOINT',
-        help='resume from a checkpoint (default: the latest one in the work dir)',
+        help='resume from a checkpoint; without a name, from the latest one in the work dir',
     )
     parser.add_argument('--no-validate', action='store_true', help='train without validation')
     parser.add_argument(

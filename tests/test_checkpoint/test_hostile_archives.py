@@ -1,4 +1,4 @@
-"""Archives are read as they were checked, and no file takes the process."""
+"""The content of an archive is what was checked, and no file uses up the process's resources."""
 
 import io
 import json
@@ -433,7 +433,7 @@ def test_mutated_files_are_read_rightly_or_refused(tool_env):
 
 
 def test_tensors_of_safetensors_outlive_their_file(tmp_path):
-    """They were the file itself: whoever shortened it ended the process (SIGBUS)."""
+    """The tensors were mapped to the file once; shortening it killed the process (SIGBUS)."""
     path, state = tmp_path / 'a.safetensors', {}
     for number, dtype in enumerate(DTYPES.values()):
         state[f'w{number}'] = torch.randint(0, 2, (3, 300)).to(dtype)

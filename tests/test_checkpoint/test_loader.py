@@ -1,4 +1,4 @@
-"""Every way of mmengine to a checkpoint, with a harmless file and with a harmful one."""
+"""All loaders of mmengine, each with a harmless and with a harmful file."""
 
 import os
 import sys
@@ -35,7 +35,7 @@ class Harmful:
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Two files, and every place of mmengine that leads to them."""
+    """Two files, and all URLs and paths under which mmengine can load them."""
     state = {'backbone.weight': torch.arange(3.0)}
     torch.save(dict(state_dict=state), tmp_path / 'good.pth')
     torch.save(dict(state_dict=state, extra=Harmful(tmp_path / 'harmed')), tmp_path / 'evil.pth')

@@ -135,7 +135,7 @@ def test_states_of_optimizer_wrappers(tmp_path):
 
 
 def test_what_hooks_keep_in_the_hub(tmp_path):
-    """It is the thing itself where a hook goes on with it, and equal in any case."""
+    """Each value is equal to the original; if a hook uses it, it also has the original class."""
     hub = MessageHub.get_instance('test_what_hooks_keep_in_the_hub')
     kept = dict(
         start=datetime.datetime(2020, 1, 2, 3), folder=Path('work'), last=deque([1.0], maxlen=3),

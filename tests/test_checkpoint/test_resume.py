@@ -1,4 +1,4 @@
-"""A killed training goes on as if nothing had happened; what it takes over is known and plain."""
+"""A resumed training equals one without a kill, and only takes over known and plain data."""
 
 import collections
 import copy

@@ -1,4 +1,4 @@
-"""What checkpoints hold beside tensors is read as data, whatever it is called."""
+"""Objects in checkpoints that are no tensors are read as data, under any name."""
 
 import argparse
 import array
@@ -135,7 +135,7 @@ HARMLESS = {
 
 
 def same(first, second):
-    """Whether two values are the same for whoever uses them."""
+    """Return whether two values are equal for all users."""
     if isinstance(first, (np.random.Generator, np.random.RandomState, random.Random)):
         draw = 'random' if hasattr(first, 'random') else 'random_sample'
         return getattr(first, draw)() == getattr(second, draw)()
@@ -153,7 +153,7 @@ def same(first, second):
 @pytest.mark.parametrize('protocol', [2, 4, 5])
 @pytest.mark.parametrize('kind', HARMLESS)
 def test_harmless_data_is_read_and_written_back(kind, protocol, tmp_path):
-    """The way back is checked by PyTorch, which makes the thing itself from what we wrote."""
+    """PyTorch checks the saved file: it makes the original object from it."""
     path, value = tmp_path / 'a.pth', copy.deepcopy(HARMLESS[kind])
     checkpoint = dict(a=value, state_dict=nn.Linear(1, 1).state_dict())
     torch.save(checkpoint, path, pickle_protocol=protocol)

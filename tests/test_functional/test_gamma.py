@@ -43,7 +43,7 @@ def test_spellings(name, canonical):
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match=r"unknown activation 'HSwish': .*relu"):
         activation_gamma('HSwish')
-    with pytest.raises(TypeError, match='named by a string'):
+    with pytest.raises(TypeError, match='name of an activation must be a string'):
         activation_gamma(None)
     with pytest.raises(ValueError, match='unknown activation'):
         GammaAct('HSwish')

@@ -1,4 +1,4 @@
-"""Whoever changes the weights in whatever way: the next output of evaluation has them.
+"""After any change of the weights, the next output in evaluation mode uses the new weights.
 
 Each way is tried on a layer in evaluation mode that has run before. The output is compared with
 the formula, written down once more here, on the values that the way leaves.

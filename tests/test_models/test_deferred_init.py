@@ -1,4 +1,4 @@
-"""A network without memory that is given some and reset is a new network."""
+"""A network on the meta device is a new network after ``to_empty`` and ``reset_parameters``."""
 
 import copy
 import pickle
@@ -80,7 +80,7 @@ def initialised() -> PWSConv2d:
 
 @pytest.mark.parametrize('multi', [None, get_ema_multi_avg_fn(0.9)])
 def test_averages_of_the_flag(multi):
-    """Of trained and untrained models alike: whatever is averaged in is initialised."""
+    """The average of models has initialised alphas, whether the models were trained or not."""
     conv = PWSConv2d(3, 4, 3, initalpha=True)
     average = AveragedModel(conv, multi_avg_fn=multi, use_buffers=True)
     mm = ExponentialMovingAverage(conv, update_buffers=True)

@@ -1,4 +1,4 @@
-"""What exporters, tracers and quantizers make of the networks gives what the networks give."""
+"""Exported, traced and quantized networks give the outputs of the original networks."""
 
 import io
 import warnings

@@ -1,4 +1,4 @@
-"""Every backbone compiled, in channels_last and with checkpointing gives what it gives."""
+"""Every backbone gives the same outputs when compiled, in channels_last and with checkpointing."""
 
 import copy
 
@@ -82,7 +82,7 @@ def test_checkpointing(case):
 
 @pytest.mark.parametrize('case', CONFIGS, indirect=True)
 def test_hooks_keep_what_they_see(case):
-    """Branches work in place, but for convolutions that somebody looks at."""
+    """Branches work in place, except for the output of a convolution with a hook."""
     net, x = case
     expected = step(copy.deepcopy(net), x)
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)]

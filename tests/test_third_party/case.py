@@ -1,4 +1,4 @@
-"""The network that the tools get, and what it computes, by the formulas of the papers alone."""
+"""The network for the tools, and its outputs, computed with the papers' formulas only."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def reference(net: nn.Module, x: Tensor, until: str = 'head') -> Tensor:
 
 
 def plain_twin(net: nn.Module, x: Tensor) -> nn.Module:
-    """The same network of PyTorch's layers alone: what a tool should take ours for."""
+    """Build an equal network of PyTorch's own layers, as a reference for the tools."""
     twin = copy.deepcopy(net)
     for name in ('conv1', 'conv2'):
         conv = net.get_submodule(name)

@@ -63,7 +63,7 @@ def timm_features(case: Case) -> Pairs:
 
 
 def relevance(case: Case, attribute: Callable[[nn.Module, Tensor], Tensor]) -> Pairs:
-    """What is attributed to the input, or a layer; and by the network of plain convolutions."""
+    """Return the attribution to the input or to a layer, for our network and for a plain one."""
     nets = [copy.deepcopy(net) for net in (case.net, case.twin)]
     return [tuple(attribute(net, case.x.clone().requires_grad_()) for net in nets)]
 

@@ -58,7 +58,7 @@ def main() -> None:
                 check_numbers(value)
             except ValueError as error:
                 raise UsageError(f'cannot publish {path}: {name} is {error}') from None
-        # A view would be saved with all the memory behind it.
+        # A view would be saved with the whole memory of its storage.
         state = {name: value.detach().clone().contiguous() for name, value in state.items()}
         meta = checkpoint.get('meta')
         content = encode_weights(state, dst, meta if isinstance(meta, dict) else {})
