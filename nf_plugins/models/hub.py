@@ -274,11 +274,8 @@ def published_config(
             to_rgb=False,
         )
     if in_channels == 1:
-        for pipeline in (
-            cfg.train_dataloader.dataset.pipeline,
-            cfg.test_dataloader.dataset.pipeline,
-        ):
-            pipeline[0].color_type = 'grayscale'
+        for part in ('train', 'val', 'test'):
+            cfg[f'{part}_dataloader'].dataset.pipeline[0].color_type = 'grayscale'
     cfg.load_from = entry.uri
     return cfg
 
