@@ -78,7 +78,7 @@ def test_the_page_as_it_stands(server, tmp_path, monkeypatch, capfd):
         python, tool, *arguments = command
         assert python == 'python' and (ROOT / tool).is_file()
         name = tool.removeprefix('tools/').removesuffix('.py')
-        if name == 'train':  # with processes that load images
+        if name in ('train', 'test'):  # with processes that load images
             subprocess.run([sys.executable, ROOT / tool, *arguments], check=True)
         else:
             assert run_tool(name, *arguments) == 0, capfd.readouterr().err

@@ -273,6 +273,9 @@ def published_config(
             std=channel_values(entry.std, in_channels),
             to_rgb=False,
         )
+    if in_channels == 1:
+        for part in ('train', 'val', 'test'):
+            cfg[f'{part}_dataloader'].dataset.pipeline[0].color_type = 'grayscale'
     cfg.load_from = entry.uri
     return cfg
 
@@ -362,8 +365,10 @@ def load_from_published(filename: str, map_location: Any = 'cpu') -> dict[str, A
         return dict(state_dict=_moved(state, map_location), meta=dict(source=filename))
     entry = find(filename)
     with _alone(entry):
-        path = _download_from_hub(entry) if scheme == 'timm' else _download_from_deepmind(entry)
-        checkpoint = _converted(entry, path)
+        if scheme == 'timm':
+            checkpoint = _converted(entry, _download_from_hub(entry))
+        else:
+            checkpoint = _load_from_deepmind(entry)
     checkpoint['state_dict'] = _moved(checkpoint['state_dict'], map_location)
     return checkpoint
 
@@ -408,9 +413,19 @@ def _alone(entry: Published) -> Iterator[None]:
                 lock.release()
 
 
-def _download_from_deepmind(entry: Published) -> Path:
+def _load_from_deepmind(entry: Published) -> dict[str, Any]:
+    """A set of DeepMind's; a file that the cache holds damaged is downloaded once more."""
     base = os.environ.get('NF_PLUGINS_DEEPMIND_ENDPOINT') or DEEPMIND
-    return fetch(f'{base.rstrip("/")}/{entry.name}_haiku.npz')[0]
+    url = f'{base.rstrip("/")}/{entry.name}_haiku.npz'
+    path, fresh = fetch(url)
+    try:
+        return _converted(entry, path)
+    except CheckpointError as error:
+        path.unlink(missing_ok=True)  # what cannot be read does not stay
+        if fresh:
+            raise
+        print_log(f'{error}; the cache held it', logger='current')
+    return _converted(entry, fetch(url)[0])
 
 
 def _download_from_hub(entry: Published) -> Path:

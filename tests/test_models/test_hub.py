@@ -567,6 +567,37 @@ def test_deepminds_server(fault, message, server):
     assert len(str(error.value).splitlines()) == 1
 
 
+def test_a_damaged_file_of_deepmind_is_fetched_again(server, tmp_path, monkeypatch):
+    """F0 is here the network of the test file, of an eighth of the width."""
+    content = (DATA / 'F0w8_haiku.npz').read_bytes()
+    path = server.put_deepmind('F0', content)
+    config = tmp_path / 'f0w8.py'
+    config.write_text(f'model = {F0W8_MODEL!r}')
+    monkeypatch.setattr(hub, 'config_path', lambda name: str(config))
+
+    def load_f0():
+        return CheckpointLoader.load_checkpoint('deepmind://F0', 'cpu', logger='silent')
+
+    before = load_f0()['state_dict']
+    assert torch.equal(load_f0()['state_dict']['head.fc.bias'], before['head.fc.bias'])
+    assert server.downloads() == [path]
+    (cached,) = (tmp_path / 'torch').rglob('*.npz')
+    cached.write_bytes(content[:-1000])
+    after = load_f0()['state_dict']
+    assert all(torch.equal(before[key], value) for key, value in after.items())
+    assert server.downloads() == [path, path]
+    assert cached.read_bytes() == content
+
+
+def test_grey_images(jpeg):
+    cfg = published_config(TEST, in_channels=1)
+    init_default_scope('mmpretrain')
+    pipeline = Compose(cfg.test_dataloader.dataset.pipeline)
+    batch = pseudo_collate([pipeline(dict(img_path=str(jpeg), gt_label=0))])
+    options = {'type': 'ClsDataPreprocessor', **cfg.data_preprocessor}
+    assert MODELS.build(options)(batch)['inputs'].shape == (1, 1, 160, 160)
+
+
 CHILD = """
 import sys, torch, nf_plugins
 from mmengine.runner import CheckpointLoader
