@@ -9,6 +9,7 @@ import pytest
 import torch
 from mmengine.logging import MMLogger
 from mmengine.registry import DefaultScope
+from yapf.yapflib import yapf_api
 
 DATA = Path(__file__).parent / 'data'
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,22 @@ ROOT = Path(__file__).parents[1]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, so that two processes end at the same time."""
     items.sort(key=lambda item: 'test_tools/' not in item.nodeid)  # the rest stays in order
+
+
+def _once(format_code):
+    """A training formats its config five times, which takes as long as ten of its iterations."""
+    known = {}
+
+    def format_once(text, **style):
+        key = text, str(style)
+        if key not in known:
+            known[key] = format_code(text, **style)
+        return known[key]
+
+    return format_once
+
+
+yapf_api.FormatCode = _once(yapf_api.FormatCode)
 
 
 def relative_error(ours: torch.Tensor, theirs: torch.Tensor | np.ndarray) -> float:
