@@ -216,13 +216,13 @@ def analyze(
         )
     model = unwrap(model)
     inputs = check_type('inputs', inputs, Tensor).detach()
-    state = state or find_state(model)
-    observer = Observer(model) if evidence else None
     with (
         preserved(model, mode, unit_gain) as before,
         plain_execution(model, len(inputs), inputs.device),
         grad_mode(backward),
     ):
+        state = state or find_state(model)
+        observer = Observer(model) if evidence else None
         if seed is not None:
             seed_all(seed)
         x = leaf = inputs

@@ -264,8 +264,8 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, in
     for norm in evidence.norms:
         if norm.scale:
             scales[role(norm.module), norm.op].append((norm, norm.scale))
-    for group in scales.values():
-        for norm, value, usual in beyond_siblings(group, weights):
+    for of_norms in scales.values():
+        for norm, value, usual in beyond_siblings(of_norms, weights):
             found.append((norm.module, norm.block, value / usual))
     return sorted(found, key=lambda item: item[1])
 
