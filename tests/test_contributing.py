@@ -10,12 +10,13 @@ from nf_plugins.functional import Standardization
 from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import NFArch, NFBackbone
 from nf_plugins.registry import MODELS, RULES
-from nf_plugins.spp import analyze
+from nf_plugins.spp import Finding, analyze, says
 
 from .conftest import ROOT
 
 TEXT = (ROOT / 'CONTRIBUTING.md').read_text('utf-8')
 GIVEN = dict(MODELS=MODELS, NFArch=NFArch, NFBackbone=NFBackbone, RULES=RULES, nn=nn)
+GIVEN |= dict(Finding=Finding, says=says)
 GIVEN |= dict(Standardization=Standardization, StandardizedConv2d=StandardizedConv2d)
 
 
