@@ -31,7 +31,7 @@ SUBJECTS = {
     'timm resnet26': lambda: timm.create_model('resnet26', channels=(32, 64, 128, 256)),
     'timm regnetx_002': lambda: timm.create_model('regnetx_002'),
     'timm efficientnet_lite0': lambda: timm.create_model('efficientnet_lite0'),
-    'timm convnext_atto': lambda: timm.create_model('convnext_atto', ls_init_value=None),
+    'timm convnext_atto': lambda: timm.create_model('convnext_atto', ls_init_value=1.0),
     'timm vit_tiny': lambda: timm.create_model('vit_tiny_patch16_224', img_size=64),
     'timm swin': lambda: timm.create_model(
         'swin_tiny_patch4_window7_224', img_size=64, window_size=4, embed_dim=48

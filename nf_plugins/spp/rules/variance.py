@@ -28,6 +28,8 @@ from .base import (
     some,
 )
 
+DYING = 0.1
+"""Variance below which a signal that grows only recovers."""
 NORM_EPS = 1e-5
 """Variance that norms add before they divide; below it they do not normalize."""
 
@@ -88,7 +90,7 @@ def _tame_branches(profile: SignalProfile) -> str:
 
 
 def _keep_variance(profile: SignalProfile) -> str:
-    if rectifier(profile) in ('relu', 'hardtanh', 'clamp_min'):
+    if rectifier(profile) in ('ReLU', 'ReLU6'):
         return "Use an initialisation that keeps the variance: He's, 2 / fan_in, for ReLU"
     return 'Use an initialisation that keeps the variance, or put norms between the layers'
 
@@ -220,7 +222,8 @@ def _record_jumps(
         (b.avg_var for b in profile.blocks if b.kind == 'stem'), default=blocks[0].avg_var
     )
     for b in blocks:
-        if b.avg_var > ratio * highest > 0 and not is_scale_free(profile, b):
+        large = b.avg_var > ratio * highest > 0 and b.avg_var > DYING
+        if large and not is_scale_free(profile, b):
             found[b.index] = (
                 f'{called(b)} multiplies the variance by {b.avg_var / highest:.3g}, from '
                 f'{highest:.3g} to {b.avg_var:.3g}'
