@@ -164,6 +164,14 @@ def role(module: str) -> str:
     return '.'.join([*(re.sub(r'\d+$', '#', part) for part in parts), re.sub(r'^\d+$', '#', last)])
 
 
+def place_in_block(profile: SignalProfile, module: str, index: int) -> tuple:
+    """What a module shares with those at the same place of sibling blocks."""
+    block = block_at(profile, index)
+    if block.name and f'{module}.'.startswith(f'{block.name}.'):
+        return block.family, block.layers, module[len(block.name) :]
+    return (role(module),)
+
+
 def beyond_siblings(
     values: Sequence[tuple[Any, float]], factor: float, least: int = 3
 ) -> list[tuple[Any, float, float]]:

@@ -48,7 +48,7 @@ def dead_units(
         for a in found
         if (a.dead or 0) > (share if a.count >= FEW and a.positions > 1 else few) and not a.gate
     ]
-    gates = [a for a in found if a.gate and (a.dead or 0) > 0.99]
+    gates = [a for a in found if a.gate and (a.dead or 0) > 0.99 and a.count >= FEW]
     for severity, facts in (('warning', dead), ('info', gates)):
         if not facts:
             continue

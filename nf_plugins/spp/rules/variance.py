@@ -22,8 +22,8 @@ from .base import (
     is_silent,
     is_trained,
     option,
+    place_in_block,
     rectifier,
-    role,
     says,
     some,
 )
@@ -255,7 +255,8 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, in
     """Layers and norms whose weights are far larger than those of their siblings."""
     evidence, groups = evidence_of(profile), defaultdict(list)
     for layer in evidence.layers:
-        groups[role(layer.module), layer.op, _form(layer)].append((layer, layer.energy))
+        place = place_in_block(profile, layer.module, layer.block)
+        groups[place, layer.op, _form(layer)].append((layer, layer.energy))
     found = []
     for group in groups.values():
         spread = {id(layer): value / layer.fan_in for layer, value in group}
@@ -266,7 +267,8 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, in
     scales = defaultdict(list)
     for norm in evidence.norms:
         if norm.scale:
-            scales[role(norm.module), norm.op].append((norm, norm.scale))
+            place = place_in_block(profile, norm.module, norm.block)
+            scales[place, norm.op].append((norm, norm.scale))
     for of_norms in scales.values():
         for norm, value, usual in beyond_siblings(of_norms, weights):
             found.append((norm.module, norm.block, value / usual))
