@@ -10,7 +10,7 @@ from nf_plugins.functional import Standardization
 from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import NFArch, NFBackbone
 from nf_plugins.registry import ADAPTERS, MODELS, RULES
-from nf_plugins.spp import analyze
+from nf_plugins.spp import Finding, analyze, says
 from nf_plugins.spp.adapters import Adapter
 
 from .conftest import ROOT
@@ -18,6 +18,7 @@ from .conftest import ROOT
 TEXT = (ROOT / 'CONTRIBUTING.md').read_text('utf-8')
 GIVEN = dict(MODELS=MODELS, NFArch=NFArch, NFBackbone=NFBackbone, RULES=RULES, nn=nn)
 GIVEN |= dict(ADAPTERS=ADAPTERS, Adapter=Adapter)
+GIVEN |= dict(Finding=Finding, says=says)
 GIVEN |= dict(Standardization=Standardization, StandardizedConv2d=StandardizedConv2d)
 
 

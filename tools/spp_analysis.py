@@ -37,7 +37,7 @@ from nf_plugins.spp import (
 )
 from nf_plugins.spp.from_config import measure_config
 from nf_plugins.spp.inputs import INPUTS
-from nf_plugins.spp.rules import list_rules, resolve_thresholds
+from nf_plugins.spp.rules import list_rules, names_of, resolve_thresholds
 from nf_plugins.utils.checks import check_choice
 from nf_plugins.utils.files import atomic_write_all, check_writable_dir
 
@@ -188,7 +188,7 @@ def main() -> int:
         for verdict in verdicts:
             text = f'{verdict["severity"]}: {verdict["rule"]}: {verdict["message"]}'
             print(textwrap.fill(text, 100, subsequent_indent='    '))
-            fired |= not {verdict['rule'], *verdict['symptoms']}.isdisjoint(args.fail_on)
+            fired |= not names_of(verdict).isdisjoint(args.fail_on)
         print()
 
     files = {form: render(profiles, form) for form in dict.fromkeys([*args.format, 'json'])}

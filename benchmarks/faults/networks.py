@@ -8,6 +8,7 @@ import functools
 import timm
 import torch
 import torchvision
+from timm.models.mlp_mixer import MlpMixer
 from torch import nn
 
 from nf_plugins.models import NFNet, NFRegNet, NFResNet, PWSResNet, ResNetV2
@@ -30,14 +31,12 @@ SUBJECTS = {
     'timm resnet26': lambda: timm.create_model('resnet26', channels=(32, 64, 128, 256)),
     'timm regnetx_002': lambda: timm.create_model('regnetx_002'),
     'timm efficientnet_lite0': lambda: timm.create_model('efficientnet_lite0'),
-    'timm convnext_atto': lambda: timm.create_model('convnext_atto', ls_init_value=None),
+    'timm convnext_atto': lambda: timm.create_model('convnext_atto', ls_init_value=1.0),
     'timm vit_tiny': lambda: timm.create_model('vit_tiny_patch16_224', img_size=64),
     'timm swin': lambda: timm.create_model(
         'swin_tiny_patch4_window7_224', img_size=64, window_size=4, embed_dim=48
     ),
-    'timm mixer': lambda: timm.create_model(
-        'mixer_s16_224', img_size=64, embed_dim=192, patch_size=8
-    ),
+    'timm mixer': lambda: MlpMixer(img_size=64, patch_size=8, embed_dim=192),
     'timm nf_resnet26': lambda: timm.create_model('nf_resnet26'),
     'NFResNet': lambda: _own(NFResNet, depth=26, skipinit=1.0, base_channels=32),
     'NFRegNet': lambda: _own(NFRegNet, arch='b0', skipinit=1.0),
@@ -47,10 +46,10 @@ SUBJECTS = {
 """Name -> constructor of a network that gets faults."""
 
 _TORCHVISION = (
-    'resnet34 resnext50_32x4d wide_resnet50_2 mobilenet_v2 mobilenet_v3_large shufflenet_v2_x0_5 '
+    'resnet34 mobilenet_v2 mobilenet_v3_large shufflenet_v2_x0_5 '
     'shufflenet_v2_x1_0 mnasnet0_5 mnasnet1_0 densenet121 googlenet regnet_y_400mf regnet_x_400mf '
-    'regnet_y_800mf efficientnet_b0 efficientnet_b1 convnext_tiny vit_b_32 swin_t swin_v2_t '
-    'vgg11 vgg13_bn alexnet squeezenet1_1 inception_v3'
+    'regnet_y_800mf efficientnet_b0 efficientnet_b1 swin_t swin_v2_t '
+    'vgg11 vgg11_bn alexnet squeezenet1_1 inception_v3'
 )
 _TIMM = (
     'resnet26 resnet26d resnet18d seresnet18 ecaresnet26t resnetblur50 resnext26ts resnetv2_50 '
@@ -61,7 +60,7 @@ _TIMM = (
     'convnextv2_atto convnext_femto convmixer_768_32 poolformer_s12 poolformerv2_s12 '
     'edgenext_xx_small '
     'mobilevit_xxs mobilevitv2_050 efficientformer_l1 fastvit_t8 starnet_s1 mambaout_femto '
-    'deit_tiny_patch16_224 deit3_small_patch16_224 beit_base_patch16_224 cait_xxs24_224 '
+    'deit_tiny_patch16_224 deit3_small_patch16_224 cait_xxs24_224 '
     'xcit_nano_12_p16_224 levit_128s pit_ti_224 visformer_tiny tnt_s_patch16_224 '
     'twins_pcpvt_small pvt_v2_b0 gmlp_s16_224 resmlp_12_224 nf_regnet_b0 nf_resnet50 dm_nfnet_f0 '
     'eca_nfnet_l0 nf_seresnet26 efficientvit_b0 hgnet_tiny inception_next_tiny gcresnet50t'

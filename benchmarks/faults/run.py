@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from nf_plugins.spp import analyze
+from nf_plugins.spp.rules import names_of
 
 from .faults import FAULTS, Fault
 from .networks import CLASSICS, SUBJECTS, build
@@ -54,7 +55,7 @@ def seeded(network: str, kind: str, seed: int = 0) -> dict[str, Any] | None:
     inputs = x if fault.inputs is None else fault.inputs
     verdicts = analyze(net, inputs, **fault.options).verdicts()
     loud = [v for v in verdicts if v['severity'] != 'info']
-    right = [v for v in verdicts if {v['rule'], *v['symptoms']} & set(fault.rules)]
+    right = [v for v in verdicts if names_of(v) & set(fault.rules)]
     named = bool(right)
     places = [localised(fault, v) for v in right]
     return dict(

@@ -25,7 +25,7 @@ from nf_plugins.spp.from_config import gaussian_inputs
 from nf_plugins.spp.profile import MODES
 from nf_plugins.spp.report.axes import METRICS
 from nf_plugins.spp.report.records import read_json
-from nf_plugins.spp.rules import SEVERITIES
+from nf_plugins.spp.rules import SEVERITIES, names_of
 from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write
 
@@ -228,7 +228,7 @@ class SPPHook(Hook):
         fired = [
             verdict
             for verdict in record['verdicts']
-            if not {verdict['rule'], *verdict['symptoms']}.isdisjoint(self.stop_on)
+            if not names_of(verdict).isdisjoint(self.stop_on)
         ]
         broadcast_object_list(decision := [fired])
         if decision[0]:
@@ -295,7 +295,7 @@ class SPPHook(Hook):
     def _warn(self, runner: Runner, iteration: int, verdicts: list[dict]) -> None:
         """Log the verdicts of ``warn_on`` that are new."""
         for verdict in verdicts:
-            named = {verdict['rule'], verdict['severity'], *verdict['symptoms']}
+            named = {verdict['severity'], *names_of(verdict)}
             key = verdict['rule'], verdict['name']
             if not named.isdisjoint(self.warn_on) and key not in self._warned:
                 self._warned.add(key)

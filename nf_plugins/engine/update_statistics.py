@@ -47,11 +47,11 @@ class UpdateStatistics:
     def _note(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
         own = {id(p) for group in optimizer.param_groups for p in group['params']}
         for name, p in self._model.named_parameters() if self._model is not None else ():
-            if id(p) in own and p.grad is not None and not p.grad.is_sparse:
+            if id(p) in own and name not in self._before and p.grad is not None:
+                if p.grad.is_sparse:
+                    continue
                 self._before[name] = p.detach().clone()
                 self._gradients[name] = torch.linalg.vector_norm(p.grad.detach().float())
-        for hook in self._hooks:
-            hook.remove()
 
     def of_blocks(self, names: Iterable[str]) -> dict[str, dict[str, float]]:
         """Return the statistics of the parameters of each block, and forget them.

@@ -273,8 +273,9 @@ def analyze(
             profile.non_finite_module = first_non_finite(
                 part, feed.tensors, lambda *_: feed.run(), before.note_write
             )
-            if found is not None and (broken := non_finite_names(part)):
-                found.parameters.append(broken)
+    if profile.non_finite_module is not None and profile.evidence is not None:
+        if broken := non_finite_names(part):  # of the network as it was given
+            profile.evidence.parameters.append(broken)
     return profile
 
 

@@ -24,7 +24,7 @@ FLAT = 0.96
 FUSED_ATTENTIONS = 'scaled_dot_product'
 SOFTMAXES = ('_softmax', '_safe_softmax')
 _SAMPLE = 1 << 15  # values that are looked at
-_COLUMNS = 64  # inputs of a filter that are looked at first
+_COLUMNS = 32  # inputs of a filter that are looked at first
 
 
 class Numbers:
@@ -90,8 +90,8 @@ class Observer:
         if not out.is_floating_point() or out.is_meta or not out.numel() or out.dim() < 2:
             return
         op = call.op.removesuffix('_')
-        look = _LOOKS.get(op) or (FUSED_ATTENTIONS in op and Observer.see_fused) or None
-        if look:
+        look = Observer.see_fused if FUSED_ATTENTIONS in op else _LOOKS.get(op)
+        if look is not None:
             look(self, tracer, call, out, node)
         if op in SATURATING and (op != 'hardtanh' or call.args[1:2] == (-1.0,)):
             self.see_saturation(node, op, out)
@@ -302,7 +302,8 @@ _PASSED = (*MOVES, *SCALINGS, 'add', 'add_', 'sub', 'rsub', 'copy_')
 
 def feeds_a_gate(node: Node) -> bool:
     """Whether what follows a pooled activation ends in a multiplication with another signal."""
-    todo, seen = [node], set()
+    todo = [node]
+    seen: set[Node] = set()
     while todo and len(seen) < 40:
         current = todo.pop()
         for user in current.users:

@@ -132,7 +132,7 @@ def describe(
     for node, layer in observer.layers:
         layer.inner, layer.last = node in inner, node not in after
     for facts in (observer.activations, observer.attentions, observer.norms, observer.layers):
-        for node, fact in facts:  # type: ignore[attr-defined]
+        for node, fact in facts:
             fact.block = block_of(node)
     attended = {node for node in tracer.nodes if _feeds_product(node)}
     return Evidence(
@@ -195,7 +195,7 @@ def _layers_after(nodes: list[Node]) -> tuple[set[Node], set[Node]]:
 
 def _options(model: nn.Module) -> set[str]:
     """Names of the arguments that the constructor of a network and of its base classes take."""
-    names = set()
+    names: set[str] = set()
     for cls in type(model).__mro__:
         if cls is nn.Module:
             break

@@ -425,7 +425,7 @@ def test_each_block_has_norms_of_gradient_weights_and_update(tmp_path):
     assert 'update' not in first
     assert len(later) == 3
     for record in later:
-        assert list(record['update']) == [b['name'] for b in record['blocks'] if b['index']]
+        assert list(record['update']) == [b['name'] for b in record['blocks']]
         for values in record['update'].values():
             step = values['update_ratio'] * values['weight_norm']
             assert step == pytest.approx(0.01 * values['grad_norm'], rel=1e-3)

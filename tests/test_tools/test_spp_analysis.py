@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from PIL import Image
 
-from nf_plugins.spp import analyze
+from nf_plugins.spp import RULES, analyze
 from nf_plugins.spp.inputs import gaussian_batch, seeded
 
 from ..conftest import ROOT
@@ -38,7 +38,7 @@ def test_a_checkpoint_is_what_is_measured(tmp_path, capsys):
                 p.uniform_(0.5, 2)
     torch.save(dict(state_dict=model.state_dict(), meta={}), tmp_path / 'epoch_3.pth')
     out = tmp_path / 'with spaces' / 'ünicode'
-    formats = ['--format', 'png', 'svg', 'json', 'csv']
+    formats = ['--format', 'png', 'svg', 'pdf', 'json', 'csv']
     run(NF, tmp_path / 'epoch_3.pth', '--out-dir', out, '--seed', 5, *formats)
 
     record = json.loads((out / 'spp.json').read_text())
@@ -92,7 +92,8 @@ def test_what_is_wrong_in_words_and_as_a_status(tmp_path, capsys):
         run(*arguments, *rules, status=code)
         assert 'zero_branch: 8 of 8 branches add nothing' in capsys.readouterr().out
     (verdict,) = json.loads((tmp_path / 'spp.json').read_text())['verdicts']
-    assert set(verdict) == {'rule', 'severity', 'block', 'message'}
+    keys = {'rule', 'severity', 'block', 'name', 'message', 'cause', 'remedy'}
+    assert set(verdict) == keys
     run(NF, '--out-dir', tmp_path, '--unit-gain', '--fail-on', 'zero_branch')
     assert json.loads((tmp_path / 'spp.json').read_text())['unit_gain'] is True
 
@@ -170,3 +171,47 @@ def test_weights_that_are_no_numbers_of_their_own(kind, tmp_path, capsys):
     assert line.startswith('error: ')
     assert 'odd.pth' in line
     assert not out.exists()
+
+
+def test_rules_are_listed_and_thresholds_changed(monkeypatch, tmp_path, capsys):
+    tool = runpy.run_path(str(ROOT / 'tools/spp_analysis.py'))
+    with pytest.raises(SystemExit) as status:
+        tool['parse_args'](['--list-rules'])
+    assert status.value.code == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == list(RULES)
+    parse = tool['parse_args']
+    assert parse([NF, '--threshold', 'explosion=50']).threshold == {'explosion': 50.0}
+    for arguments, words in (
+        (['--threshold', 'explosion=x'], 'takes RULE=NUMBER'),
+        (['--threshold', 'exploded=3'], "no threshold 'exploded'"),
+        (['--fail-on', 'exploded'], "--fail-on must be one of .*, got 'exploded'"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            parse([NF, *arguments])
+
+
+def test_a_rule_that_the_config_imports(monkeypatch, tmp_path, capsys):
+    (tmp_path / 'green_rules.py').write_text(
+        'from nf_plugins.registry import RULES\n'
+        '@RULES.register_module(force=True)\n'
+        'def green(profile, blocks, *, hue: float = 1.0):\n'
+        '    """Green."""\n'
+        "    yield 'warning', 1, f'hue {hue:g}'\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    config = tmp_path / 'net.py'
+    config.write_text(
+        f'_base_ = {NF!r}\n' + "custom_imports = dict(imports=['green_rules'])\n", 'utf-8'
+    )
+    before = dict(RULES._module_dict)
+    try:
+        options = ['--out-dir', tmp_path / 'o', '--fail-on', 'green', '--threshold', 'green=7']
+        monkeypatch.setattr(sys, 'argv', ['', str(config), *map(str, options), '--batch-size', '2'])
+        with pytest.raises(SystemExit) as status:
+            runpy.run_path(str(ROOT / 'tools/spp_analysis.py'), run_name='__main__')
+        assert status.value.code == 1
+        assert 'warning: green: hue 7' in capsys.readouterr().out
+    finally:
+        RULES._module_dict.clear()
+        RULES._module_dict.update(before)

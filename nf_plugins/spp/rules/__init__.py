@@ -13,7 +13,7 @@ from nf_plugins.registry import RULES
 
 from ..profile import SignalProfile
 from .base import SEVERITIES, Finding, block_at, resolve_thresholds, says, thresholds_of
-from .merging import merge
+from .merging import merge, names_of
 
 # isort: off
 # Importing a file registers its rules, in the order of the report.
@@ -28,6 +28,7 @@ __all__ = [
     'diagnose',
     'headline',
     'list_rules',
+    'names_of',
     'says',
     'thresholds_of',
 ]
@@ -45,7 +46,8 @@ def diagnose(profile: SignalProfile, thresholds: Mapping[str, float] | None = No
         Verdicts as dicts of ``rule``, ``severity`` ('error', 'warning' or 'info'),
         ``block`` (index of the first block concerned) and its ``name``, ``cause`` (what the
         evidence shows), ``remedy``, ``message`` (both, with what follows from the cause) and
-        ``symptoms`` (the rules whose verdicts follow from it); the most severe first.
+        ``symptoms`` (the rules whose verdicts follow from it, where there are some); the most
+        severe first.
 
     Raises:
         ValueError: Unknown threshold.

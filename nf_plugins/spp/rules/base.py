@@ -20,6 +20,11 @@ SEVERITIES = ('error', 'warning', 'info')
 SILENT = 1e-6
 """Share of the variance below which a branch adds nothing."""
 
+ACTIVATION_NAMES = dict(
+    relu='ReLU', clamp_min='ReLU', hardtanh='ReLU6', gelu='GELU', silu='SiLU', hardswish='Hardswish'
+)
+"""Operation -> the name that people know."""
+
 F = TypeVar('F', bound=Callable)
 
 
@@ -137,9 +142,10 @@ def is_normalizer_free(profile: SignalProfile) -> bool:
 
 
 def rectifier(profile: SignalProfile) -> str | None:
-    """The name of the network's ReLU-like activation."""
+    """The name of the network's ReLU-like activation, as torch's modules have it."""
     names = [a.op for a in evidence_of(profile).activations if a.dead is not None and not a.gate]
-    return statistics.mode(names) if names else None
+    usual = statistics.mode(names) if names else None
+    return ACTIVATION_NAMES.get(usual, usual) if usual else None
 
 
 def layers_of(profile: SignalProfile, block: int) -> list[LayerFact]:
@@ -156,6 +162,14 @@ def role(module: str) -> str:
     """
     *parts, last = module.split('.')
     return '.'.join([*(re.sub(r'\d+$', '#', part) for part in parts), re.sub(r'^\d+$', '#', last)])
+
+
+def place_in_block(profile: SignalProfile, module: str, index: int) -> tuple:
+    """What a module shares with those at the same place of sibling blocks."""
+    block = block_at(profile, index)
+    if block.name and f'{module}.'.startswith(f'{block.name}.'):
+        return block.family, block.layers, module[len(block.name) :]
+    return (role(module),)
 
 
 def beyond_siblings(
@@ -185,6 +199,17 @@ def some(names: Iterable[str], most: int = 3) -> str:
     if rest > 0:
         return f'{", ".join(names[:most])} and {rest} more'
     return ' and '.join([', '.join(names[:-1]), names[-1]] if len(names) > 1 else names)
+
+
+def also(names: Iterable[str]) -> str:
+    """Say where else the same was found, nothing where it is one place.
+
+    Example:
+        >>> also('ab'), also('aa')
+        ('; so it is in a and b', '')
+    """
+    names = list(dict.fromkeys(names))
+    return f'; so it is in {some(names)}' if len(names) > 1 else ''
 
 
 def called(block: BlockSignal) -> str:

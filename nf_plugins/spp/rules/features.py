@@ -5,7 +5,7 @@ from __future__ import annotations
 from nf_plugins.registry import RULES
 
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, called, evidence_of, is_trained, says, some
+from .base import Finding, Findings, also, called, evidence_of, is_trained, says
 
 
 @RULES.register_module()
@@ -71,8 +71,7 @@ def attention_saturated(
         f'the attention of {worst.module} is nearly one-hot: its entropy is {worst.entropy:.2f} '
         f'of that of equal weights over {worst.keys} tokens'
     )
-    if len(sharp) > 1:
-        cause += f'; so it is in {some(a.module for a in sharp)}'
+    cause += also(a.module for a in sharp)
     remedy = (
         'Its logits are too large: look at the scale (1 / sqrt(width of a head)) and at the '
         'weights of queries and keys'

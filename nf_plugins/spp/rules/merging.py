@@ -51,6 +51,11 @@ ABSORBING = ('zero_branch', 'pooled_shortcut')
 """Causes that are by design: what follows from them is no worse."""
 
 
+def names_of(verdict: dict) -> set[str]:
+    """The rules that a verdict speaks for: its own, and those of its symptoms."""
+    return {verdict['rule'], *verdict.get('symptoms', ())}
+
+
 def merge(verdicts: list[dict]) -> list[dict]:
     """Merge verdicts that have one cause.
 
@@ -77,7 +82,7 @@ def merge(verdicts: list[dict]) -> list[dict]:
     kept = []
     for verdict in verdicts:
         if id(verdict) not in cause_of:
-            kept.append({**verdict, 'symptoms': []})
+            kept.append(dict(verdict))
     for verdict in verdicts:
         if id(verdict) in cause_of:
             root = cause_of[id(verdict)]
@@ -105,7 +110,7 @@ def _same(merged: dict, verdict: dict) -> bool:
 
 
 def _add_symptom(cause: dict, verdict: dict) -> None:
-    cause['symptoms'].append(verdict['rule'])
+    cause.setdefault('symptoms', []).append(verdict['rule'])
     if cause['rule'] not in ABSORBING:
         cause['severity'] = min(cause['severity'], verdict['severity'], key=SEVERITIES.index)
     text = verdict['cause'].partition(';')[0]

@@ -79,12 +79,15 @@ def norm_statistics(
     wrong = [n for n in known if (n.log_ratio or 0) > decades]
     if untouched:
         where = some(n.module for n in untouched)
+        remedy = "Measure in train mode (mode='train'), or train them first"
+        if profile.mode == 'asis':
+            remedy = 'Load trained statistics before these norms are frozen, or let them train'
         yield Finding(
             'warning',
             untouched[0].block,
             f'the running statistics of {len(untouched)} of {len(running)} batch norms ({where}) '
             'are those of a new layer, 0 and 1, so that these norms do nothing',
-            "Measure in train mode (mode='train'), or train them first",
+            remedy,
         )
     elif wrong:
         yield Finding(_severity(profile, wrong, known), wrong[0].block, *_misfit(wrong, known))

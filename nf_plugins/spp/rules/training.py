@@ -6,7 +6,7 @@ from nf_plugins.registry import RULES
 
 from ..evidence import ParameterFact
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, called, evidence_of, says, some
+from .base import Finding, Findings, also, called, evidence_of, says, some
 
 
 @RULES.register_module()
@@ -20,9 +20,8 @@ def high_dropout(
         return
     worst = max(high, key=lambda d: d.rate)
     cause = f'{worst.module or "the network"} drops {worst.rate:.3g} of what it gets'
-    if len(high) > 1:
-        cause += f'; so it is in {some(d.module for d in high)}'
-    index = next((b.index for b in blocks if _inside(high[0].module, b)), blocks[0].index)
+    cause += also(d.module for d in high)
+    index = next((b.index for b in blocks if _inside(high[0].module, b)), blocks[-1].index)
     yield Finding('warning', index, cause, 'Usual rates are at most 0.5: is it the rate to keep?')
 
 

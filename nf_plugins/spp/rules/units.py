@@ -5,7 +5,7 @@ from __future__ import annotations
 from nf_plugins.registry import RULES
 
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, called, evidence_of, is_trained, says, some
+from .base import Finding, Findings, also, called, evidence_of, is_trained, says
 
 FEW = 16
 """With fewer values per unit, units that never fire may be so by chance or by the input."""
@@ -48,7 +48,7 @@ def dead_units(
         for a in found
         if (a.dead or 0) > (share if a.count >= FEW and a.positions > 1 else few) and not a.gate
     ]
-    gates = [a for a in found if a.gate and (a.dead or 0) > 0.99]
+    gates = [a for a in found if a.gate and (a.dead or 0) > 0.99 and a.count >= FEW]
     for severity, facts in (('warning', dead), ('info', gates)):
         if not facts:
             continue
@@ -57,8 +57,7 @@ def dead_units(
             f'{worst.dead:.0%} of the {worst.units} units of {worst.module} ({worst.op}) never '
             f'fire on {worst.count} values each'
         )
-        if len(facts) > 1:
-            cause += f'; so it is in {some(a.module for a in facts)}'
+        cause += also(a.module for a in facts)
         remedy = 'Look at the bias, or at the norm, before it: the units get negative values alone'
         if is_trained(profile):
             remedy = (
@@ -84,8 +83,7 @@ def saturated_units(
         return
     worst = max(beyond, key=lambda a: (not a.gate, a.saturated or 0))
     cause = f'{worst.saturated:.0%} of the values of {worst.module} ({worst.op}) are at its ends'
-    if len(beyond) > 1:
-        cause += f'; so it is in {some(a.module for a in beyond)}'
+    cause += also(a.module for a in beyond)
     remedy = 'Its gradient is nearly zero there: smaller weights or a norm before it'
     severity = 'info' if worst.gate else 'warning'
     yield Finding(severity, min(a.block for a in beyond), cause, remedy)

@@ -22,12 +22,14 @@ from .base import (
     is_silent,
     is_trained,
     option,
+    place_in_block,
     rectifier,
-    role,
     says,
     some,
 )
 
+DYING = 0.1
+"""Variance below which a signal that grows only recovers."""
 NORM_EPS = 1e-5
 """Variance that norms add before they divide; below it they do not normalize."""
 
@@ -88,7 +90,7 @@ def _tame_branches(profile: SignalProfile) -> str:
 
 
 def _keep_variance(profile: SignalProfile) -> str:
-    if rectifier(profile) in ('relu', 'hardtanh', 'clamp_min'):
+    if rectifier(profile) in ('ReLU', 'ReLU6'):
         return "Use an initialisation that keeps the variance: He's, 2 / fan_in, for ReLU"
     return 'Use an initialisation that keeps the variance, or put norms between the layers'
 
@@ -220,7 +222,8 @@ def _record_jumps(
         (b.avg_var for b in profile.blocks if b.kind == 'stem'), default=blocks[0].avg_var
     )
     for b in blocks:
-        if b.avg_var > ratio * highest > 0 and not is_scale_free(profile, b):
+        large = b.avg_var > ratio * highest > 0 and b.avg_var > DYING
+        if large and not is_scale_free(profile, b):
             found[b.index] = (
                 f'{called(b)} multiplies the variance by {b.avg_var / highest:.3g}, from '
                 f'{highest:.3g} to {b.avg_var:.3g}'
@@ -252,7 +255,8 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, in
     """Layers and norms whose weights are far larger than those of their siblings."""
     evidence, groups = evidence_of(profile), defaultdict(list)
     for layer in evidence.layers:
-        groups[role(layer.module), layer.op, _form(layer)].append((layer, layer.energy))
+        place = place_in_block(profile, layer.module, layer.block)
+        groups[place, layer.op, _form(layer)].append((layer, layer.energy))
     found = []
     for group in groups.values():
         spread = {id(layer): value / layer.fan_in for layer, value in group}
@@ -263,9 +267,10 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, in
     scales = defaultdict(list)
     for norm in evidence.norms:
         if norm.scale:
-            scales[role(norm.module), norm.op].append((norm, norm.scale))
-    for group in scales.values():
-        for norm, value, usual in beyond_siblings(group, weights):
+            place = place_in_block(profile, norm.module, norm.block)
+            scales[place, norm.op].append((norm, norm.scale))
+    for of_norms in scales.values():
+        for norm, value, usual in beyond_siblings(of_norms, weights):
             found.append((norm.module, norm.block, value / usual))
     return sorted(found, key=lambda item: item[1])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nf_plugins.registry import RULES
 
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, evidence_of, is_trained, says, some
+from .base import Finding, Findings, also, evidence_of, is_trained, says
 
 
 @RULES.register_module()
@@ -23,8 +23,7 @@ def zero_weights(
     worst = max(facts, key=lambda layer: layer.zero_rows)
     zero = round(worst.zero_rows * worst.rows)
     cause = f'{zero} of the {worst.rows} filters of {worst.module} are zero'
-    if len(facts) > 1:
-        cause += f'; so it is in {some(layer.module for layer in facts)}'
+    cause += also(layer.module for layer in facts)
     remedy = 'Initialise them, or remove the channels'
     if is_trained(profile):
         remedy = 'They have been pruned or have decayed: remove the channels, or use less decay'
@@ -45,7 +44,6 @@ def duplicate_channels(
         f'{round(worst.copies * worst.rows)} of the {worst.rows} filters of {worst.module} are '
         'copies of another one, or multiples'
     )
-    if len(copies) > 1:
-        cause += f'; so it is in {some(layer.module for layer in copies)}'
+    cause += also(layer.module for layer in copies)
     remedy = 'Copies get the same gradient and stay copies: initialise each filter at random'
     yield Finding('warning', min(layer.block for layer in copies), cause, remedy)
