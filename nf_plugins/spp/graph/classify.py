@@ -11,12 +11,13 @@ from .nodes import (
     carried_by,
     common_dominator,
     disjoint,
-    mixes,
+    dominates,
+    is_ancestor,
     path_nodes,
     readers,
     works,
 )
-from .ops import HEAVY
+from .ops import HEAVY, mixes
 
 
 class Shortcut(NamedTuple):
@@ -66,18 +67,24 @@ def classify(
 
 def _identity(shortcut: Node, branch: Node, broadcast: bool) -> Carried | None:
     """What the shortcut carries that the branch was computed from, by more than elementwise."""
-    items = carried_by(shortcut)
-    before = path_nodes(branch, items[-1].node) | {items[-1].node}
-    for item in items:
+    for item in carried_by(shortcut):
         node, part = item.node, item.part
-        if node not in before or node is branch.carried:
+        if node is branch.carried or not is_ancestor(node, branch):
             continue
-        if part is not None and all(disjoint(part, r) for r in readers(node) if r in before):
+        if part is not None and all(
+            disjoint(part, r) or not is_ancestor(r, branch) for r in readers(node)
+        ):
             continue  # the branch was computed from other parts of it
-        path = between(node, branch)
-        if any(n.op in HEAVY if broadcast else mixes(n) for n in path):
+        if _is_computed(node, branch, broadcast):
             return item
     return None
+
+
+def _is_computed(source: Node, end: Node, heavy: bool) -> bool:
+    """Whether a layer, or else an operation in which positions see others, is in between."""
+    if dominates(source, end):
+        return end.depth > source.depth if heavy else end.mixed > source.mixed
+    return any(n.op in HEAVY if heavy else mixes(n.op) for n in between(source, end))
 
 
 def _cancels(branch: Node, source: Node, sign: float) -> bool:
@@ -90,13 +97,28 @@ def _cancels(branch: Node, source: Node, sign: float) -> bool:
 
 def _projection(a: Node, b: Node, source: Node) -> Shortcut | None:
     """A shortcut that is linear after its first layer, beside a branch of two layers or more."""
-    if source.op == 'inputs' or a.bends == b.bends:
+    if source.op == 'inputs' or max(a.depth, b.depth) < source.depth + 2:
         return None
-    first = int(b.bends < a.bends)
+    linear = _is_linear(a, source), _is_linear(b, source)
+    if linear[0] == linear[1]:
+        return None
+    first = int(linear[1])
     shortcut, branch = (a, b)[first], (b, a)[first]
     if branch.depth - source.depth < max(2, shortcut.depth - source.depth):
         return None
-    path = between(source, shortcut)
-    if any(n.depth > source.depth and n.bends > max(p.bends for p in n.parents) for n in path):
-        return None
-    return Shortcut(first, source, not any(works(n) for n in path))
+    return Shortcut(first, source, not any(works(n) for n in path_nodes(shortcut, source)))
+
+
+_MOST_BENDS_OF_AN_ACTIVATION = 4
+
+
+def _is_linear(node: Node, source: Node) -> bool:
+    """Whether no path from the source bends after its first layer."""
+    if node.bends == source.bends:
+        return True
+    if node.bends > source.bends + _MOST_BENDS_OF_AN_ACTIVATION:
+        return False
+    return not any(
+        n.depth > source.depth and n.bends > max(p.bends for p in n.parents)
+        for n in between(source, node)
+    )

@@ -16,7 +16,6 @@ from .ops import (
     GATHERS,
     HEAVY,
     JOINS,
-    MIXING,
     MOVES,
     NORMS,
     POOLINGS,
@@ -44,6 +43,7 @@ class Node:
     idom: Node = field(init=False)  # immediate dominator; the input has none
     level: int = 0  # in the dominator tree
     depth: int = 0  # most heavy operations on a path from the input
+    mixed: int = 0  # most in which positions or channels see others
     bends: int = 0  # most non-linear operations on a path from the input
     users: list[Node] = field(default_factory=list)
     scale: float | None = None  # of a multiplication by a number
@@ -97,11 +97,6 @@ def works(node: Node) -> bool:
     return node.op in HEAVY or node.op in NORMS or node.op in POOLINGS
 
 
-def mixes(node: Node) -> bool:
-    """Whether a node was made by an operation in which positions or channels see others."""
-    return works(node) or node.op in MIXING or 'attention' in node.op or 'fft' in node.op
-
-
 def common_dominator(a: Node, b: Node) -> Node:
     """The last node through which every path from the input to ``a`` and to ``b`` goes."""
     while a is not b:
@@ -132,8 +127,19 @@ def between(start: Node, end: Node) -> set[Node]:
     return found - {start}
 
 
+def dominates(node: Node, end: Node) -> bool:
+    """Whether every path from the input to ``end`` goes through a node."""
+    while end.level > node.level:
+        end = end.idom
+    return end is node
+
+
 def is_ancestor(node: Node, of: Node) -> bool:
     """Whether ``of`` is computed from ``node``."""
+    if of.index < node.index:
+        return False
+    if dominates(node, of):
+        return True
     seen, todo = set(), [of]
     while todo:
         current = todo.pop()

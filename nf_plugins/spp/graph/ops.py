@@ -99,6 +99,11 @@ def adds_zero(args: tuple) -> bool:
     return any(isinstance(x, (int, float)) and x == 0 for x in args[:2])
 
 
+def mixes(op: str) -> bool:
+    """Whether positions or channels see others in an operation."""
+    return op in MIXING or op in HEAVY or op in NORMS or op in POOLINGS or 'attention' in op
+
+
 def addends(
     op: str, args: tuple, kwargs: dict[str, Any], known: Any
 ) -> tuple[Any, Any, list[float | Tensor], float] | None:

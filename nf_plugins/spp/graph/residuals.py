@@ -94,8 +94,9 @@ def residual_blocks(candidates: list[Residual]) -> list[Residual]:
     Args:
         candidates: All residual additions, in order of execution.
     """
-    branches = {r: _name_block(r) for r in candidates}
-    kept = [r for r in candidates if not _is_pyramid(r, branches[r])]
+    kept = [r for r in candidates if r.identity or not _is_read_later(r)]
+    branches = {r: _name_block(r) for r in kept}
+    kept = [r for r in kept if not _is_pyramid(r)]
     sources = {item.node for r in kept for item in carried_by(r.shortcut)}
     kept = [r for r in kept if r.identity or not _is_one_of_parallel_paths(r, sources)]
     loops = _loops(kept, branches)
@@ -126,16 +127,36 @@ def _name_block(residual: Residual) -> set[Node]:
     return branch
 
 
-def _is_pyramid(residual: Residual, branch: set[Node]) -> bool:
+def _is_read_later(residual: Residual) -> bool:
+    """Whether others read the branch after the sum, which stands beside nothing (see below)."""
+    if any(user.op in JOINS for user in _outlet(residual.node).users):
+        return False
+    source, last = residual.source, residual.node.index
+    seen, todo = {source}, [residual.end]
+    while todo:
+        node = todo.pop()
+        if node in seen or node.index < source.index:
+            continue
+        if node.depth > source.depth and any(
+            user.index > last and user.op != 'copy_' for user in node.users
+        ):
+            return True
+        seen.add(node)
+        todo.extend(node.parents)
+    return False
+
+
+def _is_pyramid(residual: Residual) -> bool:
     """Whether the branch is a path of its own: others read what it computes.
 
     Of a projection nobody may; of an identity nobody where the branch is interpolated.
     """
-    shortcut = path_nodes(residual.shortcut, residual.source)
-    own = branch - shortcut
     upsampled = _is_upsampled(residual.end, residual.source)
     if residual.identity and not upsampled:
         return False
+    branch = between(residual.source, residual.end)
+    shortcut = path_nodes(residual.shortcut, residual.source)
+    own = branch - shortcut
     inside = branch | shortcut | {residual.node}
     # A sum that is written into a view of a tensor changes the tensor: nobody reads the old one.
     others = {user for n in own for user in n.users if user.op != 'copy_'} - inside

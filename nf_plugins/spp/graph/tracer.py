@@ -39,6 +39,7 @@ from .ops import (
     adds_zero,
     bends,
     is_alias,
+    mixes,
     real,
     slice_range,
     stacked_axis,
@@ -178,13 +179,14 @@ class Tracer(TorchDispatchMode):
         self.nodes.append(node)
         if parents:
             idom = parents[0]
-            depth = idom.depth
+            depth, mixed = idom.depth, idom.mixed
             for parent in parents:
                 parent.users.append(node)
                 if parent is not idom:
                     idom = common_dominator(idom, parent)
-                    depth = max(depth, parent.depth)
+                    depth, mixed = max(depth, parent.depth), max(mixed, parent.mixed)
             node.depth = depth + (op in HEAVY or 'attention' in op)
+            node.mixed = mixed + mixes(op)
             node.bends = bends(op, parents)
             node.idom, node.level = idom, idom.level + 1
         self.node_of[tensor] = node
