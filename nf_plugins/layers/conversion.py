@@ -1,4 +1,4 @@
-"""Standardized convolutions in place of the plain ones of any network."""
+"""Standardized convolutions and point-wise norms in the places of the plain ones of any network."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from nf_plugins.functional.agc import check_patterns
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_type
 
+from .dyt import PointwiseNorm
+from .norm_conversion import BATCH_NORM, LAYER_NORMS, POINTWISE_ALREADY
+from .replacement import Kind, take_over, why_not_replaceable
 from .same_conv import SameConv2d
 from .standardized_conv import Pair, StandardizedConv2d
 
 _PLAIN = (nn.Conv2d, WrappedConv2d, Conv2dAdaptivePadding, SameConv2d)
-_HOOKS = [name for name in vars(nn.Module()) if '_hook' in name]
 
 
 @dataclass
@@ -33,24 +35,26 @@ class Conversion:
     """What :func:`convert` did.
 
     Attributes:
-        type: The class that the convolutions have now.
-        replaced: Names of the convolutions that were replaced, all names of shared ones.
-        left: Name -> why, of the convolutions that were not.
+        type: The class that the layers have now.
+        replaced: Names of the layers that were replaced, all names of shared ones.
+        left: Name -> why, of the layers that were not.
+        noun: What the layers are: convolutions or layer norms.
     """
 
     type: str
     replaced: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    noun: str = 'convolutions'
 
     @property
     def complete(self) -> bool:
-        """Whether all convolutions are standardized now."""
-        return all(why == _ALREADY for why in self.left.values())
+        """Whether all layers of the kind are of the new type now."""
+        return all(why in (_ALREADY, POINTWISE_ALREADY) for why in self.left.values())
 
     def __str__(self) -> str:
         """A line of totals, then a line for each reason with the names that it concerns."""
         total = len(self.replaced) + len(self.left)
-        lines = [f'{len(self.replaced)} of {total} convolutions are {self.type} now']
+        lines = [f'{len(self.replaced)} of {total} {self.noun} are {self.type} now']
         for why, count in Counter(self.left.values()).most_common():
             names = [name for name, reason in self.left.items() if reason == why]
             more = ' ...' if count > 3 else ''
@@ -64,34 +68,40 @@ _ALREADY = 'standardized already'
 def convert(
     model: nn.Module, type: str | dict, skip: str | Sequence[str] = (), **options: Any
 ) -> Conversion:
-    """Replace the convolutions of any network by standardized ones, in place.
+    """Replace the convolutions, or the layer norms, of any network by ours, in place.
 
-    A convolution is replaced if its class is :class:`torch.nn.Conv2d` itself (or one of
-    those that compute the same: mmcv's wrapper ``Conv`` and ``Conv2dAdaptivePadding``,
-    :class:`SameConv2d`) and its fan-in, ``in_channels / groups * kh * kw``, is at least 2.
-    All others are left, and the report says why: subclasses, whose forward pass is their own
-    (timm's ``StdConv2d``, ``ScaledStdConv2d``, ``Conv2dSame``), transposed, 1-D and 3-D ones,
-    depthwise ones with a 1x1 kernel, and those whose weight is computed (weight norm, pruning,
-    parametrizations).
+    ``type`` says which. A convolution is replaced if its class is :class:`torch.nn.Conv2d` itself
+    (or one of those that compute the same: mmcv's wrapper ``Conv`` and
+    ``Conv2dAdaptivePadding``, :class:`SameConv2d`) and its fan-in,
+    ``in_channels / groups * kh * kw``, is at least 2. All others are left, and the report says
+    why: subclasses, whose forward pass is their own (timm's ``StdConv2d``, ``ScaledStdConv2d``,
+    ``Conv2dSame``), transposed, 1-D and 3-D ones, depthwise ones with a 1x1 kernel, and those
+    whose weight is computed (weight norm, pruning, parametrizations).
+
+    A layer norm is replaced if it computes what :class:`torch.nn.LayerNorm` does, with channels
+    last, or first as the ``LayerNorm2d`` of timm, torchvision and mmpretrain. Other norms are
+    left.
 
     The new layers have the same parameters (the objects, so that an optimizer and tied
     weights stay right), geometry, device, dtype, training mode and hooks; a module that is
     used in several places stays one. New parameters (``gain``, ``alpha``) are at their
-    initial values, and frozen where the weight is. The outputs change, because the weights
-    are standardized.
+    initial values, and frozen where the weight is. The outputs change.
 
     Args:
         model: A network: of timm, torchvision, mm, your own.
-        type: 'ScaledWS' or 'PWS', or a ``conv_cfg`` with such a type.
-        skip: Patterns (substrings) of names of convolutions that are left, or one pattern.
-        **options: Of the layer: ``gamma``, ``eps``, ``eps_mode``, ``gain_init``, ``mode``, ...
+        type: 'ScaledWS' or 'PWS' for convolutions, 'DyT' or 'Derf' for layer norms, or a config
+            with such a type.
+        skip: Patterns (substrings) of names of layers that are left, or one pattern.
+        **options: Of the layer: ``gamma``, ``eps``, ``eps_mode``, ``gain_init``, ``mode``, ...;
+            ``alpha`` of DyT and Derf may be a dict from patterns of names to numbers.
 
     Returns:
         What was replaced, and what was left and why: ``print`` it.
 
     Raises:
-        ValueError: An unknown type, a pattern that is in no convolution's name, a model that
-            is a convolution itself, or that is wrapped for distributed training already.
+        ValueError: An unknown type, a pattern that is in no layer's name, a model that
+            is such a layer itself, or that is wrapped for distributed training already; layer
+            norms are to be replaced and the model has batch norms alone.
         TypeError: Options that the layer does not take, or a model of TorchScript.
 
     Example:
@@ -103,17 +113,27 @@ def convert(
         >>> net[0].__class__.__name__
         'ScaledWSConv2d'
     """
-    layer, options = _layer(type, options)
-    _check_model(model)
+    layer, kind, options = _layer(type, options)
+    _check_model(model, kind)
     modules = list(model.named_modules(remove_duplicate=False))
-    skipped = _skipped({name: m for name, m in modules if isinstance(m, _ConvNd)}, skip)
-    report, made = Conversion(layer.__name__), {}
+    skipped = _skipped({name: m for name, m in modules if isinstance(m, kind.base)}, kind, skip)
+    report, made = Conversion(layer.__name__, noun=kind.noun), {}
+    like = next(model.parameters(), None)
     for name, module in modules:
-        why = 'named by skip' if module in skipped else _why_left(module)
+        why = 'named by skip' if module in skipped else kind.why_left(module)
         if why:
             report.left[name] = why
-        elif isinstance(module, nn.Conv2d) and id(module) not in made:
-            made[id(module)] = _replacement(module, layer, options)
+        elif isinstance(module, kind.base) and id(module) not in made:
+            new = kind.replacement(module, layer, kind.of_name(options, name))
+            if like is not None and not any(True for _ in module.parameters()):
+                new.to(like.device, like.dtype)
+            made[id(module)] = new
+    if kind is LAYER_NORMS and not made and BATCH_NORM in report.left.values():
+        raise ValueError(
+            f'the model has batch norms and no layer norm to replace: {layer.__name__} takes the '
+            'place of layer norm; its authors say that it struggles to take that of batch norm '
+            '(arXiv 2503.10622, limitations)'
+        )
     # Nothing is changed before all replacements could be built.
     for name, module in modules:
         if name not in report.left and id(module) in made:
@@ -123,24 +143,29 @@ def convert(
     return report
 
 
-def _layer(type: str | dict, options: dict) -> tuple[Any, dict]:
-    """The class that a ``conv_cfg`` or its type means, and the options."""
+def _layer(type: str | dict, options: dict) -> tuple[Any, Kind, dict]:
+    """The class that a config or its type means, what it replaces, and the options."""
     if isinstance(type, dict):
         options = {**type, **options}
         type = options.pop('type', None)
     name = type if isinstance(type, str) else getattr(type, '__name__', repr(type))
     layer = MODELS.get(type) if isinstance(type, str) else type
-    if not (inspect.isclass(layer) and issubclass(layer, StandardizedConv2d)):
-        raise ValueError(f'type must be ScaledWS or PWS, got {name}')
-    layer(2, 2, 1, device='meta', **options)  # complains about bad options now
-    return layer, options
+    if inspect.isclass(layer) and issubclass(layer, StandardizedConv2d):
+        layer(2, 2, 1, device='meta', **options)  # complains about bad options now
+        return layer, _CONVOLUTIONS, options
+    if inspect.isclass(layer) and issubclass(layer, PointwiseNorm):
+        alphas = options.get('alpha')
+        for pattern in alphas if isinstance(alphas, dict) else ('',):
+            layer(2, device='meta', **LAYER_NORMS.of_name(options, pattern))
+        return layer, LAYER_NORMS, options
+    raise ValueError(f'type must be ScaledWS, PWS, DyT or Derf, got {name}')
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_model(model: nn.Module, kind: Kind) -> None:
     check_type('model', model, nn.Module)
-    if isinstance(model, _ConvNd):
+    if isinstance(model, kind.base):
         raise ValueError(
-            'the model is a convolution itself, which has no place to be replaced in: put it '
+            f'the model is a {kind.singular} itself, which has no place to be replaced in: put it '
             'into an nn.Sequential'
         )
     for name, module in model.named_modules():
@@ -151,15 +176,17 @@ def _check_model(model: nn.Module) -> None:
             raise ValueError(f'{where}, which knows its parameters already: convert before that')
 
 
-def _skipped(convs: dict[str, nn.Module], patterns: str | Sequence[str]) -> set[nn.Module]:
-    """The convolutions that the patterns name, by any of their names."""
+def _skipped(
+    layers: dict[str, nn.Module], kind: Kind, patterns: str | Sequence[str]
+) -> set[nn.Module]:
+    """The layers that the patterns name, by any of their names."""
     skipped = set()
     for pattern in check_patterns(patterns):
-        found = {conv for name, conv in convs.items() if pattern in name}
+        found = {layer for name, layer in layers.items() if pattern in name}
         if not found:
-            close = ', '.join(difflib.get_close_matches(pattern, convs, n=3, cutoff=0.3))
+            close = ', '.join(difflib.get_close_matches(pattern, layers, n=3, cutoff=0.3))
             raise ValueError(
-                f'skip={pattern!r} is in no name of a convolution; close are {close or "none"}'
+                f'skip={pattern!r} is in no name of a {kind.singular}; close are {close or "none"}'
             )
         skipped |= found
     return skipped
@@ -173,16 +200,11 @@ def _why_left(module: nn.Module) -> str | None:
         return f'a {type(module).__name__}, which is no nn.Conv2d' if is_filter else None
     if isinstance(module, StandardizedConv2d):
         return 'deployed, its weight is applied as it is' if module.deployed else _ALREADY
-    if parametrize.is_parametrized(module):
-        return 'its weight or bias is parametrized'
-    if type(module) not in _PLAIN:
+    if type(module) not in _PLAIN and not parametrize.is_parametrized(module):
         return f'a {type(module).__name__}, which is not nn.Conv2d itself'
-    if set(module._parameters) != {'weight', 'bias'} or module._buffers or module._modules:
-        return 'its weight is computed from others'
-    if 'forward' in vars(module):
-        return 'its forward was replaced'
-    if not module.weight.is_floating_point():
-        return f'its weight is {module.weight.dtype}'
+    why = why_not_replaceable(module)
+    if why:
+        return why
     if module.weight[0].numel() < 2:
         return 'fan-in 1 (a single weight is its own mean)'
     return None
@@ -210,17 +232,8 @@ def _replacement(
             dtype=weight.dtype,
             **options,
         )
-    # Not by setattr: the layer takes no new weight from others.
-    new._parameters.update(conv._parameters)
-    for name, parameter in new.named_parameters():
-        if name not in ('weight', 'bias'):
-            parameter.requires_grad_(weight.requires_grad)
-    new.training = conv.training
-    for name in _HOOKS:  # the dicts themselves, so that their handles stay valid
-        hooks = vars(conv)[name]
-        if isinstance(hooks, dict):
-            hooks.update(vars(new)[name])
-        vars(new)[name] = hooks
-    for name in vars(conv).keys() - vars(new).keys():  # what users and libraries have noted
-        vars(new)[name] = vars(conv)[name]
+    take_over(new, conv)
     return new
+
+
+_CONVOLUTIONS = Kind('convolutions', _ConvNd, _why_left, _replacement)
