@@ -1,6 +1,7 @@
-"""The embedded data sets."""
+"""The embedded data sets, and a sampler."""
 
 from .digits import Digits
+from .samplers import MultiplicitySampler
 from .shapes import Shapes
 
-__all__ = ['Digits', 'Shapes']
+__all__ = ['Digits', 'MultiplicitySampler', 'Shapes']

@@ -176,6 +176,7 @@ AMP = {
                         'AmpOptimWrapper', 'mmengine.optim.AmpOptimWrapper'],
     'AGCAmpOptimWrapper': ['AGCOptimWrapper', 'nf_plugins.AGCOptimWrapper',
                            'nf_plugins.engine.AGCOptimWrapper', 'nf_plugins.AGCAmpOptimWrapper'],
+    'SAMAmpOptimWrapper': ['SAMOptimWrapper', 'nf_plugins.SAMOptimWrapper'],
 }  # fmt: skip
 
 
@@ -196,7 +197,7 @@ def test_mixed_precision_of_every_way_to_write_a_type(wanted, kind):
 
 
 def test_mixed_precision_of_something_else_is_refused():
-    with pytest.raises(UsageError, match='--amp takes the optim_wrapper.type OptimWrapper or AGC'):
+    with pytest.raises(UsageError, match='--amp takes the optim_wrapper.type OptimWrapper, AGC'):
         use_mixed_precision(ConfigDict(type='OptimWrapperDict'))
 
 

@@ -56,7 +56,7 @@ def clipped_parameters(wrapper, model, monkeypatch):
         return torch.zeros(())
 
     monkeypatch.setattr(agc_optim_wrapper, 'adaptive_clip_grad_', record)
-    if isinstance(wrapper, agc_optim_wrapper.AGCOptimWrapper):
+    if getattr(wrapper, 'has_agc', False):
         wrapper.initialize_count_status(model, 0, 1)
         for p in model.parameters():
             p.grad = torch.empty_like(p)
