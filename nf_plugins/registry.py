@@ -87,6 +87,7 @@ def _child(name: str, location: str) -> Registry:
 
 MODELS = _child('MODELS', 'models')
 DATASETS = _child('DATASETS', 'datasets')
+DATA_SAMPLERS = _child('DATA_SAMPLERS', 'datasets')
 HOOKS = _child('HOOKS', 'engine')
 OPTIM_WRAPPERS = _child('OPTIM_WRAPPERS', 'engine')
 OPTIM_WRAPPER_CONSTRUCTORS = _child('OPTIM_WRAPPER_CONSTRUCTORS', 'engine')

@@ -20,7 +20,7 @@ from mmengine.runner import Runner
 from torch import nn
 
 from nf_plugins.config import find_config
-from nf_plugins.engine import AGCOptimWrapper
+from nf_plugins.engine import AGCOptimWrapper, SAMOptimWrapper
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.registry import class_of
 from nf_plugins.utils.files import check_regular, check_writable_dir
@@ -62,6 +62,14 @@ def prepare(cfg: Config, args: argparse.Namespace, dataloaders: list[str]) -> No
         )
 
 
+MIXED = {
+    OptimWrapper: 'AmpOptimWrapper',
+    AGCOptimWrapper: 'nf_plugins.AGCAmpOptimWrapper',
+    SAMOptimWrapper: 'nf_plugins.SAMAmpOptimWrapper',
+}
+"""Optimizer wrapper -> the type of that with mixed precision."""
+
+
 def use_mixed_precision(optim_wrapper: dict) -> None:
     """Change the config of an optimizer wrapper to automatic mixed precision, in place.
 
@@ -71,12 +79,10 @@ def use_mixed_precision(optim_wrapper: dict) -> None:
     kind = optim_wrapper.get('type', 'OptimWrapper')
     wrapper = class_of(kind, OPTIM_WRAPPERS)
     if wrapper is None or not issubclass(wrapper, AmpOptimWrapper):
-        if wrapper not in (OptimWrapper, AGCOptimWrapper):
-            raise UsageError(
-                f'--amp takes the optim_wrapper.type OptimWrapper or AGCOptimWrapper, got {kind}'
-            )
-        plain = wrapper is OptimWrapper
-        optim_wrapper['type'] = 'AmpOptimWrapper' if plain else 'nf_plugins.AGCAmpOptimWrapper'
+        if wrapper not in MIXED:
+            names = ', '.join(plain.__name__ for plain in MIXED)
+            raise UsageError(f'--amp takes the optim_wrapper.type {names}, got {kind}')
+        optim_wrapper['type'] = MIXED[wrapper]
     optim_wrapper.setdefault('loss_scale', 'dynamic')
 
 

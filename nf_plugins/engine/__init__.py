@@ -4,6 +4,7 @@ from .agc_optim_wrapper import AGCAmpOptimWrapper, AGCOptimWrapper
 from .atomic_backend import AtomicLocalBackend
 from .fold_hook import FoldHook
 from .optim_wrapper_constructor import NFOptimWrapperConstructor
+from .sam_optim_wrapper import SAMAmpOptimWrapper, SAMOptimWrapper
 from .spp_hook import SPPHook, TrainingStopped
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     'AtomicLocalBackend',
     'FoldHook',
     'NFOptimWrapperConstructor',
+    'SAMAmpOptimWrapper',
+    'SAMOptimWrapper',
     'SPPHook',
     'TrainingStopped',
 ]

@@ -19,7 +19,17 @@ from nf_plugins.utils.checks import check_type
 class _AGCMixin(OptimWrapper):
     """Mixin that adds ``clip_grad=dict(type='agc', ...)`` to an optimizer wrapper of mmengine."""
 
+    needs_agc = True
+
     def __init__(self, optimizer: Optimizer, clip_grad: dict | None = None, **kwargs: Any) -> None:
+        self._model: nn.Module | None = None
+        self.skip: tuple[str, ...] = ()
+        self.has_agc = self.needs_agc or (
+            isinstance(clip_grad, dict) and clip_grad.get('type') == 'agc'
+        )
+        if not self.has_agc:
+            super().__init__(optimizer=optimizer, clip_grad=clip_grad, **kwargs)
+            return
         clip_grad = dict(check_type('clip_grad', {} if clip_grad is None else clip_grad, dict))
         kind = clip_grad.pop('type', None)
         if kind != 'agc':
@@ -38,7 +48,6 @@ class _AGCMixin(OptimWrapper):
         check_type('optimizer', optimizer, Optimizer)
         super().__init__(optimizer=optimizer, clip_grad=dict(max_norm=1.0), **kwargs)
         self.clip_grad_kwargs = agc
-        self._model: nn.Module | None = None
 
     def _see(self, model: nn.Module) -> None:
         """Keep the first model. In each step ``skip`` is compared with the names it has then."""
@@ -57,6 +66,9 @@ class _AGCMixin(OptimWrapper):
             yield
 
     def _clip_grad(self) -> None:
+        if not self.has_agc:
+            super()._clip_grad()
+            return
         skipped = set()
         if self.skip:
             if self._model is None:

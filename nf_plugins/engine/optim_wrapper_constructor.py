@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from nf_plugins.layers import PWSConv2d, ScaledWSConv2d
+from nf_plugins.layers.dyt import PointwiseNorm
 from nf_plugins.models.backbones.fixup_resnet import FixupBlock, FixupResNet
 from nf_plugins.models.backbones.nf_block import NFBlock
 from nf_plugins.registry import OPTIM_WRAPPER_CONSTRUCTORS, class_of
@@ -28,15 +29,15 @@ GAINS: tuple[tuple[type[nn.Module], str], ...] = (
     (FixupBlock, 'scale'),
 )
 """Class of a module -> name of its gain."""
-NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm)
+NORMS = (_NormBase, nn.GroupNorm, nn.LayerNorm, PointwiseNorm)
 
 
 def parameter_kind(module: nn.Module, name: str) -> str:
     """Return the kind of a parameter, from the module that holds it.
 
     Returns:
-        'gain' (a gain of ScaledWS, PWS, SkipInit or Fixup), 'norm' (weight or bias of a norm),
-        'bias' or 'weight'.
+        'gain' (a gain of ScaledWS, PWS, SkipInit or Fixup), 'norm' (weight or bias of a norm, of
+        DyT or Derf), 'bias' or 'weight'.
 
     Example:
         >>> parameter_kind(ScaledWSConv2d(3, 4, 3), 'gain')

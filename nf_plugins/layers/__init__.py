@@ -4,6 +4,7 @@ from . import refusals  # noqa: F401  (registers its hooks)
 from .activations import GammaAct, build_activation
 from .conversion import Conversion, convert
 from .drop_path import DropPath
+from .dyt import Derf, DyT
 from .eca import ECA
 from .folding import fold, plain_convolution
 from .pws import PWSConv2d
@@ -15,7 +16,9 @@ from .standardized_conv import StandardizedConv2d
 __all__ = [
     'ECA',
     'Conversion',
+    'Derf',
     'DropPath',
+    'DyT',
     'GammaAct',
     'PWSConv2d',
     'SameConv2d',

@@ -1,4 +1,4 @@
-"""Conversion of the plain convolutions of any network into standardized ones."""
+"""Conversion of the convolutions or layer norms of any network into ours."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ from nf_plugins.functional.agc import check_patterns
 from nf_plugins.registry import MODELS
 from nf_plugins.utils.checks import check_type
 
+from .dyt import PointwiseNorm
+from .norm_conversion import BATCH_NORM, LAYER_NORMS, POINTWISE_ALREADY
+from .replacement import Kind, take_over, why_not_replaceable
 from .same_conv import SameConv2d
 from .standardized_conv import Pair, StandardizedConv2d
 
 _PLAIN = (nn.Conv2d, WrappedConv2d, Conv2dAdaptivePadding, SameConv2d)
-_HOOKS = [name for name in vars(nn.Module()) if '_hook' in name]
 
 
 @dataclass
@@ -33,24 +35,26 @@ class Conversion:
     """Report of :func:`convert`: the convolutions that it replaced and those that it left.
 
     Attributes:
-        type: The class of the new convolutions.
-        replaced: Names of the replaced convolutions; of a shared one, all its names.
-        left: Name of a convolution that was left -> the reason.
+        type: The class of the new layers.
+        replaced: Names of the replaced layers; of a shared one, all its names.
+        left: Name of a layer that was left -> the reason.
+        noun: What the layers are: convolutions or layer norms.
     """
 
     type: str
     replaced: list[str] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)
+    noun: str = 'convolutions'
 
     @property
     def complete(self) -> bool:
-        """Whether all convolutions of the model are standardized now."""
-        return all(why == _ALREADY for why in self.left.values())
+        """Whether all layers of the kind have the new type now."""
+        return all(why in (_ALREADY, POINTWISE_ALREADY) for why in self.left.values())
 
     def __str__(self) -> str:
         """Format a line of totals, then a line with names for each reason."""
         total = len(self.replaced) + len(self.left)
-        lines = [f'{len(self.replaced)} of {total} convolutions are {self.type} now']
+        lines = [f'{len(self.replaced)} of {total} {self.noun} are {self.type} now']
         for why, count in Counter(self.left.values()).most_common():
             names = [name for name, reason in self.left.items() if reason == why]
             more = ' ...' if count > 3 else ''
@@ -64,7 +68,7 @@ _ALREADY = 'standardized already'
 def convert(
     model: nn.Module, type: str | dict, skip: str | Sequence[str] = (), **options: Any
 ) -> Conversion:
-    """Replace the convolutions of any network by standardized ones, in place.
+    """Replace the convolutions, or the layer norms, of any network by ours, in place.
 
     A convolution is replaced under two conditions. Its class is :class:`torch.nn.Conv2d` itself,
     or a class that computes the same: mmcv's wrapper ``Conv`` and ``Conv2dAdaptivePadding``, or
@@ -75,25 +79,30 @@ def convert(
     3-D convolutions; depthwise convolutions with a 1x1 kernel; convolutions whose weight is
     computed (weight norm, pruning, parametrizations).
 
+    A layer norm is replaced if it computes the same as :class:`torch.nn.LayerNorm`, with channels
+    last, or first as in ``LayerNorm2d`` of timm, torchvision and mmpretrain. Other norms are left.
+
     A new layer has the geometry, device, dtype, training mode and hooks of the old one. It also
     has the same parameter objects, so an optimizer and tied weights stay valid. A module that is
     used in several places is replaced by one module. New parameters (``gain``, ``alpha``) have
-    their initial values; they are frozen if the weight is frozen. The outputs change, because the
-    weights are standardized.
+    their initial values; they are frozen if the weight is frozen. The outputs change.
 
     Args:
         model: Any network: from timm, torchvision, the mm libraries, or your own.
-        type: 'ScaledWS' or 'PWS', or a ``conv_cfg`` with such a type.
-        skip: One pattern or several. A convolution whose name contains one of them is left.
+        type: 'ScaledWS' or 'PWS' for convolutions, 'DyT' or 'Derf' for layer norms, or a config
+            with such a type.
+        skip: One pattern or several. A layer whose name contains one of them is left.
         **options: Options of the layer: ``gamma``, ``eps``, ``eps_mode``, ``gain_init``,
-            ``mode``, ...
+            ``mode``, ...; ``alpha`` of DyT and Derf may be a dict from patterns of names to
+            numbers.
 
     Returns:
         A report of what was replaced, what was left, and why. ``print`` shows it.
 
     Raises:
-        ValueError: The type is unknown; a pattern is in no name of a convolution; the model is
-            a convolution itself; or it is already wrapped for distributed training.
+        ValueError: The type is unknown; a pattern is in no name of a layer; the model is such a
+            layer itself; it is already wrapped for distributed training; or layer norms are to be
+            replaced and the model has only batch norms.
         TypeError: The layer does not accept an option, or the model is a TorchScript module.
 
     Example:
@@ -105,17 +114,27 @@ def convert(
         >>> net[0].__class__.__name__
         'ScaledWSConv2d'
     """
-    layer, options = _layer(type, options)
-    _check_model(model)
+    layer, kind, options = _layer(type, options)
+    _check_model(model, kind)
     modules = list(model.named_modules(remove_duplicate=False))
-    skipped = _skipped({name: m for name, m in modules if isinstance(m, _ConvNd)}, skip)
-    report, made = Conversion(layer.__name__), {}
+    skipped = _skipped({name: m for name, m in modules if isinstance(m, kind.base)}, kind, skip)
+    report, made = Conversion(layer.__name__, noun=kind.noun), {}
+    like = next(model.parameters(), None)
     for name, module in modules:
-        why = 'named by skip' if module in skipped else _why_left(module)
+        why = 'named by skip' if module in skipped else kind.why_left(module)
         if why:
             report.left[name] = why
-        elif isinstance(module, nn.Conv2d) and id(module) not in made:
-            made[id(module)] = _replacement(module, layer, options)
+        elif isinstance(module, kind.base) and id(module) not in made:
+            new = kind.replacement(module, layer, kind.of_name(options, name))
+            if like is not None and not any(True for _ in module.parameters()):
+                new.to(like.device, like.dtype)
+            made[id(module)] = new
+    if kind is LAYER_NORMS and not made and BATCH_NORM in report.left.values():
+        raise ValueError(
+            f'the model has batch norms and no layer norm to replace: {layer.__name__} takes the '
+            'place of layer norm; its authors say that it struggles to take that of batch norm '
+            '(arXiv 2503.10622, limitations)'
+        )
     # The model is changed only after all replacements are built.
     for name, module in modules:
         if name not in report.left and id(module) in made:
@@ -125,25 +144,30 @@ def convert(
     return report
 
 
-def _layer(type: str | dict, options: dict) -> tuple[Any, dict]:
-    """Return the class of a ``conv_cfg`` or of its type, and the options."""
+def _layer(type: str | dict, options: dict) -> tuple[Any, Kind, dict]:
+    """Return the class of a config or of its type, the kind of layer it replaces, and options."""
     if isinstance(type, dict):
         options = {**type, **options}
         type = options.pop('type', None)
     name = type if isinstance(type, str) else getattr(type, '__name__', repr(type))
     layer = MODELS.get(type) if isinstance(type, str) else type
-    if not (inspect.isclass(layer) and issubclass(layer, StandardizedConv2d)):
-        raise ValueError(f'type must be ScaledWS or PWS, got {name}')
-    layer(2, 2, 1, device='meta', **options)  # raises for bad options before anything changes
-    return layer, options
+    if inspect.isclass(layer) and issubclass(layer, StandardizedConv2d):
+        layer(2, 2, 1, device='meta', **options)  # raises for bad options before anything changes
+        return layer, _CONVOLUTIONS, options
+    if inspect.isclass(layer) and issubclass(layer, PointwiseNorm):
+        alphas = options.get('alpha')
+        for pattern in alphas if isinstance(alphas, dict) else ('',):
+            layer(2, device='meta', **LAYER_NORMS.of_name(options, pattern))
+        return layer, LAYER_NORMS, options
+    raise ValueError(f'type must be ScaledWS, PWS, DyT or Derf, got {name}')
 
 
-def _check_model(model: nn.Module) -> None:
+def _check_model(model: nn.Module, kind: Kind) -> None:
     check_type('model', model, nn.Module)
-    if isinstance(model, _ConvNd):
+    if isinstance(model, kind.base):
         raise ValueError(
-            'the model is a convolution itself, and convert() can only replace the modules of a '
-            'model: put it into an nn.Sequential'
+            f'the model is a {kind.singular} itself, and convert() can only replace the modules of '
+            'a model: put it into an nn.Sequential'
         )
     for name, module in model.named_modules():
         where = f'{name or "the model"} is a {type(module).__name__}'
@@ -155,15 +179,18 @@ def _check_model(model: nn.Module) -> None:
             )
 
 
-def _skipped(convs: dict[str, nn.Module], patterns: str | Sequence[str]) -> set[nn.Module]:
-    """Return the convolutions for which any name contains one of the patterns."""
+def _skipped(
+    layers: dict[str, nn.Module], kind: Kind, patterns: str | Sequence[str]
+) -> set[nn.Module]:
+    """Return the layers for which any name contains one of the patterns."""
     skipped = set()
     for pattern in check_patterns(patterns):
-        found = {conv for name, conv in convs.items() if pattern in name}
+        found = {layer for name, layer in layers.items() if pattern in name}
         if not found:
-            close = ', '.join(difflib.get_close_matches(pattern, convs, n=3, cutoff=0.3))
+            close = ', '.join(difflib.get_close_matches(pattern, layers, n=3, cutoff=0.3))
             raise ValueError(
-                f'skip={pattern!r} is in no name of a convolution; close names: {close or "none"}'
+                f'skip={pattern!r} is in no name of a {kind.singular}; '
+                f'close names: {close or "none"}'
             )
         skipped |= found
     return skipped
@@ -177,16 +204,11 @@ def _why_left(module: nn.Module) -> str | None:
         return f'a {type(module).__name__}, which is no nn.Conv2d' if is_filter else None
     if isinstance(module, StandardizedConv2d):
         return 'deployed, its weight is applied as it is' if module.deployed else _ALREADY
-    if parametrize.is_parametrized(module):
-        return 'its weight or bias is parametrized'
-    if type(module) not in _PLAIN:
+    if type(module) not in _PLAIN and not parametrize.is_parametrized(module):
         return f'a {type(module).__name__}, which is not nn.Conv2d itself'
-    if set(module._parameters) != {'weight', 'bias'} or module._buffers or module._modules:
-        return 'its weight is computed from others'
-    if 'forward' in vars(module):
-        return 'its forward was replaced'
-    if not module.weight.is_floating_point():
-        return f'its weight is {module.weight.dtype}'
+    why = why_not_replaceable(module)
+    if why:
+        return why
     if module.weight[0].numel() < 2:
         return 'fan-in 1 (a single weight is its own mean)'
     return None
@@ -214,17 +236,8 @@ def _replacement(
             dtype=weight.dtype,
             **options,
         )
-    # Not by setattr: the layer refuses a new parameter as its weight.
-    new._parameters.update(conv._parameters)
-    for name, parameter in new.named_parameters():
-        if name not in ('weight', 'bias'):
-            parameter.requires_grad_(weight.requires_grad)
-    new.training = conv.training
-    for name in _HOOKS:  # the same dict objects, so that their handles stay valid
-        hooks = vars(conv)[name]
-        if isinstance(hooks, dict):
-            hooks.update(vars(new)[name])
-        vars(new)[name] = hooks
-    for name in vars(conv).keys() - vars(new).keys():  # attributes set by users and libraries
-        vars(new)[name] = vars(conv)[name]
+    take_over(new, conv)
     return new
+
+
+_CONVOLUTIONS = Kind('convolutions', _ConvNd, _why_left, _replacement)

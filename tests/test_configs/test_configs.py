@@ -1,6 +1,7 @@
 """Every shipped config parses, builds and trains one step on fake data of its own shape."""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -23,6 +24,14 @@ EVERY = sorted(
 )
 CONFIGS = [name for name in EVERY if not name.startswith(('downstream/', 'timm/'))]
 """Classifiers to train; tests/test_downstream and test_models/test_hub.py have the others."""
+MM_BACKBONES = ('baselines/', 'dyt/')
+"""Folders of configs with mmpretrain's backbones, which cannot be built without memory."""
+SHORT = {
+    'VisionTransformer': dict(
+        embed_dims=768, num_layers=1, num_heads=12, feedforward_channels=3072
+    ),
+    'ConvNeXt': dict(depths=[1, 1, 1, 1], channels=[128, 256, 512, 1024]),
+}
 QUICK = ('digits', 'cifar10.py', 'nf-resnet50_8xb32', 'pws-resnet50_1xb64', 'nf-regnet-b0')
 
 
@@ -35,7 +44,9 @@ def load(name):
 def shallow(cfg, blocks):
     """The config with so many blocks of each stage, as one is like the others."""
     backbone = cfg.model.backbone
-    if isinstance(backbone.get('arch'), str):
+    if backbone.type in SHORT:
+        backbone.arch = SHORT[backbone.type]
+    elif isinstance(backbone.get('arch'), str):
         backbone.arch = dict(base=backbone.arch, depths=(blocks,) * 4)
     elif backbone.type == 'nf_plugins.NFResNet':
         backbone.depth = (blocks,) * 4
@@ -162,6 +173,28 @@ def test_published_pws_settings(name):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ('name', 'arch', 'options', 'extra'),
+    [
+        ('deit-base-dyt', 'vit_base_patch16_224', dict(global_pool='avg'), 1),
+        ('deit-base-derf', 'vit_base_patch16_224', dict(global_pool='avg'), 2),
+        ('convnext-base-dyt', 'convnext_base', {}, 1),
+    ],
+)
+def test_dyt_networks_are_those_of_the_authors(name, arch, options, extra):
+    """They take timm's, and each layer norm becomes a layer with one number more, or two."""
+    timm = pytest.importorskip('timm')
+    theirs = timm.create_model(arch, **options)
+    norms = sum(isinstance(m, torch.nn.LayerNorm) for m in theirs.modules())
+    ours = MODELS.build({**load(f'dyt/{name}_32xb128_in1k.py').model, 'train_cfg': None})
+    kinds = [m for m in ours.modules() if type(m).__name__ in ('DyT', 'Derf')]
+    assert len(kinds) == norms > 20
+    assert not any(isinstance(m, torch.nn.LayerNorm) for m in ours.modules())
+    counts = [sum(p.numel() for p in net.parameters()) for net in (theirs, ours)]
+    assert counts[1] == counts[0] + extra * norms
+
+
+@pytest.mark.slow
 def test_the_model_index_lists_every_config_of_ours():
     index = yaml.safe_load((ROOT / 'model-index.yml').read_text())
     listed = {}
@@ -176,7 +209,7 @@ def test_the_model_index_lists_every_config_of_ours():
         if name.startswith('baselines/'):
             continue
         cfg, model = load(name), listed[f'configs/{name}']
-        with torch.device('meta'):
+        with nullcontext() if name.startswith(MM_BACKBONES) else torch.device('meta'):
             net = MODELS.build({**cfg.model, 'train_cfg': None})
         count = sum(p.numel() for p in net.parameters())
         assert model['Metadata']['Parameters'] == count

@@ -152,7 +152,7 @@ def test_device_and_dtype(device, dtype):
 
 
 BAD = [
-    (dict(type='Conv2d'), ValueError, 'type must be ScaledWS or PWS, got Conv2d'),
+    (dict(type='Conv2d'), ValueError, 'type must be ScaledWS, PWS, DyT or Derf, got Conv2d'),
     (dict(type='NoSuch'), ValueError, 'got NoSuch'),
     (dict(type=nn.Linear), ValueError, 'got Linear'),
     (dict(type=dict(gamma=1.0)), ValueError, 'got None'),

@@ -1,6 +1,8 @@
 import csv
 import json
 import re
+import runpy
+import sys
 
 import cv2
 import numpy as np
