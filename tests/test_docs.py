@@ -41,9 +41,11 @@ def variables(monkeypatch, tmp_path):
 def test_commands_have_valid_options_and_configs_that_exist(page, variables, monkeypatch):
     tool = runpy.run_path(str(ROOT / 'tools/spp_analysis.py'))
     monkeypatch.chdir(ROOT)
+    monkeypatch.setenv('DATA', os.environ['IMAGES'])
+    written = re.findall(r'from_published\.py \S+ (\S+)', page.read_text('utf-8'))
     for arguments in commands(page):
         args = tool['parse_args'](arguments)  # raises where an option or a rule is unknown
-        assert find_config(args.config)
+        assert args.config in written or find_config(args.config)
 
 
 @pytest.mark.parametrize('page', PAGES, ids=lambda page: page.name)
