@@ -38,12 +38,20 @@ def run(case, args):
     return process.cpu_seconds
 
 
-def kill(case, name, moment):
-    """Kill a tool after a part of its work, and check what is there: its exit status."""
+def kill(case, name, moment, pause):
+    """Kill a tool after a part of its work, and check what is there: its exit status.
+
+    Args:
+        case: The tool.
+        name: Of the signal.
+        moment: The part of its CPU seconds, which a busy machine does not change.
+        pause: Seconds that pass after that, as the tool also waits for the disk.
+    """
     case.reset()
     process = Apart(case.tool, *case.args('new'))
     while process.cpu_seconds < moment * case.seconds and process.returncode is None:
         time.sleep(0.005)
+    time.sleep(pause)
     process.send_signal(getattr(signal, name))
     status = process.wait()
     allowed = {'SIGINT': 130}.get(name, -getattr(signal, name))
@@ -179,6 +187,9 @@ def test_random_kills(tmp_path):
     cases = {name: case(tmp_path) for name, case in CASES.items()}
     for case in cases.values():
         case.prepare()
-    statuses = [kill(cases[t], SIGNALS[rng.randrange(3)], m) for t, m in zip(tools, moments)]
+    statuses = [
+        kill(cases[tool], rng.choice(SIGNALS), moment, 0.05 * rng.random())
+        for tool, moment in zip(tools, moments)
+    ]
     assert len(statuses) == KILLS
     assert sum(status != 0 for status in statuses) > KILLS / 2  # they were killed
