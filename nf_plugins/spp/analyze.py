@@ -230,9 +230,9 @@ def analyze(
         check_choice('state', state, STATES)
     part, path = measured_part(model, inputs, module, call)
     mode = 'asis' if has_fixed_mode(part) else mode
-    state = state or find_state(part)
-    observer = Observer(part) if evidence else None
     with preserved(part, mode, unit_gain) as before, grad_mode(backward), ExitStack() as stack:
+        state = state or find_state(part)
+        observer = Observer(part) if evidence else None
         feed = Feed(part, inputs, mode, call, backward)
         stack.enter_context(plain_execution(part, *feed.given.batch))
         if seed is not None:

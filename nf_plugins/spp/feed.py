@@ -37,8 +37,8 @@ def measured_part(model: Any, inputs: Any, module: str | None, call: Any) -> tup
     whole = unwrap(model, whole=True)
     if not isinstance(whole, nn.Module):
         raise TypeError(
-            f'model must be an nn.Module or a program of torch.export, got {short(model)} '
-            '(train() and eval() of most backbones in mmpretrain return None)'
+            f'model must be an nn.Module, got {short(model)} (train() and eval() of most backbones '
+            'in mmpretrain return None; programs of torch.export are taken, too)'
         )
     names = {id(part): name for name, part in whole.named_modules()}
     if module is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -27,7 +28,9 @@ class TorchAdapter(Adapter):
 
     def unwrap(self, model: Any) -> nn.Module | None:
         if isinstance(model, torch.export.ExportedProgram):
-            return torch.export.unflatten(model)  # with the modules that it was made of
+            with warnings.catch_warnings():
+                warnings.simplefilter('ignore', FutureWarning)  # torch warns of itself
+                return torch.export.unflatten(model)  # with the modules that it was made of
         inner = model.module if isinstance(model, AveragedModel) else None
         inner = getattr(model, '_orig_mod', inner)
         return inner if isinstance(inner, nn.Module) else None
