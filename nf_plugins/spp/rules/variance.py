@@ -19,6 +19,7 @@ from .base import (
     evidence_of,
     is_normalizer_free,
     is_scale_free,
+    is_silenced,
     is_silent,
     is_trained,
     option,
@@ -107,11 +108,12 @@ def attenuation(
     first = next(b for b in blocks if b.avg_var < share * start)
     cause = f'the variance dies away: from {start:.3g} to {low.avg_var:.3g} at {called(low)}'
     severity = 'warning'
-    if any(b.pooled for b in blocks) or any(is_silent(b) for b in blocks):
+    silenced = any(is_silent(b) and is_silenced(b) for b in blocks)
+    if silenced or any(b.pooled for b in blocks):
         severity = 'info'
         cause += '; only the shortcuts and what is between the stages carry it'
         remedy = 'Training opens the branches: measure with the gains at one (unit_gain)'
-        if not any(is_silent(b) for b in blocks):
+        if not silenced:
             remedy = 'Measure with images, of which average pooling takes less'
     elif all(is_scale_free(profile, b) for b in blocks) and low.avg_var > NORM_EPS / 10:
         yield Finding(
