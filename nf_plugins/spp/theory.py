@@ -15,6 +15,20 @@ if TYPE_CHECKING:
     from .profile import BlockSignal
 
 
+ALPHA = 0.2
+"""alpha of all published normalizer-free networks."""
+
+
+def is_usual(alpha: float, most: float = 0.5) -> bool:
+    """Whether an alpha is one that the method means.
+
+    Example:
+        >>> [is_usual(alpha) for alpha in (0.01, 0.2, 1.0)]
+        [False, True, False]
+    """
+    return ALPHA / 5 <= alpha <= most
+
+
 def branch_variance(node: Node, modules: dict[str, nn.Module]) -> float | None:
     r"""Variance at the end of a path that starts at a batch norm, at initialisation.
 
@@ -118,10 +132,11 @@ def _alpha(block: nn.Module | None) -> float | None:
 def _nf_variance(
     block: BlockSignal, module: nn.Module | None, before: float | None
 ) -> float | None:
-    own = getattr(module, 'expected_var', None)
+    own, alpha = getattr(module, 'expected_var', None), _alpha(module)
+    if alpha is not None and not is_usual(alpha):  # what the method recommends instead
+        own, alpha = None, ALPHA
     if own is not None:
         return own
-    alpha = _alpha(module)
     if alpha is None or before is None:
         return None
     return (before if block.kind == 'residual' else 1.0) + alpha**2
