@@ -50,7 +50,8 @@ def _roles_without(
     profile: SignalProfile, blocks: list[BlockSignal], block: BlockSignal
 ) -> list[str]:
     """Names, in a block, of the norms that the blocks of the same class have and it has not."""
-    family = [b.name for b in blocks if b.family == block.family and b.name]
+    alike = [b for b in blocks if (b.family, b.layers) == (block.family, block.layers)]
+    family = [b.name for b in alike if b.name]
     others: Counter[str] = Counter()
     own: set[str] = set()
     for norm in evidence_of(profile).norms:

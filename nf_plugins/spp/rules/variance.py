@@ -163,6 +163,12 @@ def mean_shift(
         cause += '; each block normalizes what it reads'
         yield Finding('info', shifted[0].index, cause)
         return
+    severity = 'info' if is_trained(profile) else 'warning'
+    if len(shifted) <= len(blocks) / 4:
+        cause += '; the others have none, so that it is a bias there and not the weights'
+        remedy = f'Look at the biases of {some(b.name for b in shifted)}'
+        yield Finding(severity, shifted[0].index, cause, remedy)
+        return
     convolutional = any(layer.op == 'convolution' for layer in evidence_of(profile).layers)
     name = rectifier(profile)
     if name is not None or profile.evidence is None:
@@ -172,7 +178,7 @@ def mean_shift(
         remedy = "Standardize the weights (conv_cfg=dict(type='ScaledWS') or 'PWS')"
     elif convolutional:
         remedy = 'Standardize the weights of the convolutions, or normalize what they read'
-    yield Finding('info' if is_trained(profile) else 'warning', shifted[0].index, cause, remedy)
+    yield Finding(severity, shifted[0].index, cause, remedy)
 
 
 # ------------------------------------------------------------------ one block or layer
