@@ -24,7 +24,7 @@ from .run import healthy, seeded, summary
 from .trainings import NETWORKS, RECIPES, trained
 
 PARTS = ('faults', 'healthy', 'trainings')
-INPUTS = ('noise', 'unit gain', 'images')
+INPUTS = ('noise', 'images', 'unit gain')
 
 
 def jobs(part: str) -> list[tuple[str, Callable[[], Any]]]:
@@ -33,7 +33,7 @@ def jobs(part: str) -> list[tuple[str, Callable[[], Any]]]:
         pairs = [(n, k) for n in SUBJECTS for k in FAULTS]
         return [(f'{n}: {k}', lambda n=n, k=k: seeded(n, k)) for n, k in pairs]
     if part == 'healthy':
-        pairs = [(n, i) for n in (*SUBJECTS, *HEALTHY) for i in INPUTS]
+        pairs = [(n, i) for i in INPUTS for n in (*SUBJECTS, *HEALTHY)]
         return [(f'{n}: {i}', lambda n=n, i=i: healthy(n, i)) for n, i in pairs]
     pairs = [(n, r) for r in RECIPES for n in NETWORKS]
     return [(f'{n}: {r}', lambda n=n, r=r: trained(n, r)) for n, r in pairs]

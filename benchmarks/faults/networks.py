@@ -49,7 +49,7 @@ _TORCHVISION = (
     'resnet34 mobilenet_v2 mobilenet_v3_large shufflenet_v2_x0_5 '
     'shufflenet_v2_x1_0 mnasnet0_5 mnasnet1_0 densenet121 googlenet regnet_y_400mf regnet_x_400mf '
     'regnet_y_800mf efficientnet_b0 efficientnet_b1 swin_t swin_v2_t '
-    'vgg11 vgg11_bn alexnet squeezenet1_1 inception_v3'
+    'vgg11 vgg11_bn alexnet squeezenet1_1'
 )
 _TIMM = (
     'resnet26 resnet26d resnet18d seresnet18 ecaresnet26t resnetblur50 resnext26ts resnetv2_50 '

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from nf_plugins.spp import analyze
+from nf_plugins.spp import analyze, zero_gains
 from nf_plugins.spp.rules import names_of
 
 from .faults import FAULTS, Fault
@@ -81,9 +81,11 @@ SIZES = {
 FIXED = 'vit_b_32 deit deit3 xcit pit visformer tnt twins gmlp resmlp swin pvt'
 
 
-def healthy(network: str, given: str) -> dict[str, Any]:
-    """Say what is said of a published network at its own initialisation."""
+def healthy(network: str, given: str) -> dict[str, Any] | None:
+    """Say what is said of a published network; None for unit gain where no gain is zero."""
     net = build(network)
+    if given == 'unit gain' and not zero_gains(net):
+        return None
     name = network.partition(' ')[2]
     size = next((s for key, s in SIZES.items() if name.startswith(key)), 64)
     if any(name.startswith(key) for key in FIXED.split()):

@@ -16,6 +16,20 @@ if TYPE_CHECKING:
     from .profile import BlockSignal
 
 
+ALPHA = 0.2
+"""alpha of all published normalizer-free networks."""
+
+
+def is_usual(alpha: float, most: float = 0.5) -> bool:
+    """Whether an alpha is one that the method means.
+
+    Example:
+        >>> [is_usual(alpha) for alpha in (0.01, 0.2, 1.0)]
+        [False, True, False]
+    """
+    return ALPHA / 5 <= alpha <= most
+
+
 def branch_variance(node: Node, modules: dict[str, nn.Module]) -> float | None:
     r"""Variance at the end of a path that starts at a batch norm, at initialisation.
 
@@ -112,7 +126,11 @@ def add_theory(
 
 
 def expectation(block: nn.Module | None) -> Expectation | None:
-    """Return what a normalizer-free block is made for, as its library says."""
+    """Return what a normalizer-free block is made for, as its library says.
+
+    Where its alpha is none that the method means, this is what the published alpha gives.
+    """
     if block is None:
         return None
-    return first(adapter.expectation(block) for adapter in adapters())
+    made = first(adapter.expectation(block) for adapter in adapters())
+    return Expectation(ALPHA) if made and not is_usual(made.alpha) else made

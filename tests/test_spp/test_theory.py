@@ -79,3 +79,12 @@ def test_timms_blocks_have_the_same_theory():
 )
 def test_no_theory_elsewhere(build):
     assert all(b.expected_var is None for b in analyze(build(), X[:2]).blocks)
+
+
+def test_the_theory_of_a_wrong_alpha_is_that_of_the_right_one():
+    torch.manual_seed(0)
+    wrong = NFResNet(26, base_channels=8, skipinit=1.0, alpha=1.0)
+    right = NFResNet(26, base_channels=8, skipinit=1.0)
+    x = torch.randn(2, 3, 64, 64)
+    expected = [[b.expected_var for b in analyze(net, x).blocks] for net in (wrong, right)]
+    assert expected[0] == pytest.approx(expected[1])

@@ -118,6 +118,11 @@ def is_silent(block: BlockSignal) -> bool:
     return block.branch_gain**2 * block.res_avg_var <= SILENT * block.avg_var
 
 
+def is_silenced(block: BlockSignal, gain: float = 1e-2) -> bool:
+    """Whether a parameter at zero, or nearly zero, scales the branch of a block."""
+    return block.zero_parameter is not None or (block.branch_gain or 0.0) < gain
+
+
 def uses_running_statistics(profile: SignalProfile) -> bool:
     """Whether a norm used running statistics, so that it does not normalize this signal."""
     norms = evidence_of(profile).norms

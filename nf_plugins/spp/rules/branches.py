@@ -10,6 +10,7 @@ from .base import (
     Findings,
     called,
     evidence_of,
+    is_silenced,
     is_silent,
     is_trained,
     layers_of,
@@ -35,9 +36,7 @@ def zero_branch(
     profile: SignalProfile, blocks: list[BlockSignal], *, gain: float = 1e-2
 ) -> Findings:
     """Branches that a parameter at zero, or nearly zero, silences by design."""
-    silent = [
-        b for b in blocks if is_silent(b) and (b.zero_parameter or (b.branch_gain or 0) < gain)
-    ]
+    silent = [b for b in blocks if is_silent(b) and is_silenced(b, gain)]
     if is_trained(profile):  # a small gain is what training made of it: dead_branch
         silent = [b for b in silent if b.zero_parameter]
     if not silent:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .base import SEVERITIES
 
-_VARIANCE = ('explosion', 'attenuation', 'mean_shift', 'not_reset', 'stem_scale', 'low_precision')
+_VARIANCE = ('explosion', 'attenuation', 'mean_shift', 'not_reset', 'low_precision')
 _GRADIENTS = ('gradient_explosion', 'gradient_attenuation', 'gradient_mean_shift')
 _COLLAPSE = ('collapsed_images', 'collapsed_tokens')
 _DEAD = ('dead_units', 'dead_branch', 'constant_channels')
@@ -15,17 +15,28 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
         *_COLLAPSE,
         *_DEAD,
         'branch_jump',
+        'stem_scale',
         'pooled_shortcut',
         'saturated_units',
         'attention_saturated',
         'norm_statistics',
     ),
     'norm_statistics': (*_VARIANCE, *_COLLAPSE, *_DEAD, *_GRADIENTS, 'branch_jump'),
-    'off_theory': (*_VARIANCE, 'pooled_shortcut', 'branch_jump', *_GRADIENTS, *_COLLAPSE),
+    'pooled_shortcut': ('attenuation',),
+    'zero_branch': ('attenuation',),
+    'off_theory': (
+        *_VARIANCE,
+        'stem_scale',
+        'pooled_shortcut',
+        'branch_jump',
+        *_GRADIENTS,
+        *_COLLAPSE,
+    ),
     'zero_weights': (*_DEAD, 'attenuation', 'duplicate_channels', *_COLLAPSE, 'no_gradient'),
     'duplicate_channels': ('constant_channels',),
     'norm_missing': ('branch_jump', *_VARIANCE, *_GRADIENTS),
     'branch_jump': (
+        'stem_scale',
         *_VARIANCE,
         *_GRADIENTS,
         *_COLLAPSE,
@@ -41,8 +52,6 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
     'collapsed_images': ('collapsed_tokens', 'dead_units'),
     'collapsed_tokens': ('dead_units',),
     'attenuation': ('gradient_attenuation', 'mean_shift', *_COLLAPSE, 'constant_channels'),
-    'pooled_shortcut': ('attenuation',),
-    'zero_branch': ('attenuation',),
     'low_precision': ('mean_shift', *_COLLAPSE),
     'non_finite': ('no_gradient',),
 }

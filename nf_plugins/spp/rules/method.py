@@ -9,6 +9,7 @@ from nf_plugins.registry import RULES
 
 from ..evidence import MethodFact
 from ..profile import BlockSignal, SignalProfile
+from ..theory import ALPHA, is_usual
 from .base import (
     Finding,
     Findings,
@@ -24,8 +25,6 @@ from .base import (
 
 OFF_THEORY = 2.0
 """Factor between ``avg_var`` and ``expected_var`` after a transition."""
-ALPHA = 0.2
-"""alpha of all published normalizer-free networks."""
 
 
 @RULES.register_module()
@@ -131,7 +130,7 @@ def off_theory(
     if not facts:
         return
     texts: list[tuple[MethodFact, str, str]] = []
-    large = [f for f in facts if f.alpha > alpha or f.alpha < ALPHA / 5]
+    large = [f for f in facts if not is_usual(f.alpha, alpha)]
     if large:
         a = large[0].alpha
         texts.append(

@@ -50,7 +50,8 @@ def _roles_without(
     profile: SignalProfile, blocks: list[BlockSignal], block: BlockSignal
 ) -> list[str]:
     """Names, in a block, of the norms that the blocks of the same class have and it has not."""
-    family = [b.module for b in blocks if b.family == block.family and b.module]
+    alike = [b for b in blocks if (b.family, b.layers) == (block.family, block.layers)]
+    family = [b.module for b in alike if b.module]
     others: Counter[str] = Counter()
     own: set[str] = set()
     for norm in evidence_of(profile).norms:

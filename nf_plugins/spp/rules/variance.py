@@ -19,6 +19,7 @@ from .base import (
     evidence_of,
     is_normalizer_free,
     is_scale_free,
+    is_silenced,
     is_silent,
     is_trained,
     option,
@@ -107,11 +108,12 @@ def attenuation(
     first = next(b for b in blocks if b.avg_var < share * start)
     cause = f'the variance dies away: from {start:.3g} to {low.avg_var:.3g} at {called(low)}'
     severity = 'warning'
-    if any(b.pooled for b in blocks) or any(is_silent(b) for b in blocks):
+    silenced = any(is_silent(b) and is_silenced(b) for b in blocks)
+    if silenced or any(b.pooled for b in blocks):
         severity = 'info'
         cause += '; only the shortcuts and what is between the stages carry it'
         remedy = 'Training opens the branches: measure with the gains at one (unit_gain)'
-        if not any(is_silent(b) for b in blocks):
+        if not silenced:
             remedy = 'Measure with images, of which average pooling takes less'
     elif all(is_scale_free(profile, b) for b in blocks) and low.avg_var > NORM_EPS / 10:
         yield Finding(
@@ -161,6 +163,12 @@ def mean_shift(
         cause += '; each block normalizes what it reads'
         yield Finding('info', shifted[0].index, cause)
         return
+    severity = 'info' if is_trained(profile) else 'warning'
+    if len(shifted) <= len(blocks) / 4:
+        cause += '; the others have none, so that it is a bias there and not the weights'
+        remedy = f'Look at the biases of {some(b.name for b in shifted)}'
+        yield Finding(severity, shifted[0].index, cause, remedy)
+        return
     convolutional = any(layer.op == 'convolution' for layer in evidence_of(profile).layers)
     name = rectifier(profile)
     if name is not None or profile.evidence is None:
@@ -170,7 +178,7 @@ def mean_shift(
         remedy = "Standardize the weights (conv_cfg=dict(type='ScaledWS') or 'PWS')"
     elif convolutional:
         remedy = 'Standardize the weights of the convolutions, or normalize what they read'
-    yield Finding('info' if is_trained(profile) else 'warning', shifted[0].index, cause, remedy)
+    yield Finding(severity, shifted[0].index, cause, remedy)
 
 
 # ------------------------------------------------------------------ one block or layer
