@@ -71,10 +71,11 @@ def _identity(shortcut: Node, branch: Node, broadcast: bool) -> Carried | None:
         node, part = item.node, item.part
         if node is branch.carried or not is_ancestor(node, branch):
             continue
+        # The part itself has been looked at; of other parts the shortcut has nothing.
         if part is not None and all(
-            disjoint(part, r) or not is_ancestor(r, branch) for r in readers(node)
+            r is part or disjoint(part, r) or not is_ancestor(r, branch) for r in readers(node)
         ):
-            continue  # the branch was computed from other parts of it
+            continue
         if _is_computed(node, branch, broadcast):
             return item
     return None
