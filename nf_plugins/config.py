@@ -176,7 +176,7 @@ def _section(section: Any, module: str) -> Any:
     """Return the config of a part of a model; None where it has none of its own."""
     for name in module.split('.') if module else ():
         section = section.get(name) if isinstance(section, dict) else None
-    return section if _is_part(section) or isinstance(section, list) else None
+    return section if module and isinstance(section, dict | list) else None
 
 
 def build_model(cfg: Config, path: str) -> nn.Module:
