@@ -163,7 +163,7 @@ def test_names(name, uri):
     [
         ('timm://dm_nfnet_f0.ra2_in1k', 'close are timm://dm_nfnet_f0.dm_in1k'),
         ('timm://nfnet_f0', 'close are timm://'),
-        ('timm://resnet50', 'there are timm://dm_nfnet_f0'),
+        ('timm://vit_base', 'there are timm://dm_nfnet_f0'),
         ('deepmind://F7', 'there are deepmind://F0'),
         ('timm://F0', 'for a file at hand write timm:///path'),
         ('eca_nfnet_l3', 'close are timm://eca_nfnet_l'),
