@@ -112,6 +112,15 @@ def test_the_python_of_the_page(monkeypatch, tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ['both.png', 'spp.png']
 
 
+def test_the_python_of_the_page_on_any_network():
+    text = (ROOT / 'docs/any_network.md').read_text('utf-8')
+    names: dict = {}
+    for code in re.findall(r'```python\n(.*?)```', text, re.DOTALL):
+        exec(code, names)
+    found = [block.name for block in names['profile'].blocks]
+    assert found == re.search(r'# (stem, .*)\n', text)[1].split(', ')
+
+
 def test_a_figure_is_made_of_the_commands_above_it(monkeypatch, tmp_path, capsys):
     config = ROOT / 'configs/nf_resnet/nf-resnet_digits.py'
     command = f'python tools/spp_analysis.py {shlex.quote(str(config))} --batch-size $SIZE'
