@@ -95,6 +95,7 @@ docs-figures: setup  ## the figures of docs/reading_spps.md
 	MM=$$(python -c 'import mmpretrain; print(mmpretrain.__path__[0])')/.mim/configs \
 	IMAGES=$$(python -c 'import sklearn.datasets; print(sklearn.datasets.__path__[0])')/images \
 		python docs/spp_figures.py docs/reading_spps.md
+	python docs/fault_figures.py
 
 study: setup  ## networks with and without norms on digits: 20 minutes on 2 cores; resumable
 	python -m benchmarks.study

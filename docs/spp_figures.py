@@ -48,7 +48,7 @@ def figures_of(page: str) -> dict[str, list[list[str]]]:
         block, picture = match.groups()
         if picture is None:
             runs = [c[2:] for c in commands_of(block) if c[1:2] == ['tools/spp_analysis.py']]
-        elif runs:
+        elif runs and 'fault_' not in picture:  # those are of fault_figures.py
             figures[picture], runs = runs, []
     return figures
 

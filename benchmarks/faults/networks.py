@@ -74,7 +74,7 @@ def _timm(name: str) -> nn.Module:
 HEALTHY = {
     **{f'torchvision {n}': (lambda n=n: _torchvision(n)) for n in _TORCHVISION.split()},
     **{f'timm {n}': (lambda n=n: _timm(n)) for n in _TIMM.split()},
-    'NFNet': lambda: _own(NFNet, arch=dict(base='f0', width_mult=0.25)),
+    'NFNet': lambda: _own(NFNet, arch=dict(base='f0', width_mult=0.25, group_width=32)),
     'NFRegNet, gains at zero': lambda: _own(NFRegNet, arch='b0'),
     'ResNetV2-101': lambda: _own(ResNetV2, depth=101),
     'PWSResNet-101': lambda: _own(PWSResNet, depth=101),

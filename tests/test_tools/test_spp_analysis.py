@@ -60,7 +60,13 @@ def test_a_checkpoint_is_what_is_measured(tmp_path, capsys):
     with Image.open(out / 'spp.png') as image:
         assert image.width > 1000
     assert '<svg' in (out / 'spp.svg').read_text()
-    assert sorted(p.name for p in out.iterdir()) == ['spp.csv', 'spp.json', 'spp.png', 'spp.svg']
+    assert sorted(p.name for p in out.iterdir()) == [
+        'spp.csv',
+        'spp.json',
+        'spp.pdf',
+        'spp.png',
+        'spp.svg',
+    ]
     printed = capsys.readouterr().out
     for block in expected.blocks:
         assert block.name in printed

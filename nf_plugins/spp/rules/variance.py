@@ -29,6 +29,8 @@ from .base import (
     some,
 )
 
+SURE = 5
+"""Times the threshold of an explosion, from where on a network will hardly train."""
 DYING = 0.1
 """Variance below which a signal that grows only recovers."""
 NORM_EPS = 1e-5
@@ -41,7 +43,7 @@ def start_of(profile: SignalProfile, blocks: list[BlockSignal]) -> float:
 
 
 @RULES.register_module()
-@says('error', 'info')
+@says('error', 'warning', 'info')
 def explosion(
     profile: SignalProfile, blocks: list[BlockSignal], *, growth: float = 200.0
 ) -> Findings:
@@ -77,7 +79,8 @@ def explosion(
         if ratios:
             cause += f'; a branch adds {statistics.median(ratios):.3g} times its input'
         remedy = _tame_branches(profile)
-    yield Finding('error', beyond.index, cause, remedy)
+    severity = 'error' if high.avg_var > SURE * growth * start else 'warning'
+    yield Finding(severity, beyond.index, cause, remedy)
 
 
 def _tame_branches(profile: SignalProfile) -> str:
