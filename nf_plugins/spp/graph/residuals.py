@@ -146,7 +146,7 @@ def _live(ends: list[Node]) -> set[Node]:
 
 def _is_read_later(residual: Residual, live: set[Node]) -> bool:
     """Whether others read the branch after the sum, which stands beside nothing (see below)."""
-    if any(user.op in JOINS for user in _outlet(residual.node).users):
+    if any(user.op in JOINS - {'copy_'} for user in _outlet(residual.node).users):
         return False
     source, last = residual.source, residual.node.index
     seen, todo = {source}, [residual.end]

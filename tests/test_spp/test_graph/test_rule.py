@@ -541,7 +541,7 @@ CASES = {**SPELLINGS, **SHORTCUTS, **STREAMS, **NONE, **RECURRENT}
 def prepared(name):
     torch.manual_seed(0)
     build, count = CASES[name]
-    net, x = build().eval(), torch.randn(2, 3, 16, 16)
+    net, x = build().eval(), torch.randn(2, 3, 8, 8)
     if any(p.dtype == torch.float64 for p in net.parameters()):
         net, x = net.double(), x.double()
     return net, x, count
