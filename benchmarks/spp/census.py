@@ -125,6 +125,9 @@ def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('libraries', nargs='*', help=f'of {", ".join(LIBRARIES)}; default: all')
     parser.add_argument('--names', help='only networks whose names match this expression')
+    parser.add_argument(
+        '--one-each', action='store_true', help='only the first network of each module'
+    )
     parser.add_argument('--out', type=Path, help='JSON file with a row per network')
     with as_usage_error('bad arguments'):
         args: argparse.Namespace = parser.parse_args()
@@ -140,6 +143,8 @@ def main() -> int:
             for c in census_cases.CASES[library]()
             if not args.names or re.search(args.names, c.name)
         ]
+        if args.one_each:
+            cases = list({c.module: c for c in reversed(cases)}.values())[::-1]
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
             rows += run_all(cases, lambda line: print(line, flush=True))

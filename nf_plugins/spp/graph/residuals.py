@@ -88,17 +88,23 @@ def walk_back_gains(
     return end, gains, measured, scale
 
 
-def residual_blocks(candidates: list[Residual]) -> list[Residual]:
+def residual_blocks(candidates: list[Residual], returned: list[Node]) -> list[Residual]:
     """The blocks among the residual additions of a pass, named, in order of execution.
 
     Args:
         candidates: All residual additions, in order of execution.
+        returned: What the network returns.
     """
-    kept = [r for r in candidates if r.identity or not _is_read_later(r)]
+    # Others do not count as readers, such as weights of an attention that nobody wants.
+    live = _live([*returned, *(r.node for r in candidates)])
+    kept = [r for r in candidates if r.identity or not _is_read_later(r, live)]
     branches = {r: _name_block(r) for r in kept}
-    kept = [r for r in kept if not _is_pyramid(r)]
-    sources = {item.node for r in kept for item in carried_by(r.shortcut)}
-    kept = [r for r in kept if r.identity or not _is_one_of_parallel_paths(r, sources)]
+    kept = [r for r in kept if not _is_pyramid(r, live)]
+    streams = {r: {item.node for item in carried_by(r.shortcut)} for r in kept}
+    sources = {node for r in kept if r.source in streams[r] for node in streams[r]}
+    beside = {r for r in kept if not r.identity and _is_one_of_parallel_paths(r, sources)}
+    # With the first one of two branches on the same input the second one goes, too.
+    kept = [r for r in kept if r not in beside and r.shortcut.root.sum not in beside]
     loops = _loops(kept, branches)
     kept = [r for r in kept if r not in loops]
     for outer in list(kept):
@@ -127,9 +133,20 @@ def _name_block(residual: Residual) -> set[Node]:
     return branch
 
 
-def _is_read_later(residual: Residual) -> bool:
+def _live(ends: list[Node]) -> set[Node]:
+    """What some nodes are computed from; they themselves, too."""
+    found, todo = set(), list(ends)
+    while todo:
+        node = todo.pop()
+        if node not in found:
+            found.add(node)
+            todo.extend(node.parents)
+    return found
+
+
+def _is_read_later(residual: Residual, live: set[Node]) -> bool:
     """Whether others read the branch after the sum, which stands beside nothing (see below)."""
-    if any(user.op in JOINS for user in _outlet(residual.node).users):
+    if any(user.op in JOINS - {'copy_'} for user in _outlet(residual.node).users):
         return False
     source, last = residual.source, residual.node.index
     seen, todo = {source}, [residual.end]
@@ -138,7 +155,7 @@ def _is_read_later(residual: Residual) -> bool:
         if node in seen or node.index < source.index:
             continue
         if node.depth > source.depth and any(
-            user.index > last and user.op != 'copy_' for user in node.users
+            user.index > last and user.op != 'copy_' and user in live for user in node.users
         ):
             return True
         seen.add(node)
@@ -146,7 +163,7 @@ def _is_read_later(residual: Residual) -> bool:
     return False
 
 
-def _is_pyramid(residual: Residual) -> bool:
+def _is_pyramid(residual: Residual, live: set[Node]) -> bool:
     """Whether the branch is a path of its own: others read what it computes.
 
     Of a projection nobody may; of an identity nobody where the branch is interpolated.
@@ -159,7 +176,7 @@ def _is_pyramid(residual: Residual) -> bool:
     own = branch - shortcut
     inside = branch | shortcut | {residual.node}
     # A sum that is written into a view of a tensor changes the tensor: nobody reads the old one.
-    others = {user for n in own for user in n.users if user.op != 'copy_'} - inside
+    others = {user for n in own for user in n.users if user.op != 'copy_'} & live - inside
     if others and _leave(others, _outlet(residual.node)):
         return True
     return not residual.identity and upsampled != _is_upsampled(residual.shortcut, residual.source)

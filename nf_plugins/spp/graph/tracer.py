@@ -147,6 +147,8 @@ class Tracer(TorchDispatchMode):
         self.read_by: dict[str, Node] = {}
         self.inputs_measured: dict[Node, Any] = {}
         self.repeated = repeated_modules(names)
+        # Beside residual blocks, modules of their classes alone are measured.
+        self.kinds: set[type] | None = set()
 
     def measure(self, tensor: Tensor, axis: int) -> Any:
         """Measure a tensor; what that computes is not part of the graph."""
@@ -199,6 +201,10 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors:
             if tensor not in self.node_of:
                 self.add_node(tensor, 'input', top, 1 if tensor.dim() == 4 else None)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled meanwhile; the guard would cost at each operation
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -329,6 +335,7 @@ class Tracer(TorchDispatchMode):
             node.axis, node.sum, residual.node = residual.channel_dim, residual, node
             residual.shape = tuple(out.shape)
             self.candidates.append(residual)
+            self.note_kinds(residual.owner)
             self.pending[id(out)] = (out, residual)
         elif self.pending and call.op in ACTIVATIONS and id(call.given[0][1]) in self.pending:
             self.follow_activation(call.given[0][1], out)
@@ -474,6 +481,16 @@ class Tracer(TorchDispatchMode):
         if residual.measured_output is None:
             residual.measured_output = self.measure_output(tensor, residual.channel_dim)
 
+    def note_kinds(self, owner: str) -> None:
+        """Note of which class a block may be: of the module that adds, or of one around it."""
+        if owner == '':  # or else of any module: that of the branch
+            self.kinds = None
+        while self.kinds is not None and owner:
+            self.kinds.add(type(self.modules[owner]))
+            owner = owner.rpartition('.')[0]
+            if owner not in self.modules:
+                break
+
     def follow_activation(self, tensor: Tensor, out: Tensor) -> None:
         """An activation after the addition, in the same module, is part of the block."""
         _, residual = self.pending.pop(id(tensor))
@@ -486,10 +503,10 @@ class Tracer(TorchDispatchMode):
     # ------------------------------------------------------------------ modules
     def enter(self, module: nn.Module, args: tuple) -> None:
         name = self.names.get(module, self.stack[-1])
-        tensor = next((x for x in tree_iter(args) if isinstance(x, Tensor)), None)
-        if tensor is not None and tensor in self.node_of and tensor.dim() > 1:
-            node = self.node_of[tensor]
-            if not self.candidates and node.index and next(module.children(), None) is not None:
+        if not self.candidates and next(module.children(), None) is not None:
+            tensor = next((x for x in tree_iter(args) if isinstance(x, Tensor)), None)
+            node = None if tensor is None else self.node_of.get(tensor)
+            if node is not None and node.index and tensor.dim() > 1:
                 self.read_by.setdefault(name, node)
                 if node not in self.inputs_measured:
                     self.inputs_measured[node] = self.measure_output(tensor, node.channel_dim)
@@ -506,6 +523,8 @@ class Tracer(TorchDispatchMode):
         repeated = module in self.repeated
         early = not self.candidates and name.count('.') == 0
         if count != len(self.candidates) or not (repeated or early):
+            return
+        if self.candidates and self.kinds is not None and type(module) not in self.kinds:
             return
         tensor = next((x for x in tree_iter(output) if isinstance(x, Tensor)), None)
         if tensor is None or tensor not in self.node_of or tensor.dim() < 2:
@@ -524,7 +543,7 @@ class Tracer(TorchDispatchMode):
 
     def residuals(self) -> list[Residual]:
         """The residual blocks in order of execution, named."""
-        return residual_blocks(self.candidates)
+        return residual_blocks(self.candidates, [n for n in self.nodes if n.returned])
 
 
 @contextmanager

@@ -548,17 +548,17 @@ def test_a_sample_of_mmpretrain(cfg):
 
 
 def test_two_streams_that_fuse():
-    """Conformer: the 11 additions of features to the tokens are taken for residual ones.
+    """Conformer: ten additions of features to the tokens are taken for residual ones.
 
-    So they are, but for their source. The last fusion block, whose shortcut is a
-    projection and whose branch reads both streams, is missed.
+    So they are, but for their source. Three blocks whose shortcut is a projection are missed:
+    two, since the other stream reads their branch, and the last one, which reads both streams.
     """
     init_default_scope('mmpretrain')
     net = MODELS.build(dict(type='Conformer', arch='tiny'))
     net.eval()
     found = [r.name for r in find_residuals(net, torch.randn(1, 3, 224, 224))]
     assert sum(residual_counts.count_residuals(net).values()) == 47
-    assert len(found) == 47 + 11 - 1
+    assert len(found) == 47 + 10 - 3
 
 
 @pytest.mark.slow

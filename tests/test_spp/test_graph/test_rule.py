@@ -129,9 +129,7 @@ SPELLINGS = {
 
 # ------------------------------------------------------------------------------- shortcuts
 def projected(shortcut, branch, join=torch.add):
-    return Net(
-        lambda m, x: join(m.shortcut(x), m.branch(x)), shortcut=shortcut, branch=branch
-    )
+    return Net(lambda m, x: join(m.shortcut(x), m.branch(x)), shortcut=shortcut, branch=branch)
 
 
 class Outside(nn.Module):
@@ -282,7 +280,11 @@ class Words(nn.Module):
 
     def __init__(self, ids):
         super().__init__()
-        self.embed, self.layers, self.ids = nn.Embedding(16, 8), nn.Sequential(Layer(), Layer()), ids
+        self.embed, self.layers, self.ids = (
+            nn.Embedding(16, 8),
+            nn.Sequential(Layer(), Layer()),
+            ids,
+        )
 
     def forward(self, x):
         x = (x.flatten(1)[:, :12] * 255).byte().long() % 16 if self.ids is None else x
@@ -329,7 +331,10 @@ STREAMS = {
         lambda: Net(coupled, **{name: plain(conv(4, 4), conv(4, 4)) for name in 'abcd'}),
         4,
     ),
-    'a transformer in a gate of the branch': (lambda: Net(gated_inside, body=body(), layer=Layer()), 1),
+    'a transformer in a gate of the branch': (
+        lambda: Net(gated_inside, body=body(), layer=Layer()),
+        1,
+    ),
     'spectrum': (lambda: Net(lambda m, x: x + torch.fft.fft2(x).real), 1),
     'complex stream': (
         lambda: Net(
@@ -472,7 +477,11 @@ NONE = {
     ),
     'refinement': (
         lambda: Net(
-            refined, context=conv(), update=conv(18, 8), state=conv(18, 8), head=plain(conv(), conv(8, 2))
+            refined,
+            context=conv(),
+            update=conv(18, 8),
+            state=conv(18, 8),
+            head=plain(conv(), conv(8, 2)),
         ),
         0,
     ),
@@ -532,7 +541,7 @@ CASES = {**SPELLINGS, **SHORTCUTS, **STREAMS, **NONE, **RECURRENT}
 def prepared(name):
     torch.manual_seed(0)
     build, count = CASES[name]
-    net, x = build().eval(), torch.randn(2, 3, 16, 16)
+    net, x = build().eval(), torch.randn(2, 3, 8, 8)
     if any(p.dtype == torch.float64 for p in net.parameters()):
         net, x = net.double(), x.double()
     return net, x, count
