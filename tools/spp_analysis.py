@@ -38,7 +38,6 @@ from nf_plugins.spp import (
 from nf_plugins.spp.from_config import measure_config
 from nf_plugins.spp.inputs import INPUTS
 from nf_plugins.spp.rules import list_rules, names_of, resolve_thresholds
-from nf_plugins.utils.checks import check_choice
 from nf_plugins.utils.files import atomic_write_all, check_writable_dir
 
 FORMATS = ('png', 'svg', 'pdf', 'json', 'csv', 'html')
@@ -132,7 +131,10 @@ def check_rules(args: argparse.Namespace) -> None:
     if not set(names) <= set(RULES):
         load_config(args.config, args.cfg_options)
     for name in args.fail_on:
-        check_choice('--fail-on', name, tuple(RULES))
+        if name not in RULES:
+            raise ValueError(
+                f'--fail-on: invalid choice: {name!r} (choose from {", ".join(RULES)})'
+            )
     try:
         args.threshold = {key: float(value) for key, value in values.items()}
     except ValueError:

@@ -18,7 +18,7 @@ QUICK = [
     ('torchvision shufflenet_v2_x0_5', 'large_layer'),
     ('timm vit_tiny', 'sharp_attention'),
     ('timm vit_tiny', 'same_tokens'),
-    ('timm convnext_atto', 'saturated_tanh'),
+    ('timm vit_tiny', 'saturated_tanh'),
     ('NFRegNet', 'wrong_gamma'),
     ('NFResNet', 'no_beta'),
 ]
