@@ -154,6 +154,9 @@ def build_backbone(
         check_integer('seed', seed, -(2**63), 2**64 - 1)  # what torch takes
         torch.manual_seed(seed)
         section = _section(cfg.model, module)
+        if module in PARTS[1:] and isinstance(section, dict):
+            # Multimodal models load these weights by themselves.
+            section = {key: value for key, value in section.items() if key != 'pretrained'}
         # A part that has no config of its own is cut out of the model.
         built = MODELS.build(cfg.model if section is None else section)
         if init and hasattr(built, 'init_weights'):

@@ -112,7 +112,7 @@ def written(tmp_path, text):
     [
         (f"dict(type='Unknown', image_encoder={RESNET})", 'image_encoder'),
         (f'dict(vision_backbone={RESNET}, text_backbone=dict(type="LeNet5"))', 'vision_backbone'),
-        (f'dict(vision_encoder={RESNET})', 'vision_encoder'),
+        (f'dict(vision_encoder=dict(pretrained="a.pth", **{RESNET}))', 'vision_encoder'),
         (f'dict(image_encoder=[{RESNET}, dict(type="GlobalAveragePooling")])', 'image_encoder'),
     ],
 )
