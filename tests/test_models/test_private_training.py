@@ -98,7 +98,11 @@ def test_dp_sgd():
     opacus = pytest.importorskip('opacus')
     net, images, labels = make('NFResNet')
     expected = by_a_loop(net, images, labels)
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in expected.values()]).sum(0).sqrt()
+    norms = (
+        torch.stack([g.reshape(len(g), -1).square().sum(1) for g in expected.values()])
+        .sum(0)
+        .sqrt()
+    )
     bound = norms.median().item()
     factors = (bound / norms).clamp(max=1.0)
     before = {key: p.detach().clone() for key, p in net.named_parameters()}
