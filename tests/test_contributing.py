@@ -11,13 +11,13 @@ from nf_plugins.layers import StandardizedConv2d
 from nf_plugins.models import NFArch, NFBackbone
 from nf_plugins.registry import ADAPTERS, MODELS, RULES
 from nf_plugins.spp import Finding, analyze, says
-from nf_plugins.spp.adapters import Adapter
+from nf_plugins.spp.adapters import Adapter, Arguments
 
 from .conftest import ROOT
 
 TEXT = (ROOT / 'CONTRIBUTING.md').read_text('utf-8')
 GIVEN = dict(MODELS=MODELS, NFArch=NFArch, NFBackbone=NFBackbone, RULES=RULES, nn=nn)
-GIVEN |= dict(ADAPTERS=ADAPTERS, Adapter=Adapter)
+GIVEN |= dict(ADAPTERS=ADAPTERS, Adapter=Adapter, Arguments=Arguments)
 GIVEN |= dict(Finding=Finding, says=says)
 GIVEN |= dict(Standardization=Standardization, StandardizedConv2d=StandardizedConv2d)
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from nf_plugins.registry import ADAPTERS
 from nf_plugins.spp import analyze, unwrap, zero_gains
-from nf_plugins.spp.adapters import Adapter, Expectation, adapters
+from nf_plugins.spp.adapters import Adapter, Arguments, Expectation, adapters
 from nf_plugins.spp.execution import is_random_depth
 from nf_plugins.spp.inputs import output_size
 
@@ -71,7 +71,7 @@ class Mine(Adapter):
         return [(Part, 'seen', (batch, str(device)))]
 
     def call(self, model, inputs):
-        return (lambda: model(inputs, factor=1)) if isinstance(model, Network) else None
+        return Arguments((inputs,), dict(factor=1)) if isinstance(model, Network) else None
 
     def expectation(self, block):
         alpha = getattr(block, 'made_for', None)
