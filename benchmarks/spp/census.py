@@ -34,8 +34,7 @@ from tests.oracles.executed import counting
 
 from .census_cases import Case
 
-LIBRARIES = ('timm', 'torchvision', 'transformers', 'segmentation_models_pytorch', 'monai')
-LIBRARIES = (*LIBRARIES, 'diffusers')
+LIBRARIES = ('timm', 'torchvision')
 DEVICES = ('meta', 'cpu')
 
 

@@ -98,7 +98,7 @@ def residual_blocks(candidates: list[Residual], returned: list[Node]) -> list[Re
     # Others do not count as readers, such as weights of an attention that nobody wants.
     live = _live([*returned, *(r.node for r in candidates)])
     kept = [r for r in candidates if r.identity or not _is_read_later(r, live)]
-    branches = {r: _name_block(r) for r in kept}
+    branches = {r: _name_block(r, live) for r in kept}
     kept = [r for r in kept if not _is_pyramid(r, live)]
     streams = {r: {item.node for item in carried_by(r.shortcut)} for r in kept}
     sources = {node for r in kept if r.source in streams[r] for node in streams[r]}
@@ -118,13 +118,13 @@ def residual_blocks(candidates: list[Residual], returned: list[Node]) -> list[Re
     return kept
 
 
-def _name_block(residual: Residual) -> set[Node]:
+def _name_block(residual: Residual, live: set[Node]) -> set[Node]:
     """Set the name of a residual addition; return the nodes of its branch."""
     branch = between(residual.source, residual.end)
     # A sum in it that others read as well is another stream's (RevViT).
     inside = branch | {residual.node}
     outlets = {_outlet(n) for n in branch if n.sum}
-    foreign = {n for n in outlets if n.returned or not inside.issuperset(n.users)}
+    foreign = {n for n in outlets if n.returned or live.intersection(n.users) - inside}
     if foreign:
         branch &= path_nodes(residual.end, residual.source, foreign)
     paths = [n.module for n in branch if works(n)]
