@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
@@ -511,7 +511,10 @@ def test_no_recomputation(reentrant, imported):
     x = torch.randn(4, 3, 8, 8)
     before = describe(net)
     found = analyze(net, x, backward=True).blocks
-    assert found == analyze(plain, x, backward=True).blocks
+    expected = analyze(plain, x, backward=True).blocks
+    # The two networks have classes of other names.
+    assert found == [replace(b, family=a.family) for a, b in zip(found, expected)]
+    assert len(found) == len(expected)
     assert all(block.grad_avg_var > 0 for block in found)
     assert describe(net) == before
 
