@@ -305,7 +305,7 @@ class Tracer(TorchDispatchMode):
             if source.pair is not None:
                 node.pair = moved_pair(source.pair, op, out, call.args, tensor)
         elif op in ('cat', 'stack') and len(given) == 2 and len(parents) == 2:
-            node.pair = (*parents, stacked_axis(op, call.args))
+            node.pair = (parents[0], parents[1], stacked_axis(op, call.args))
         if call.operation.alias and not call.mutates and isinstance(call.args[0], Tensor):
             self.base_of[out] = weakref.ref(call.args[0])
         if op in CONVOLUTIONS and len(call.args) > 1:
@@ -367,7 +367,10 @@ class Tracer(TorchDispatchMode):
 
     def find_reduced(self, call: _Call) -> Residual | None:
         """Whether a sum over two tensors that were put beside each other closes a block."""
-        x, axis = call.args[0], call.given[0][0].pair[2]
+        pair = call.given[0][0].pair
+        if pair is None:
+            return None
+        x, axis = call.args[0], pair[2]
         dims = call.args[1] if len(call.args) > 1 else None
         dims = [dims] if isinstance(dims, int) else dims
         if not dims or [d % x.dim() for d in dims] != [axis] or x.shape[axis] != 2:
@@ -377,8 +380,7 @@ class Tracer(TorchDispatchMode):
         factors: list[float | Tensor] = [0.5] if call.op == 'mean' else []
         with _disable_current_modes():
             parts = x.select(axis, 0), x.select(axis, 1)
-        nodes = call.given[0][0].pair[:2]
-        for part, node in zip(parts, nodes):
+        for part, node in zip(parts, pair[:2]):
             self.node_of[part] = node
         return self.residual_of(parts, factors, 1, True)
 
@@ -491,7 +493,7 @@ class Tracer(TorchDispatchMode):
         if not self.candidates and next(module.children(), None) is not None:
             tensor = next((x for x in tree_iter(args) if isinstance(x, Tensor)), None)
             node = None if tensor is None else self.node_of.get(tensor)
-            if node is not None and node.index:
+            if tensor is not None and node is not None and node.index:
                 self.read_by.setdefault(name, node)
                 if node not in self.inputs_measured:
                     self.inputs_measured[node] = self.measure(tensor, node.channel_dim)
