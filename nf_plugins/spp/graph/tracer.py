@@ -152,19 +152,19 @@ class Tracer(TorchDispatchMode):
 
     def measure(self, tensor: Tensor, axis: int) -> Any:
         """Measure a tensor; what that computes is not part of the graph."""
-        if self._measure is None:
+        return self._measured(self._measure, tensor, axis)
+
+    def measure_output(self, tensor: Tensor, axis: int) -> Any:
+        """Measure the output of a block, of which more is measured where that is asked for."""
+        return self._measured(self._measure_output or self._measure, tensor, axis)
+
+    def _measured(self, measure: Callable | None, tensor: Tensor, axis: int) -> Any:
+        if measure is None:
             return None
         with _disable_current_modes():
             if tensor.is_complex():  # its parts are two positions
                 tensor = torch.view_as_real(tensor)
-            return self._measure(tensor, axis)
-
-    def measure_output(self, tensor: Tensor, axis: int) -> Any:
-        """Measure the output of a block, of which more is measured where that is asked for."""
-        if self._measure_output is None:
-            return self.measure(tensor, axis)
-        with _disable_current_modes():
-            return self._measure_output(tensor, axis)
+            return measure(tensor, axis)
 
     # ---------------------------------------------------------------- the graph
     def add_node(self, tensor: Tensor, op: str, parents: list[Node], axis: int | None) -> Node:

@@ -251,7 +251,9 @@ def test_tokens(layer, cls_token):
     y = net.layers[0](net.embed(x))
     if layer is not PostNormLayer:
         assert blocks[2].avg_var == pytest.approx(variance(y, 2), rel=1e-4)
-    assert {b.name for b in blocks[1:]} == {'layers.0', 'layers.1', 'layers.2'}
+    assert [b.name for b in blocks[1:]] == [
+        f'layers.{i}.{n}' for i in range(3) for n in ('proj', 'mlp')
+    ]
 
 
 class NHWC(nn.Module):
