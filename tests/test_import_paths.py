@@ -39,7 +39,8 @@ MOVED = {
     'nf_plugins.spp.trace': {
         'graph': ['Node', 'Residual', 'Tracer', 'Unit', 'find_residuals', 'tracing'],
         'graph.ops': ['ACTIVATIONS', 'ADDITIONS', 'CONVOLUTIONS', 'MOVES', 'NORMS'],
-        'graph.residuals': ['classify', 'is_inside', 'walk_back_gains'],
+        'graph.classify': ['classify'],
+        'graph.residuals': ['is_inside', 'walk_back_gains'],
     },
 }
 

@@ -95,7 +95,8 @@ def test_records_are_analyses_of_the_network_of_that_moment(tmp_path):
     batch = gaussian_batch((3, 1, 16, 16), 4)
     expected = analyze(runner.model, batch, mode='eval', seed=4).to_dict()
     assert last['blocks'] == json.loads(json.dumps(expected['blocks']))
-    assert last['input'] == {'shape': [3, 1, 16, 16], 'kind': 'gaussian'}
+    about = {'shape': [3, 1, 16, 16], 'kind': 'gaussian', 'module': 'backbone'}
+    assert last['input'] == about
     assert last['schema'] == 'nf_plugins.spp/2'
     assert first['training'] == last['training'] == runner.timestamp
     assert first['blocks'] != last['blocks']
