@@ -103,11 +103,11 @@ for kind, names in NAMES.items():
 with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter('always')
     import nf_plugins
-told = [str(w.message) for w in caught if 'of another package' in str(w.message)]
+told = [str(w.message) for w in caught if 'belongs to another package' in str(w.message)]
 for kind, names in NAMES.items():
     for name in names:
         assert getattr(registry, kind).get(name) is Theirs, name
-        assert sum(f"type='{{name}}' is of" in text for text in told) == 1, told
+        assert sum(f"type='{{name}}' belongs to" in text for text in told) == 1, told
         if name not in {MMCV}:
             ours = getattr(registry, kind).get('nf_plugins.' + name)
             assert ours not in (None, Theirs), name

@@ -244,6 +244,7 @@ def _become(
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by a background process
     np.random.seed()  # as in a fresh process, not as in the last child
     for target, name in ((0, os.devnull), (1, f'{outputs}/stdout'), (2, f'{outputs}/stderr')):
         source = os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND)

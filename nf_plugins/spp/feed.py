@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from nf_plugins.errors import short
+from nf_plugins.errors import printable
 
 from .adapters import first
-from .adapters.arguments import Arguments, describe, parameters_of, tensors_in
+from .adapters.arguments import Arguments, parameters_of, tensors_in
 from .execution import arguments, unwrap
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def measured_part(model: Any, inputs: Any, module: str | None, call: Any) -> tup
     whole = unwrap(model, whole=True)
     if not isinstance(whole, nn.Module):
         raise TypeError(
-            f'model must be an nn.Module, got {short(model)} (train() and eval() of most backbones '
-            'in mmpretrain return None; programs of torch.export are taken, too)'
+            f'model must be an nn.Module, got {printable(repr(model), 60)} (train() and eval() of '
+            'most backbones in mmpretrain return None; programs of torch.export are taken, too)'
         )
     names = {id(part): name for name, part in whole.named_modules()}
     if module is not None:
@@ -81,7 +81,7 @@ class Feed:
         if next(tensors_in(inputs), None) is None:
             raise TypeError(
                 'inputs must be a tensor, a tuple or dict of arguments with tensors in it, or a '
-                f'batch of an mm data loader, got {describe(inputs)}'
+                f'batch of an mm data loader, got {printable(repr(inputs), 60)}'
             )
         self.model, self.mode, self.call = model, mode, call
         self.given = Arguments((inputs,)) if call is not None else arguments(model, inputs)

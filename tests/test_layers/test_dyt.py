@@ -183,6 +183,7 @@ def with_type(config, name):
 
 
 def classifier(backbone, channels, name):
+    from mmengine.registry import DefaultScope
     from mmpretrain.registry import MODELS
 
     backbone = with_type(dict(backbone, norm_cfg=dict(type='TYPE', eps=1e-6)), name)
@@ -192,9 +193,8 @@ def classifier(backbone, channels, name):
         head.update(type='DeiTClsHead')
     elif backbone['type'] == 'SwinTransformer' or not backbone.get('gap_before_final_norm', True):
         neck = dict(type='GlobalAveragePooling')
-    model = MODELS.build(
-        dict(type='mmpretrain.ImageClassifier', backbone=backbone, neck=neck, head=head)
-    )
+    with DefaultScope.overwrite_default_scope('mmpretrain'):
+        model = MODELS.build(dict(type='ImageClassifier', backbone=backbone, neck=neck, head=head))
     model.init_weights()
     return model
 

@@ -99,7 +99,7 @@ CASES = [
     (TRAIN, [NF, '--cfg-options', *AGC, 'optim_wrapper.clip_grad.clip_factor=0'],
      'cannot build the optimizer.*clip_factor must be a positive number, got 0'),
     (TRAIN, [NF, '--cfg-options', 'optim_wrapper.optimizer.type=SDG'], 'cannot build the optim'),
-    (TRAIN, [NF, '--cfg-options', 'optim_wrapper=None'], 'has no .*optim_wrapper'),
+    (TRAIN, [NF, '--cfg-options', 'optim_wrapper=None'], 'must have .*optim_wrapper'),
     (TEST, [NF], 'required: checkpoint'),
     (TEST, [NF, 'missing.pth'], 'no checkpoint at missing.pth'),
     (TEST, [NF, 'cut.pth'], 'cut.pth is not a readable checkpoint'),

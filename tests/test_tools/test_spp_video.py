@@ -326,7 +326,7 @@ def test_the_page_in_a_browser(browser, contents, work_dir):
     # The panels and the controls fill the page.
     assert page.locator('.main-svg').first.bounding_box()['height'] == 700
     legend = page.locator('.legendtext').all_text_contents()
-    assert legend == ['the network', 'expected by theory']
+    assert legend == ['the network', 'expected at initialisation']
     assert all(path.startswith('M') and 'NaN' not in path for path in first)
     assert page.locator('.slider-label', has_text='epoch 1, iteration 7').count() >= 1
 

@@ -180,5 +180,5 @@ def test_only_regular_files_are_regular(tmp_path):
     dangling.symlink_to(tmp_path / 'nowhere')
     os.mkfifo(pipe)
     for path in (link, dangling, pipe, tmp_path, '/dev/null'):
-        with pytest.raises(OSError, match='is a (link|folder|special file), and'):
+        with pytest.raises(OSError, match='is a (link|folder|special file), but'):
             files.check_regular(path)

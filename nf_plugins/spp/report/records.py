@@ -68,7 +68,8 @@ def parse_record(data: Any, source: str) -> Record:
     """
     try:
         profile = SignalProfile.from_dict(data)
-    except ValueError as error:
+        profile.verdicts()  # the rules cannot compute with all numbers that JSON can hold
+    except (ArithmeticError, ValueError) as error:
         raise ValueError(f'{source} is no record: {error}') from None
     if not all(type(data.get(key)) is int for key in ('epoch', 'iter')):
         raise ValueError(f'{source} has no integer epoch and iter, as records of a training have')

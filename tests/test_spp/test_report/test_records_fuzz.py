@@ -45,8 +45,13 @@ def change_values(data, rng):
         owner = data
         for key in path[:-1]:
             owner = owner[key]
-        if rng.random() < 0.2:
+        old, chance = owner[path[-1]], rng.random()
+        if chance < 0.2:
             del owner[path[-1]]
+        elif chance < 0.5 and type(old) in (int, float):
+            owner[path[-1]] = old * rng.choice([2, 10])
+        elif chance < 0.5 and isinstance(old, str):
+            owner[path[-1]] = old + rng.choice(['', 'x', '<b>'])
         else:
             owner[path[-1]] = copy.deepcopy(rng.choice(VALUES))
     return data
