@@ -278,7 +278,11 @@ def test_an_error_ends_with_what_was_passed(net, inputs, error, words):
         (dict(inputs={}), TypeError, r'inputs must be a tensor, .* got \{\}'),
         (dict(inputs=X, module='head'), ValueError, "got 'head'; it has conv1, conv2"),
         (dict(inputs=X, model=3), TypeError, 'model must be an nn.Module, got 3'),
-        (dict(inputs=X, model=len), TypeError, 'model must be an nn.Module, got <built-in function len>'),
+        (
+            dict(inputs=X, model=len),
+            TypeError,
+            'model must be an nn.Module, got <built-in function len>',
+        ),
     ],
 )
 def test_what_cannot_be_fed(options, error, words):
