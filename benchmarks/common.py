@@ -1,9 +1,11 @@
-"""Shared code of the benchmarks: description of the machine and the command, quiet logging."""
+"""Shared code of the benchmarks: the machine, the command, quiet logging, files of rows."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Iterator
@@ -13,6 +15,9 @@ from pathlib import Path
 
 import torch
 from mmengine.logging import MMLogger
+
+from nf_plugins.errors import as_usage_error
+from nf_plugins.utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = (
@@ -59,6 +64,21 @@ def _processor() -> str:
 def command(module: str) -> str:
     """Return the command of this process, which is saved with its results."""
     return shlex.join(['python', '-m', module, *sys.argv[1:]])
+
+
+def write_rows(path: Path, module: str, rows: list[dict], **more: object) -> None:
+    """Write the rows of a result as JSON, a row per line, with the machine and the command.
+
+    Args:
+        path: The file.
+        module: Name of the benchmark's module.
+        rows: The rows.
+        **more: Other values that come before the rows.
+    """
+    described = dict(**machine(), command=command(module))
+    text = json.dumps(dict(machine=described, **more, rows=rows), indent=1)
+    with as_usage_error(f'cannot write {path}'):
+        atomic_write(path, re.sub(r'\n  +(?=[^{])', ' ', text) + '\n')
 
 
 @contextmanager

@@ -12,7 +12,6 @@ the CPU if they need values.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 import warnings
@@ -23,13 +22,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import command, machine, quiet
+from benchmarks.common import quiet, write_rows
 from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import as_usage_error
 from nf_plugins.spp.execution import grad_mode, plain_execution
 from nf_plugins.spp.graph import tracing
-from nf_plugins.utils.files import atomic_write
 from tests.oracles.executed import counting
 
 from .census_cases import Case
@@ -44,7 +42,7 @@ def compare(case: Case, device: str) -> dict:
         model = case.build()
         inputs = case.inputs(model)
     model.eval()
-    oracle = import_module(f'tests.oracles.{case.library}_counts')
+    oracle = import_module(f'tests.oracles.{case.package}_counts')
     first = next(iter(_tensors(inputs)))
     with (
         grad_mode(False),
@@ -66,7 +64,7 @@ def _tensors(inputs: object) -> Iterable[torch.Tensor]:
 
 def check(case: Case) -> dict:
     """Compare on the first device that a network runs on."""
-    row = dict(library=case.library, module=case.module, name=case.name)
+    row = dict(library=case.package, module=case.module, name=case.name)
     start = time.time()
     for device in DEVICES:
         try:
@@ -151,14 +149,10 @@ def main() -> int:
     for library, line in counts.items():
         print(f'{library}: {line["exact"]} exact of {line["ran"]} that ran, of {line["networks"]}')
     if args.out:
-        described = dict(**machine(), command=command('benchmarks.spp.census'))
         for row in rows:
             row.pop('names', None)
             row.pop('blocks', None)
-        text = json.dumps(dict(machine=described, summary=counts, rows=rows), indent=1)
-        text = re.sub(r'\n  +(?=[^{])', ' ', text)  # a row per line
-        with as_usage_error(f'cannot write {args.out}'):
-            atomic_write(args.out, text + '\n')
+        write_rows(args.out, 'benchmarks.spp.census', rows, summary=counts)
     return 0
 
 

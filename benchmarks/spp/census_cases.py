@@ -16,14 +16,14 @@ class Case:
     """One network.
 
     Args:
-        library: Name of the package.
+        package: Its name in Python.
         module: The module that it is from.
         name: Its name.
         build: Makes it.
         inputs: Arguments for it: positional ones in a tuple, or named ones in a dict.
     """
 
-    library: str
+    package: str
     module: str
     name: str
     build: Callable[[], nn.Module]

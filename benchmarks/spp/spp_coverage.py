@@ -10,8 +10,6 @@ residual additions with the number counted from the classes of its blocks
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import time
 from collections import defaultdict
 from pathlib import Path
@@ -20,12 +18,11 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.utils import track_iter_progress
 
-from benchmarks.common import command, machine, quiet
+from benchmarks.common import quiet, write_rows
 from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.spp import analyze
-from nf_plugins.utils.files import atomic_write
 from tests.oracles.residual_counts import Case, build, count_residuals, distinct_backbones
 
 
@@ -89,11 +86,7 @@ def main() -> int:
         f'{sum(r["found"] for r in ran)} found'
     )
     if args.out:
-        described = dict(**machine(), command=command('benchmarks.spp.spp_coverage'))
-        text = json.dumps(dict(machine=described, rows=rows), indent=1)
-        text = re.sub(r'\n  +(?=[^{])', ' ', text)  # a row per line
-        with as_usage_error(f'cannot write {args.out}'):
-            atomic_write(args.out, text + '\n')
+        write_rows(args.out, 'benchmarks.spp.spp_coverage', rows)
     return 0
 
 
