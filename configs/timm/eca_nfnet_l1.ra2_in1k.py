@@ -1,13 +1,12 @@
 # timm's eca_nfnet_l1.ra2_in1k: the network, and the images as timm tests them.
 # Its training recipe is not here; tools/model_converters/from_published.py writes a config that
 # fine-tunes it.
-_base_ = 'dm_nfnet_f0.dm_in1k.py'
+_base_ = 'eca_nfnet_l0.ra2_in1k.py'
 
 model = dict(
     backbone=dict(
-        _delete_=True,
-        type='nf_plugins.NFNet',
         arch=dict(
+            _delete_=True,
             base='f1',
             attention='eca',
             group_width=64,
@@ -15,24 +14,16 @@ model = dict(
             channel_divisor=8,
             gamma_at='conv',
             downsample='avg',
-        ),
-        act_cfg=dict(type='SiLU'),
-        eps_mode='add',
-        padding='symmetric',
-        skipinit=False,
-        zero_init_residual=True,
-        scale_by_keep=True,
+        )
     ),
-    neck=dict(in_channels=3072, act_cfg=dict(_delete_=True, type='SiLU')),
+    neck=dict(in_channels=3072),
     head=dict(in_channels=3072),
 )
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].scale = 256
 test_pipeline = _base_.test_pipeline
-test_pipeline[1] = dict(
-    type='ResizeEdge', scale=320, edge='short', backend='pillow', interpolation='bicubic'
-)
+test_pipeline[1].scale = 320
 test_pipeline[2].crop_size = 320
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

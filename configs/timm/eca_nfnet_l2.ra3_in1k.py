@@ -1,38 +1,14 @@
 # timm's eca_nfnet_l2.ra3_in1k: the network, and the images as timm tests them.
 # Its training recipe is not here; tools/model_converters/from_published.py writes a config that
 # fine-tunes it.
-_base_ = 'dm_nfnet_f0.dm_in1k.py'
+_base_ = 'eca_nfnet_l1.ra2_in1k.py'
 
-model = dict(
-    backbone=dict(
-        _delete_=True,
-        type='nf_plugins.NFNet',
-        arch=dict(
-            base='f2',
-            attention='eca',
-            group_width=64,
-            bottleneck_ratio=0.25,
-            channel_divisor=8,
-            gamma_at='conv',
-            downsample='avg',
-        ),
-        act_cfg=dict(type='SiLU'),
-        eps_mode='add',
-        padding='symmetric',
-        skipinit=False,
-        zero_init_residual=True,
-        scale_by_keep=True,
-    ),
-    neck=dict(in_channels=3072, act_cfg=dict(_delete_=True, type='SiLU')),
-    head=dict(in_channels=3072),
-)
+model = dict(backbone=dict(arch=dict(base='f2')))
 
 train_pipeline = _base_.train_pipeline
 train_pipeline[1].scale = 320
 test_pipeline = _base_.test_pipeline
-test_pipeline[1] = dict(
-    type='ResizeEdge', scale=384, edge='short', backend='pillow', interpolation='bicubic'
-)
+test_pipeline[1].scale = 384
 test_pipeline[2].crop_size = 384
 train_dataloader = dict(dataset=dict(pipeline=train_pipeline))
 val_dataloader = dict(dataset=dict(pipeline=test_pipeline))

@@ -1,11 +1,9 @@
 # ImageNet with the augmentation of DeiT and ConvNeXt (timm's `rand-m9-mstd0.5-inc1`), as in
 # mmpretrain's imagenet_bs64_swin_224.py: random crops, RandAugment, random erasing, bicubic.
-dataset_type = 'ImageNet'
-data_preprocessor = dict(
-    num_classes=1000, mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True
-)
-bgr_mean = data_preprocessor['mean'][::-1]
-bgr_std = data_preprocessor['std'][::-1]
+_base_ = './imagenet.py'
+
+bgr_mean = _base_.data_preprocessor.mean[::-1]
+bgr_std = _base_.data_preprocessor.std[::-1]
 
 train_pipeline = [
     dict(type='LoadImageFromFile'),
@@ -38,21 +36,6 @@ test_pipeline = [
     dict(type='PackInputs'),
 ]
 
-train_dataloader = dict(
-    batch_size=128,
-    num_workers=5,
-    dataset=dict(
-        type=dataset_type, data_root='data/imagenet', split='train', pipeline=train_pipeline
-    ),
-    sampler=dict(type='DefaultSampler', shuffle=True),
-)
-val_dataloader = dict(
-    batch_size=128,
-    num_workers=5,
-    dataset=dict(type=dataset_type, data_root='data/imagenet', split='val', pipeline=test_pipeline),
-    sampler=dict(type='DefaultSampler', shuffle=False),
-)
-val_evaluator = dict(type='Accuracy', topk=(1, 5))
-
+train_dataloader = dict(batch_size=128, dataset=dict(pipeline=train_pipeline))
+val_dataloader = dict(batch_size=128, dataset=dict(pipeline=test_pipeline))
 test_dataloader = val_dataloader
-test_evaluator = val_evaluator
