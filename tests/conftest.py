@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -47,13 +48,26 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.fixture(autouse=True)
-def _scope():
-    """Reset the default scope, which a test may have set by a Runner, before the next test."""
+@contextmanager
+def same_scope_afterwards():
+    """Reset the default scope, which a Runner sets for the whole process."""
     before = dict(DefaultScope._instance_dict)
     yield
     DefaultScope._instance_dict.clear()
     DefaultScope._instance_dict.update(before)
+
+
+@pytest.fixture(autouse=True)
+def _scope():
+    with same_scope_afterwards():
+        yield
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _scope_of_the_file():
+    """Its fixtures may set a scope for its tests, but not for those of another file."""
+    with same_scope_afterwards():
+        yield
 
 
 @pytest.fixture(autouse=True)
