@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock
 from mmengine.config import Config
 from mmengine.logging import MMLogger, print_log
 from torch import Tensor, nn
@@ -400,6 +399,8 @@ _threads = threading.Lock()
 @contextmanager
 def _alone(entry: Published) -> Iterator[None]:
     """Keep other processes and threads from downloading and converting the same weights."""
+    from filelock import FileLock
+
     lock = None
     with _threads:
         with suppress(OSError):  # without a cache that can be written, each does its own work

@@ -7,6 +7,8 @@ reads, writes and keeps as little memory as possible.
 from __future__ import annotations
 
 import threading
+from functools import cache
+from importlib import import_module
 from types import ModuleType
 from typing import Any
 
@@ -18,10 +20,14 @@ from torch.autograd import forward_ad
 from . import kernels_c
 from .formula import Standardization, standardize
 
-try:
-    from . import kernels_triton
-except ImportError:  # Triton comes with PyTorch for CUDA
-    kernels_triton = None  # type: ignore[assignment]
+
+@cache
+def _kernels_triton() -> ModuleType | None:
+    """Import the kernels in Triton at their first use: it takes as long as the package."""
+    try:
+        return import_module('.kernels_triton', __package__)
+    except ImportError:  # Triton comes with PyTorch for CUDA
+        return None
 
 
 def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> ModuleType | None:
@@ -32,9 +38,11 @@ def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Mo
         return None
     if _is_transformed():
         return None
-    kernels: ModuleType | None = kernels_triton
-    if not weight.is_cuda:
-        kernels = kernels_c if weight.is_cpu and dtype == weight.dtype else None
+    kernels: ModuleType | None = None
+    if weight.is_cuda:
+        kernels = _kernels_triton()
+    elif weight.is_cpu and dtype == weight.dtype:
+        kernels = kernels_c
     if kernels is None or not x.device == weight.device == scale.device:
         return None
     if x.dim() != 4 or not x.numel():
