@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 
@@ -7,6 +8,8 @@ from mmengine.registry import DATASETS, MODELS
 
 import nf_plugins
 from nf_plugins.registry import class_of
+
+from .conftest import ROOT
 
 
 @pytest.mark.parametrize(
@@ -21,8 +24,10 @@ def test_dataset():
     assert DATASETS.get('nf_plugins.Digits') is nf_plugins.datasets.Digits
 
 
-def run(code):
-    return subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=False)
+def run(code, cwd=None):
+    return subprocess.run(
+        [sys.executable, '-c', code], capture_output=True, text=True, check=False, cwd=cwd
+    )
 
 
 @pytest.mark.versions
@@ -38,13 +43,33 @@ print(type(conv).__name__)
     assert result.stdout.splitlines()[-1] == 'ScaledWSConv2d', result.stderr
 
 
+START = """
+import json, runpy, sys
+import mmengine.runner
+before = set(sys.modules)
+import nf_plugins
+package = sorted(set(sys.modules) - before)
+sys.argv = ['spp_analysis.py', 'configs/nf_resnet/nf-resnet_digits.py', '--out-dir', '{folder}']
+try:
+    runpy.run_path('tools/spp_analysis.py', run_name='__main__')
+except SystemExit as end:
+    assert not end.code
+print(json.dumps([package, sorted(sys.modules)]))
+"""
+
+
 @pytest.mark.versions
-def test_the_package_does_not_import_mmpretrain_or_plotting():
-    result = run(
-        'import sys, nf_plugins; print([m for m in ("mmpretrain", "matplotlib", "sklearn") '
-        'if m in sys.modules])'
-    )
-    assert result.stdout.splitlines()[-1] == '[]', result.stderr
+def test_what_is_imported_at_the_start(tmp_path):
+    """Beside its own modules the package imports mmcv's layers, and the tool what it uses."""
+    result = run(START.format(folder=tmp_path), cwd=ROOT)
+    package, tool = json.loads(result.stdout.splitlines()[-1]) if result.stdout else ([], [])
+    assert 'nf_plugins.spp' in package, result.stderr
+    late = {'filelock', 'matplotlib', 'mmpretrain', 'plotly', 'sklearn', 'timm', 'triton'}
+    assert late.isdisjoint(package)
+    foreign = [name for name in package if name.partition('.')[0] not in ('nf_plugins', 'mmcv')]
+    assert len(foreign) < 60
+    assert (tmp_path / 'spp.png').exists()  # the digits are not read: the images are noise
+    assert {'imageio', 'pandas', 'plotly', 'sklearn', 'timm'}.isdisjoint(tool)
 
 
 @pytest.mark.parametrize(
