@@ -16,7 +16,7 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check compat lint docs long-run format spp-figure docs-figures study bench clean
+.PHONY: help setup demo test check compat lint docs long-run format spp-figure docs-figures study bench gpu clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -103,5 +103,18 @@ study: setup  ## networks with and without norms on digits: 20 minutes on 2 core
 bench: setup  ## what norms and their absence cost: time, memory, clipping; a quarter of an hour
 	python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json
 
+# A bare machine with PyTorch for CUDA is enough: the environment sees its packages and adds what is
+# missing. GPU=... are arguments, for instance GPU="--device cpu --out work_dirs/gpu" for a trial.
+GPU_PYTHON ?= python3
+GPU_VENV := .venv-gpu
+$(GPU_VENV)/.installed: requirements/gpu.txt
+	$(GPU_PYTHON) -m venv --system-site-packages $(GPU_VENV)
+	$(GPU_VENV)/bin/python -m pip install -q -r requirements/gpu.txt
+	touch $@
+
+gpu: $(GPU_VENV)/.installed  ## on a machine with a GPU: its tests, and benchmarks/results/*_cuda.json
+	$(GPU_VENV)/bin/python -m pytest -m cuda $(shell grep -rl --include=*.py 'mark\.cuda$$' tests)
+	$(GPU_VENV)/bin/python -m benchmarks.gpu $(GPU)
+
 clean:  ## remove what make made
-	rm -rf $(VENV) .compat build work_dirs *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) .compat build work_dirs *.egg-info

@@ -19,6 +19,10 @@ ROOT = Path(__file__).parents[1]
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest files come first, so that two processes end at the same time."""
     items.sort(key=lambda item: 'test_tools/' not in item.nodeid)  # the rest stays in order
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker('cuda'):
+                item.add_marker(pytest.mark.skip(reason='needs CUDA'))
 
 
 def _once(format_code):

@@ -6,10 +6,14 @@
 The runs of all networks are interleaved in one process. A result is the ratio of the median time to
 that of the plain network, an NF-ResNet-50 with ordinary convolutions and without factors. A table
 (.md) and a figure (.png) with the same name are written into the folder of the JSON file.
+
+The SkipInit gains are at 0.2, as in a training. They start at 0, and near 0 the gradients of the
+first blocks become denormal numbers, which processors compute many times more slowly.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import statistics
 import sys
@@ -42,10 +46,13 @@ PLAIN = dict(
     rescale_input=False,
     act_cfg=dict(type='ReLU', gamma=1.0),
 )
+GAIN = 0.2
+"""The SkipInit gains: their magnitude in a training."""
+
 GROUPS = dict(type='GN', num_groups=32)
 CONFIGS: dict[str, dict[str, Any]] = {
     'plain': dict(type='NFResNet', depth=50, **PLAIN),
-    'NF': dict(type='NFResNet', depth=50),
+    'NF': dict(type='NFResNet', depth=50, skipinit=GAIN),
     'PWS': dict(type='PWSResNet', depth=50),
     'BN': dict(type='mmpretrain.ResNet', depth=50),
     'GN': dict(type='mmpretrain.ResNet', depth=50, norm_cfg=GROUPS),
@@ -55,7 +62,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 TIMM = 'timm NF'
 DEPLOYED = ('NF', 'PWS')
+FORMS = ('eager', 'compiled')
 PARTS = ('step', 'inference', 'memory', 'agc', 'factors', 'parameters')
+SHAPES = ((8, 224), (8, 128), (32, 224), (1, 224))
+"""Images in a batch, and their height and width, on the CPU."""
+
+COMPILED = ('plain', 'NF', 'PWS', 'BN')
+"""Networks that are measured compiled, too; a compilation takes a minute."""
 
 
 def build(name: str) -> nn.Module:
@@ -82,9 +95,21 @@ class Setting:
 
     @property
     def label(self) -> str:
-        form = 'compiled' if self.compiled else 'eager'
-        sizes = 'x'.join(map(str, self.shape))
-        return f'{sizes}, {self.dtype}, {form}' if self.device != 'cpu' else sizes
+        words = ['x'.join(map(str, self.shape))]
+        words += [self.dtype] if self.device != 'cpu' else []
+        words += (
+            ['compiled' if self.compiled else 'eager'] if len(words) > 1 or self.compiled else []
+        )
+        return ', '.join(words)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Parts that are measured: on a CPU no training of one image, no inference of many."""
+        if self.compiled:
+            return ('step',)
+        if self.device != 'cpu' or self.shape[0] == 8:
+            return ('step', 'inference')
+        return ('inference',) if self.shape[0] < 8 else ('step',)
 
     def prepare(self, net: nn.Module) -> tuple[nn.Module, Tensor]:
         """Return the network and an input for it; on a GPU in channels_last."""
@@ -252,29 +277,34 @@ def factor_passes(net: nn.Module, batch: int = 7) -> int:
     return counter.count
 
 
-def settings_of(args: Any) -> list[Setting]:
+def settings_of(args: argparse.Namespace) -> list[Setting]:
+    """List the settings; the compiled ones come last, as they take the longest."""
+    kinds = [form == 'compiled' for form in FORMS if form in args.forms]
     if args.device == 'cpu':
-        return [Setting('cpu', 'fp32', False, 8, size) for size in args.sizes]
+        return [Setting('cpu', 'fp32', kind, *shape) for kind in kinds for shape in args.shapes]
     return [
         Setting(args.device, dtype, compiled, batch, 224)
+        for compiled in kinds
         for dtype in ('bf16', 'fp32')
-        for compiled in (False, True)
-        for batch in args.batches
+        for batch in args.batches[: 1 if compiled else None]
     ]
 
 
 def measure_setting(names: list[str], setting: Setting, args: Any) -> dict[str, dict]:
     """Measure the times of one setting, and the memory if it is on a GPU."""
+    if setting.compiled:
+        names = [name for name in names if name in COMPILED]
+    parts = set(args.parts) & {*setting.parts, 'memory'}
 
     def measured(jobs: dict[str, Callable[[], None]]) -> dict:
         return {setting.label: summary(interleaved(jobs, args.rounds, warmup=2))}
 
     found: dict[str, dict] = {}
-    if 'step' in args.parts:
+    if 'step' in parts:
         found['training step'] = measured(
             {name: training_step(build(name), setting) for name in names}
         )
-    if 'inference' in args.parts:
+    if 'inference' in parts:
         jobs = {name: inference(build(name), setting) for name in names}
         jobs |= {
             f'{name} deployed': inference(deployed(name), setting)
@@ -282,7 +312,7 @@ def measure_setting(names: list[str], setting: Setting, args: Any) -> dict[str, 
             if name in names
         }
         found['inference'] = measured(jobs)
-    if 'memory' in args.parts and args.device == 'cuda':
+    if 'memory' in parts and setting.device == 'cuda' and not setting.compiled:
         label = f'peak memory of a training step, {setting.label}'
         found['memory'] = {label: {name: cuda_peak(name, setting) for name in names}}
     return found
@@ -290,7 +320,8 @@ def measure_setting(names: list[str], setting: Setting, args: Any) -> dict[str, 
 
 def cpu_memory(names: list[str], setting: Setting, args: Any) -> dict[str, dict]:
     """Measure the bytes that training steps save, and their peak memory."""
-    shape = (args.saved_batch, 3, args.sizes[0], args.sizes[0])
+    size = setting.shape[-1]
+    shape = (args.saved_batch, 3, size, size)
     saved = {name: saved_bytes(name, shape) / 2**20 for name in names}
     peak_shape = json.dumps(setting.shape)
     peaks = {name: peak_beyond(MODULE, 'report_peak', name, peak_shape) for name in names}
@@ -321,31 +352,54 @@ def measure(names: list[str], args: Any) -> dict[str, dict]:
     return results
 
 
-@command_line
-@quiet()
-def main() -> None:
+def shape(text: str) -> tuple[int, int]:
+    """Read '8x224': the images of a batch, and their height and width."""
+    batch, _, size = text.partition('x')
+    return positive(batch), positive(size)
+
+
+def parse_args(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--device', choices=('cpu', 'cuda'), default='cpu')
     parser.add_argument('--rounds', type=positive, default=15)
-    parser.add_argument('--sizes', type=positive, nargs='+', default=[224, 128], help='CPU')
+    parser.add_argument(
+        '--shapes', type=shape, nargs='+', default=SHAPES, metavar='BATCHxSIZE', help='CPU'
+    )
     parser.add_argument('--batches', type=positive, nargs='+', default=[256, 32], help='GPU')
+    parser.add_argument(
+        '--forms', nargs='+', choices=FORMS, help='default: all on a GPU, eager on the CPU'
+    )
     parser.add_argument('--saved-batch', type=positive, default=32, help='batch for saved bytes')
     parser.add_argument('--networks', nargs='+', choices=[*CONFIGS, TIMM])
     parser.add_argument('--parts', nargs='+', choices=PARTS, default=PARTS)
     parser.add_argument('--out', type=Path, help='JSON file')
     with as_usage_error('bad arguments'):
-        args = parser.parse_args()
+        args = parser.parse_args(arguments)
+    args.forms = args.forms or FORMS[: 1 if args.device == 'cpu' else None]
+    return args
+
+
+def run(args: argparse.Namespace) -> dict[str, dict]:
+    """Measure what the arguments ask for."""
+    torch.manual_seed(0)
+    names = args.networks or [*CONFIGS, TIMM]
+    return measure(list(dict.fromkeys(['plain', *names])), args)
+
+
+@command_line
+@quiet()
+def main() -> None:
+    args = parse_args()
     if args.device == 'cuda':
         with as_usage_error('--device cuda needs a GPU'):
             torch.zeros(1, device='cuda')
-    torch.manual_seed(0)
-    names = args.networks or [*CONFIGS, TIMM]
-    names = list(dict.fromkeys(['plain', *names]))
-    results = measure(names, args)
+    results = run(args)
     text = table(results)
     print(text)
     if args.out:
-        found = dict(machine=machine(), command=command(MODULE), results=results)
+        found = dict(
+            machine=machine(), command=command(MODULE), skipinit_gain=GAIN, results=results
+        )
         with as_usage_error(f'cannot write {args.out}'):
             files = {args.out: json.dumps(found, indent=1) + '\n'}
             files[args.out.with_suffix('.md')] = text

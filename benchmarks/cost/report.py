@@ -6,7 +6,7 @@ import io
 
 
 def table(results: dict[str, dict]) -> str:
-    """Format the results in Markdown."""
+    """Format the results in Markdown: ratios of medians, with the quartiles."""
     lines = []
     for part in ('training step', 'inference'):
         found = results.get(part, {})
@@ -18,7 +18,7 @@ def table(results: dict[str, dict]) -> str:
             '| --- |' + ' ---: |' * len(names),
         ]
         for label, times in found.items():
-            cells = [f'{times[n]["ratio"]:.3f}' if n in times else '' for n in names]
+            cells = [_ratio(times[n]) if n in times else '' for n in names]
             lines.append(f'| {label} | ' + ' | '.join(cells) + ' |')
         lines.append('')
     sizes = results.get('memory', {})
@@ -48,6 +48,12 @@ def table(results: dict[str, dict]) -> str:
         lines += [f'| {name} | {n / 1e6:.3f} |' for name, n in results['parameters'].items()]
         lines.append('')
     return '\n'.join(lines)
+
+
+def _ratio(time: dict) -> str:
+    """Format a ratio of medians with its quartiles."""
+    low, high = time['ratio_quartiles']
+    return f'{time["ratio"]:.3f} ({low:.2f} to {high:.2f})'
 
 
 def figure(results: dict[str, dict]) -> bytes:

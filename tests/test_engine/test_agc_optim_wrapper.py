@@ -103,7 +103,7 @@ def test_both_names(name):
     assert OPTIM_WRAPPERS.get(f'nf_plugins.{name}') is OPTIM_WRAPPERS.get(name)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.cuda
 def test_amp_unscales_before_clipping():
     model = network().cuda()
     twin = copy.deepcopy(model)

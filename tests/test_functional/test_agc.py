@@ -67,7 +67,7 @@ def test_not_finite_gradients_stay_visible():
     assert param.grad[1].isfinite().all()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.cuda
 def test_on_cuda():
     params = [torch.nn.Parameter(torch.randn(s, device='cuda')) for s in [(8, 3, 3, 3), (8,)]]
     twins = [torch.nn.Parameter(p.detach().cpu()) for p in params]

@@ -217,7 +217,7 @@ def test_autocast_standardizes_in_float32(layer, options):
     assert relative_error(out.float(), conv(x).detach()) < 0.01
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.cuda
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(('layer', 'options'), LAYERS)
 def test_autocast_on_cuda(layer, options, dtype):

@@ -248,7 +248,7 @@ def test_two_halves_of_a_batch_are_as_good_as_the_batch(network, images, epochs,
             assert other['avg_var'] == pytest.approx(block['avg_var'], rel=1e-3)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.cuda
 def test_amp(tmp_path):
     train(tmp_path, 1, '--amp')
     assert all(torch.isfinite(v).all() for v in weights(tmp_path / 'epoch_1.pth').values())

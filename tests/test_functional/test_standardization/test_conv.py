@@ -237,7 +237,7 @@ def test_triton_kernels_in_the_interpreter():
     assert done.stdout == 'as the formula\n'
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.cuda
 @pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 def test_on_cuda_as_on_the_cpu(dtype, memory_format):
