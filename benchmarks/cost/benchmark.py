@@ -176,12 +176,17 @@ def summary(times: Times, base: str = 'plain') -> dict[str, dict]:
 
 
 def saved_bytes(name: str, shape: tuple[int, ...]) -> int:
-    """Count the bytes that a training step keeps for its backward pass.
+    """Count the bytes that a training step keeps for its backward pass."""
+    net = build(name)
+    net.train()  # not chained: it returns None in mmpretrain
+    return kept_bytes(net, torch.randn(shape))
+
+
+def kept_bytes(net: nn.Module, x: Tensor) -> int:
+    """Count the bytes that a forward pass keeps for the backward pass.
 
     Each piece of memory counts once. The parameters do not count.
     """
-    net = build(name)
-    net.train()  # not chained: it returns None in mmpretrain
     own = {p.untyped_storage().data_ptr() for p in net.parameters()}
     kept: dict[int, int] = {}
 
@@ -192,7 +197,7 @@ def saved_bytes(name: str, shape: tuple[int, ...]) -> int:
         return x
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
-        out = features(net, torch.randn(shape))
+        out = features(net, x)
     del out
     return sum(kept.values())
 

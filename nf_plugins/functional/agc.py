@@ -213,8 +213,9 @@ def adaptive_clip_grad_(
     on a GPU a unit with gradients larger than about 1e19 becomes zero.
 
     Parameters with the same number of weights per unit are handled together. So the number of
-    kernels does not grow with the number of parameters. Sharded parameters (DTensors) are
-    handled one by one. Their units are whole units, even if they are sharded.
+    kernels does not grow with the number of parameters. The units of sharded parameters (DTensors)
+    are whole units, even if they are sharded. Ranks communicate once for all vectors, and once for
+    each parameter whose rows are cut.
 
     Args:
         params: A module, parameters, or pairs of names and parameters. A parameter that occurs
@@ -265,11 +266,12 @@ def adaptive_clip_grad_(
 def _clip(named: list[tuple[str, Tensor]], clip_factor: float, eps: float) -> Tensor:
     vectors: dict[tuple, list[tuple[Tensor, Tensor]]] = defaultdict(list)
     matrices: dict[tuple, list[tuple[Tensor, Tensor]]] = defaultdict(list)
-    sharded: list[tuple[DTensor, DTensor]] = []
+    sharded: dict[tuple, list[tuple[DTensor, DTensor]]] = defaultdict(list)
     for p, grad in _to_clip(named):
         kind = p.device, p.dtype, grad.dtype
         if _is_distributed(p):
-            sharded.append((p, cast('DTensor', grad)))  # the gradient of a DTensor is a DTensor
+            grad = cast('DTensor', grad)  # the gradient of a DTensor is a DTensor
+            sharded[p.device_mesh, p.placements, grad.placements].append((p, grad))
         elif _is_vector(p):
             vectors[kind].append((p, grad))
         else:
@@ -287,12 +289,8 @@ def _clip(named: list[tuple[str, Tensor]], clip_factor: float, eps: float) -> Te
             rows = grads.split([len(p) for p, _ in group])
             rows = [r.view_as(p) for r, (p, _) in zip(rows, group)]
             torch._foreach_copy_([grad for _, grad in group], rows)
-    for weight, grad in sharded:
-        factor, clipped = _factors(unitwise_norm(weight), unitwise_norm(grad), clip_factor, eps)
-        # Not in place: if a sharded axis has length 1, the product has another placement.
-        product = cast('DTensor', grad * factor)
-        grad.copy_(product.redistribute(placements=grad.placements))
-        counts.append((clipped.sum(), clipped.numel()))
+    for pairs in sharded.values():
+        counts += _clip_sharded(pairs, *limits)
     return _fraction(counts)
 
 
@@ -323,6 +321,64 @@ def _clip_rows(
     if not count.is_cpu or count:
         grads.mul_(factor)
     return count, clipped.numel()
+
+
+def _clip_sharded(
+    group: list[tuple[DTensor, DTensor]], clip_factor: float, eps: float
+) -> list[tuple[Tensor, int]]:
+    """Clip sharded gradients in place; ranks communicate once for all units that are spread."""
+    first = group[0][0].placements
+    same = first == group[0][1].placements
+    rows_are_whole = same and all(x.is_replicate() or x.is_shard(0) for x in first)
+    vectors: list[tuple[DTensor, DTensor]] = []
+    rows: list[tuple[DTensor, DTensor]] = []
+    others: list[tuple[DTensor, DTensor]] = []
+    for p, grad in group:
+        kind = vectors if same and _is_vector(p) else rows if rows_are_whole else others
+        kind.append((p, grad))
+    counts = [_clip_spread_rows(p, grad, clip_factor, eps) for p, grad in others]
+
+    count = torch.zeros((), dtype=torch.float64, device=group[0][0].to_local().device)
+    for p, grad in rows:
+        if p.to_local().numel():
+            count += _clip_rows(p.to_local(), grad.to_local(), clip_factor, eps)[0]
+    squares = [_local_norms(tensors).double() ** 2 for tensors in zip(*vectors)]
+    count, *squares = _sum_of_ranks([count.view(1), *squares], group[0][0])
+    counts.append((count[0].long(), sum(len(p) for p, _ in rows)))
+    if vectors:
+        weight_norm, norm = (x.sqrt() for x in squares)
+        factor, clipped = _factors(weight_norm, norm, clip_factor, eps)
+        for (_, grad), number in zip(vectors, factor):
+            grad.to_local().mul_(number)
+        counts.append((clipped.sum(), clipped.numel()))
+    return counts
+
+
+def _local_norms(tensors: Sequence[DTensor]) -> Tensor:
+    """Compute the norms of the parts of vectors that this rank has."""
+    norms = [unitwise_norm(x.to_local()).view(()) for x in tensors]
+    return torch.stack([norm.double() for norm in norms])
+
+
+def _sum_of_ranks(values: list[Tensor], like: DTensor) -> list[Tensor]:
+    """Add up what the ranks have computed from their parts, in one communication."""
+    from torch.distributed.tensor import DTensor as Distributed
+    from torch.distributed.tensor import Partial, Replicate
+
+    placements = [Replicate() if x.is_replicate() else Partial() for x in like.placements]
+    parts = Distributed.from_local(torch.cat(values), like.device_mesh, placements)
+    return list(parts.full_tensor().split([len(x) for x in values]))
+
+
+def _clip_spread_rows(
+    weight: DTensor, grad: DTensor, clip_factor: float, eps: float
+) -> tuple[Tensor, int]:
+    """Clip the gradient of rows of which each rank has a part."""
+    factor, clipped = _factors(unitwise_norm(weight), unitwise_norm(grad), clip_factor, eps)
+    # Not in place: if a sharded axis has length 1, the product has another placement.
+    product = cast('DTensor', grad * factor)
+    grad.copy_(product.redistribute(placements=grad.placements))
+    return clipped.sum(), clipped.numel()
 
 
 def _fraction(counts: list[tuple[Tensor, int]]) -> Tensor:

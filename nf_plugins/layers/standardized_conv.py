@@ -210,7 +210,8 @@ class StandardizedConv2d(nn.Conv2d):
         if name == 'weight' and isinstance(value, nn.Parameter) and not self.deployed:
             # In the constructor, and with pruning or weight_norm, there is no such parameter.
             current = self._parameters.get('weight', value)
-            if current is not value and '_loads' not in vars(self):
+            known = current is value or _is_sharded(current) or _is_sharded(value)
+            if not known and '_loads' not in vars(self):
                 raise TypeError(
                     self._advice('cannot take a new parameter as its weight')
                     + ', or set the weight before its standardization by conv.weight.data.copy_()'
@@ -277,3 +278,8 @@ def __getattr__(name: str) -> Any:
 
         return getattr(layers, name)
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+
+
+def _is_sharded(weight: Tensor | None) -> bool:
+    """Return whether FSDP2, which changes parameters for parts of them and back, made a weight."""
+    return hasattr(weight, 'placements')  # a DTensor; to import its class takes a second

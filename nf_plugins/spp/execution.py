@@ -74,10 +74,12 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
     if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
         raise ValueError('the model has lazy parameters: run it once first')
     with _ALONE:
+        _reshard(model)
         before = Snapshot(model)
         with (
             restoring(_random_states()),
             restoring(before.restore),
+            restoring(functools.partial(_reshard, model)),
         ):
             _set_mode(model, mode)
             for parameter in model.parameters():  # a network may do a backward pass of its own
@@ -88,6 +90,14 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
 
 
 _ALONE = threading.RLock()
+
+
+def _reshard(model: nn.Module) -> None:
+    """Make FSDP2 replace whole parameters by the rank's own parts, which are what is noted."""
+    for module in model.modules():
+        reshard = getattr(module, 'reshard', None)
+        if callable(reshard) and hasattr(module, 'unshard'):
+            reshard()
 
 
 def _set_mode(model: nn.Module, mode: str) -> None:

@@ -73,7 +73,7 @@ class Snapshot:
                 yield from self._note_content(path, container, value, hops)
             elif issubclass(kind, tuple):
                 yield from _children(path, list(tuple.__iter__(value)), hops)
-            if hops and not issubclass(kind, _SHARED):
+            if hops and not _is_shared(kind):
                 yield from self._note_object(path, value, hops - 1)
 
     def _note_content(
@@ -151,6 +151,14 @@ class Snapshot:
         self._restored = True
         if failed:
             raise failed[0][1]
+
+
+def _is_shared(kind: type) -> bool:
+    """Return whether an object's attributes are not the network's own.
+
+    FSDP2 prepares itself at the first pass, deeper than is noted: half of it must not go back.
+    """
+    return issubclass(kind, _SHARED) or kind.__module__.startswith('torch.distributed.')
 
 
 def _attempt(thing: tuple[str, Callable[..., None], tuple]) -> Exception | None:

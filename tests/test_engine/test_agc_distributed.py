@@ -10,6 +10,7 @@ from mmengine.optim import build_optim_wrapper
 from torch import nn
 
 from nf_plugins.checkpoint import safe_load
+from nf_plugins.layers import ScaledWSConv2d
 
 pytestmark = [
     pytest.mark.slow,
@@ -18,11 +19,11 @@ pytestmark = [
 
 
 class Net(BaseModel):
-    """Filters, rows, vectors, a filter bank of one unit, and a parameter that nothing uses."""
+    """Standardized filters, rows, vectors, one filter alone, and a parameter that nothing uses."""
 
     def __init__(self):
         super().__init__()
-        self.conv = nn.Conv2d(2, 6, 3)
+        self.conv = ScaledWSConv2d(2, 6, 3)
         self.gain = nn.Parameter(torch.rand(6, 1, 1))
         self.mix = nn.Conv2d(6, 1, 1)
         self.fc = nn.Linear(16, 4)
