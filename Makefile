@@ -16,7 +16,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check compat lint docs long-run format spp-figure docs-figures study bench gpu clean
+.PHONY: help setup demo test check compat lint docs long-run format spp-figure docs-figures study \
+	bench gpu clean fashion-mnist
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -96,6 +97,16 @@ docs-figures: setup  ## the figures of docs/reading_spps.md
 	IMAGES=$$(python -c 'import sklearn.datasets; print(sklearn.datasets.__path__[0])')/images \
 		python docs/spp_figures.py docs/reading_spps.md
 	python docs/fault_figures.py
+
+FASHION_MNIST := /usr/share/datasets/fashion-mnist
+fashion-mnist:  ## unpack the Debian package dataset-fashion-mnist into data/fashion_mnist
+	@test -d $(FASHION_MNIST) || { echo "error: no $(FASHION_MNIST): install the Debian package \
+	dataset-fashion-mnist; without it, mmpretrain downloads the data for the configs" >&2; exit 2; }
+	mkdir -p data/fashion_mnist
+	for name in train-images-idx3 train-labels-idx1 t10k-images-idx3 t10k-labels-idx1; do \
+		file=data/fashion_mnist/$$name-ubyte; \
+		gunzip -c $(FASHION_MNIST)/$$name-ubyte.gz > $$file.part && mv $$file.part $$file || exit; \
+	done
 
 study: setup  ## networks with and without norms on digits: 20 minutes on 2 cores; resumable
 	python -m benchmarks.study

@@ -95,7 +95,7 @@ class PWSResNet(StagedBackbone):
     PWSConv repository: drop-path and dilations.
 
     Args:
-        depth: 18, 34, 50, 101 or 152.
+        depth: 18, 34, 50, 101 or 152, or the bottleneck blocks of each stage.
         in_channels: Channels of the image.
         stem_channels: Channels of the stem.
         base_channels: Width of the blocks of the first stage.
@@ -142,7 +142,7 @@ class PWSResNet(StagedBackbone):
 
     def __init__(
         self,
-        depth: int,
+        depth: int | Sequence[int],
         in_channels: int = 3,
         stem_channels: int = 64,
         base_channels: int = 64,
@@ -161,7 +161,6 @@ class PWSResNet(StagedBackbone):
         with_cp: bool = False,
         init_cfg: dict | None = None,
     ) -> None:
-        check_choice('depth', depth, self.ARCHS)
         check_choice('stem', stem, ('imagenet', 'cifar'))
         check_choice('style', style, ('pytorch', 'caffe'))
         check_choice('num_stages', num_stages, (1, 2, 3, 4))
@@ -175,7 +174,10 @@ class PWSResNet(StagedBackbone):
             if cfg is not None:
                 check_config(name, cfg)
         super().__init__(num_stages, out_indices, frozen_stages, norm_eval, init_cfg)
-        bottleneck, depths = self.ARCHS[depth]
+        if isinstance(depth, int):
+            bottleneck, depths = self.ARCHS[check_choice('depth', depth, self.ARCHS)]
+        else:
+            bottleneck, depths = True, check_integers('depth', depth, num_stages)
         self.depth = depth
 
         conv = ConvBuilder(conv_cfg, 'symmetric', bias=None)
