@@ -5,6 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 # Two processes of one thread each: with two threads they wait for each other. The tests of a file
 # stay together, for what they share.
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+OPS := $(CURDIR)/.ops
 DEMO := work_dirs/demo
 CONFIG := nf-resnet_digits.py
 
@@ -16,7 +17,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test check compat lint docs long-run format spp-figure docs-figures study bench clean
+.PHONY: help setup demo test check compat lint docs long-run format spp-figure docs-figures ops \
+	study bench clean
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -97,6 +99,26 @@ docs-figures: setup  ## the figures of docs/reading_spps.md
 		python docs/spp_figures.py docs/reading_spps.md
 	python docs/fault_figures.py
 
+# mmcv's compiled operators, which detection needs, stay apart from .venv: PYTHONPATH=.ops puts them
+# in front of it. All files include one header of torch, which is compiled once, for time.
+OPS_CSRC = mmcv/ops/csrc/common
+OPS_FLAGS = $$(python -c 'import sysconfig, torch.utils.cpp_extension as extension; print(*map( \
+	sysconfig.get_config_var, ("CFLAGS", "CCSHARED")), *map("-I{}".format, extension.include_paths()))')
+ops: $(OPS)/.built  ## build mmcv's compiled operators into .ops, for detection: about 10 minutes
+$(OPS)/.built: requirements/ops.txt $(VENV)/.requirements
+	rm -rf $(OPS) && mkdir $(OPS)
+	pip download -q -c requirements/constraints.txt --no-cache-dir --no-deps \
+		--no-build-isolation --no-binary onedl-mmcv -d $(OPS)/source onedl-mmcv
+	cd $(OPS)/source && tar xzf *.tar.gz --strip-components=1
+	cd $(OPS)/source && g++ $(OPS_FLAGS) -g0 -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H \
+		-DTORCH_EXTENSION_NAME=_ext -I$(OPS)/source/$(OPS_CSRC) \
+		-x c++-header $(OPS_CSRC)/pytorch_cpp_helper.hpp
+	MMCV_WITH_OPS=1 FORCE_CUDA=0 CFLAGS=-g0 pip install -q --no-deps --no-build-isolation \
+		--target $(OPS) $(OPS)/source
+	pip install -q -c requirements/constraints.txt --no-deps --target $(OPS) -r requirements/ops.txt
+	rm -rf $(OPS)/source
+	touch $@
+
 study: setup  ## networks with and without norms on digits: 20 minutes on 2 cores; resumable
 	python -m benchmarks.study
 
@@ -104,4 +126,4 @@ bench: setup  ## what norms and their absence cost: time, memory, clipping; a qu
 	python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json
 
 clean:  ## remove what make made
-	rm -rf $(VENV) .compat build work_dirs *.egg-info
+	rm -rf $(VENV) .compat .ops build work_dirs *.egg-info
