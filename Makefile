@@ -5,6 +5,7 @@ BIN := $(CURDIR)/$(VENV)/bin
 # Two processes of one thread each: with two threads they wait for each other. The tests of a file
 # stay together, for what they share.
 PYTEST = OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+OPS := $(CURDIR)/.ops
 DEMO := work_dirs/demo
 CONFIG := nf-resnet_digits.py
 
@@ -17,7 +18,7 @@ export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help setup demo test check compat lint docs long-run format spp-figure docs-figures study \
-	bench gpu clean fashion-mnist
+	bench gpu ops clean fashion-mnist
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -108,6 +109,26 @@ fashion-mnist:  ## unpack the Debian package dataset-fashion-mnist into data/fas
 		gunzip -c $(FASHION_MNIST)/$$name-ubyte.gz > $$file.part && mv $$file.part $$file || exit; \
 	done
 
+# mmcv's compiled operators, which detection needs, stay apart from .venv: PYTHONPATH=.ops puts them
+# before it. All files include one header of torch, which is compiled once, for time.
+OPS_CSRC = mmcv/ops/csrc/common
+OPS_FLAGS = $$(python -c 'import sysconfig, torch.utils.cpp_extension as extension; print(*map( \
+	sysconfig.get_config_var, ("CFLAGS", "CCSHARED")), *map("-I{}".format, extension.include_paths()))')
+ops: $(OPS)/.built  ## build mmcv's compiled operators into .ops, for detection: about 10 minutes
+$(OPS)/.built: requirements/ops.txt $(VENV)/.requirements
+	rm -rf $(OPS) && mkdir $(OPS)
+	pip download -q -c requirements/constraints.txt --no-cache-dir --no-deps \
+		--no-build-isolation --no-binary onedl-mmcv -d $(OPS)/source onedl-mmcv
+	cd $(OPS)/source && tar xzf *.tar.gz --strip-components=1
+	cd $(OPS)/source && g++ $(OPS_FLAGS) -g0 -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H \
+		-DTORCH_EXTENSION_NAME=_ext -I$(OPS)/source/$(OPS_CSRC) \
+		-x c++-header $(OPS_CSRC)/pytorch_cpp_helper.hpp
+	MMCV_WITH_OPS=1 FORCE_CUDA=0 CFLAGS=-g0 pip install -q --no-deps --no-build-isolation \
+		--target $(OPS) $(OPS)/source
+	pip install -q -c requirements/constraints.txt --no-deps --target $(OPS) -r requirements/ops.txt
+	rm -rf $(OPS)/source
+	touch $@
+
 study: setup  ## networks with and without norms on digits: 20 minutes on 2 cores; resumable
 	python -m benchmarks.study
 
@@ -128,4 +149,4 @@ gpu: $(GPU_VENV)/.installed  ## on a machine with a GPU: its tests, and benchmar
 	$(GPU_VENV)/bin/python -m benchmarks.gpu $(GPU)
 
 clean:  ## remove what make made
-	rm -rf $(VENV) $(GPU_VENV) .compat build work_dirs *.egg-info
+	rm -rf $(VENV) $(GPU_VENV) .ops .compat build work_dirs *.egg-info

@@ -4,6 +4,11 @@
 
 measures the backbone at initialisation; a checkpoint as second argument measures
 that one. Prints a table and what is wrong, and writes ``spp.json`` and the other formats.
+
+    python tools/spp_analysis.py CONFIG --sweep model.backbone.base_channels=8,16,32,64
+
+measures it at each value, says which metric is flat against the values, and writes ``sweep.json``
+and a figure.
 """
 
 from __future__ import annotations
@@ -15,6 +20,7 @@ import os.path as osp
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mmengine.logging import MMLogger
 
@@ -26,7 +32,7 @@ from nf_plugins.cli.arguments import (
 )
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.config import load_config
-from nf_plugins.errors import as_usage_error, say
+from nf_plugins.errors import UsageError, as_usage_error, say
 from nf_plugins.spp import (
     RULES,
     SignalProfile,
@@ -37,8 +43,13 @@ from nf_plugins.spp import (
 )
 from nf_plugins.spp.from_config import measure_config
 from nf_plugins.spp.inputs import INPUTS
+from nf_plugins.spp.report.sweep_figure import plot_sweep
 from nf_plugins.spp.rules import list_rules, names_of, resolve_thresholds
+from nf_plugins.spp.sweep import Sweep, measure_sweep, parse_sweep
 from nf_plugins.utils.files import atomic_write_all, check_writable_dir
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 FORMATS = ('png', 'svg', 'pdf', 'json', 'csv', 'html')
 
@@ -70,6 +81,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         default=[],
         metavar='CONFIG[=CHECKPOINT]',
         help='more networks to draw into the same figure, on the same input',
+    )
+    parser.add_argument(
+        '--sweep',
+        metavar='OPTION=VALUE,VALUE,...',
+        help='measure at each value of a setting of the config, or of batch_size, input_size or '
+        'seed, and say what is flat against it',
     )
     parser.add_argument('--label', nargs='+', help='names for the legend, one per network')
     parser.add_argument(
@@ -113,6 +130,10 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f'--input takes {", ".join(INPUTS)}, a file or a folder, got {args.input!r}')
     if args.label and len(args.label) != 1 + len(args.compare):
         parser.error(f'--label takes {1 + len(args.compare)} names, got {len(args.label)}')
+    if args.sweep is not None:
+        args.sweep = parse_sweep(args.sweep)
+        if args.compare or 'html' in args.format:
+            parser.error('--sweep does not go with --compare or --format html')
     return args
 
 
@@ -165,20 +186,27 @@ def render(profiles: list[SignalProfile], form: str) -> bytes | str:
         return profiles_to_csv(profiles)
     if form == 'html':
         return plot_html(profiles)
+    return drawn(plot_profiles(profiles), form)
+
+
+def drawn(figure: Figure, form: str) -> bytes:
+    """Return a figure as the content of a file."""
     buffer = io.BytesIO()
-    plot_profiles(profiles).savefig(buffer, format=form)
+    figure.savefig(buffer, format=form)
     return buffer.getvalue()
 
 
-@command_line
-def main() -> int:
-    with as_usage_error('bad arguments'):
-        args = parse_args()
-    MMLogger.get_instance('mmengine').setLevel('ERROR')  # no line per initialised parameter
-    out_dir = Path(args.out_dir or osp.join('work_dirs', 'spp', Path(args.config).stem))
-    with as_usage_error(f'cannot write into {out_dir}'):
-        check_writable_dir(out_dir)
+def render_sweep(sweep: Sweep, form: str) -> bytes | str:
+    """Return the content of one output file of a sweep."""
+    if form == 'json':
+        return json.dumps(sweep.to_dict(), indent=1, allow_nan=False) + '\n'
+    if form == 'csv':
+        return profiles_to_csv(sweep.profiles)
+    return drawn(plot_sweep(sweep), form)
 
+
+def run_one(args: argparse.Namespace, out_dir: Path) -> int:
+    """Measure, say what is wrong and write; return whether a rule of ``--fail-on`` fires."""
     profiles = measure(args)
     fired = False
     for profile in profiles:
@@ -190,15 +218,62 @@ def main() -> int:
         for verdict in verdicts:
             text = f'{verdict["severity"]}: {verdict["rule"]}: {verdict["message"]}'
             print(textwrap.fill(text, 100, subsequent_indent='    '))
-            fired |= not names_of(verdict).isdisjoint(args.fail_on)
+        fired |= fires(verdicts, args)
         print()
-
-    files = {form: render(profiles, form) for form in dict.fromkeys([*args.format, 'json'])}
-    with as_usage_error(f'cannot write into {out_dir}'):
-        # Other formats, of another network perhaps, are removed.
-        atomic_write_all({out_dir / f'spp.{form}': files.get(form) for form in FORMATS})
-    say('written:', *(str(out_dir / f'spp.{form}') for form in files))
+    write('spp', {form: render(profiles, form) for form in forms(args)}, out_dir)
     return int(fired)
+
+
+def run_sweep(args: argparse.Namespace, out_dir: Path) -> int:
+    """Measure at each value, say what is flat, and write; as :func:`run_one`."""
+    fired = []
+
+    def done(value: str, profile: SignalProfile) -> None:
+        verdicts = profile.verdicts(args.threshold)
+        fired.append(fires(verdicts, args))
+        say(f'{profile.label}: {headline(verdicts)}')
+
+    option, values = args.sweep
+    options = measuring_options(args)
+    sweep = measure_sweep(
+        args.config, option, values, args.checkpoint, options, args.cfg_options, done
+    )
+    sweep.label = args.label[0] if args.label else Path(args.config).stem
+    for text in sweep.words().values():
+        print(textwrap.fill(text, 100, subsequent_indent='    '))
+    write('sweep', {form: render_sweep(sweep, form) for form in forms(args)}, out_dir)
+    if sweep.failed:
+        wrong = '; '.join(f'{value}: {text}' for value, text in sweep.failed.items())
+        raise UsageError(f'these values of {option} cannot be measured: {wrong}')
+    return int(any(fired))
+
+
+def fires(verdicts: list[dict], args: argparse.Namespace) -> bool:
+    """Return whether a rule of ``--fail-on`` is among the verdicts."""
+    return any(not names_of(verdict).isdisjoint(args.fail_on) for verdict in verdicts)
+
+
+def forms(args: argparse.Namespace) -> list[str]:
+    """Return the formats to write; JSON is always one of them."""
+    return list(dict.fromkeys([*args.format, 'json']))
+
+
+def write(name: str, files: dict[str, bytes | str], out_dir: Path) -> None:
+    """Write the files of one name, and remove old ones of other formats."""
+    with as_usage_error(f'cannot write into {out_dir}'):
+        atomic_write_all({out_dir / f'{name}.{form}': files.get(form) for form in FORMATS})
+    say('written:', *(str(out_dir / f'{name}.{form}') for form in files))
+
+
+@command_line
+def main() -> int:
+    with as_usage_error('bad arguments'):
+        args = parse_args()
+    MMLogger.get_instance('mmengine').setLevel('ERROR')  # no line per initialised parameter
+    out_dir = Path(args.out_dir or osp.join('work_dirs', 'spp', Path(args.config).stem))
+    with as_usage_error(f'cannot write into {out_dir}'):
+        check_writable_dir(out_dir)
+    return (run_sweep if args.sweep else run_one)(args, out_dir)
 
 
 if __name__ == '__main__':

@@ -223,3 +223,48 @@ def test_a_rule_that_the_config_imports(monkeypatch, tmp_path, capsys):
     finally:
         RULES._module_dict.clear()
         RULES._module_dict.update(before)
+
+
+def test_a_sweep(tmp_path, capsys):
+    options = ['--out-dir', tmp_path, '--batch-size', 2, '--sweep']
+    widths = 'model.backbone.base_channels=8,4,0'
+    (tmp_path / 'sweep.svg').write_text('of another network')
+    run(NF, *options, widths, '--format', 'png', 'csv', status=2)
+    out, err = capsys.readouterr()
+    assert err.splitlines() == [
+        'error: these values of model.backbone.base_channels cannot be measured: 0: cannot build '
+        f'the backbone of {NF}: base_channels must be a positive integer, got 0'
+    ]
+    assert 'avg_var against model.backbone.base_channels: ' in ' '.join(out.split())
+    assert {path.name for path in tmp_path.iterdir()} == {'sweep.png', 'sweep.json', 'sweep.csv'}
+    data = json.loads((tmp_path / 'sweep.json').read_text())
+    assert (data['schema'], data['option']) == ('nf_plugins.sweep/1', widths.partition('=')[0])
+    assert data['values'] == [4, 8]
+    assert list(data['failed']) == ['0']
+    assert list(data['words']) == ['avg_sq_mean', 'avg_var', 'res_avg_var']
+    for value, profile in zip([4, 8], data['profiles']):
+        single = ['--cfg-options', f'model.backbone.base_channels={value}']
+        run(NF, *options[:-1], *single)
+        assert json.loads((tmp_path / 'spp.json').read_text())['blocks'] == profile['blocks']
+    run(NF, *options, 'seed=0,1', '--fail-on', 'zero_branch', status=1)
+    assert json.loads((tmp_path / 'sweep.json').read_text())['failed'] == {}
+
+
+@pytest.mark.parametrize(
+    ('wrong', 'says'),
+    [
+        (['--sweep', 'model.backbone.depth'], '--sweep takes OPTION=VALUE,VALUE'),
+        (['--sweep', 'model.backbone.depth=26'], 'takes two or more values'),
+        (['--sweep', 'seed=1,2', '--compare', BN], '--sweep does not go with --compare'),
+        (['--sweep', 'seed=1,2', '--format', 'html'], '--sweep does not go with --compare or'),
+        (['--sweep', 'batch_size=a,-1'], 'no value of batch_size can be measured: '),
+        (['--sweep', 'input_size=0,[8,8,8]'], 'no value of input_size can be measured: '),
+        (['--sweep', 'model.backbone.no_such=1,2'], 'no value of model.backbone.no_such can be'),
+    ],
+)
+def test_a_bad_sweep_is_one_line(wrong, says, tmp_path, capsys):
+    run(NF, '--out-dir', tmp_path / 'out', *wrong, status=2)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith('error: ')
+    assert says in line
+    assert not list(tmp_path.glob('out/*'))
