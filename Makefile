@@ -2,9 +2,9 @@
 PYTHON ?= python3.11
 VENV := .venv
 BIN := $(CURDIR)/$(VENV)/bin
-# Two processes of one thread each: with two threads they wait for each other. The tests of a file
-# stay together, for what they share.
-PYTEST = OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes of one thread each: with two threads they wait for each other. Each takes half of
+# the files; the one that is done first takes over tests from the end of the other's.
+PYTEST = OMP_NUM_THREADS=1 python -m pytest -n 2 --dist worksteal
 OPS := $(CURDIR)/.ops
 DEMO := work_dirs/demo
 CONFIG := nf-resnet_digits.py

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import gc
 import logging
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -23,6 +27,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if item.get_closest_marker('cuda'):
                 item.add_marker(pytest.mark.skip(reason='needs CUDA'))
+
+
+def pytest_collection_finish() -> None:
+    """Keep what is imported out of each garbage collection: mmengine starts one per data set."""
+    gc.collect()
+    gc.freeze()
 
 
 def _once(format_code):
@@ -45,6 +55,22 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor | np.ndarray) -> flo
     """Relative error in the 2-norm."""
     theirs = torch.as_tensor(theirs).detach()
     return ((ours.detach() - theirs).norm() / theirs.norm()).item()
+
+
+@contextmanager
+def without_memory() -> Iterator[None]:
+    """Build networks for their shapes alone: on the meta device, and no weight is drawn.
+
+    Drawing would take half of the time there. ``linspace`` stays on the CPU, as mmpretrain's
+    networks read their rates of stochastic depth from it.
+    """
+    undrawn = dict.fromkeys(('normal_', 'uniform_'), lambda tensor, *args, **kwargs: tensor)
+    with (
+        torch.device('meta'),
+        mock.patch.multiple(torch.Tensor, **undrawn),
+        mock.patch.object(torch, 'linspace', partial(torch.linspace, device='cpu')),
+    ):
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -122,7 +122,7 @@ def hub_server() -> Iterator[HubServer]:
     hub = HubServer()
     http = ThreadingHTTPServer(('127.0.0.1', 0), _Handler)
     http.hub = hub  # type: ignore[attr-defined]
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     hub.url = f'http://127.0.0.1:{http.server_port}'
     try:
         yield hub

@@ -18,7 +18,7 @@ from nf_plugins.config import build_model, load_config
 from nf_plugins.models import hub
 from nf_plugins.models.hub import PUBLISHED
 
-from .conftest import ROOT
+from .conftest import ROOT, without_memory
 from .hub_server import hub_server, timm_file
 from .tools import run_tool
 
@@ -114,7 +114,7 @@ def test_the_config_of_each_name_loads_as_it_is(entry, tmp_path, monkeypatch):
     images(tmp_path / 'data', 3)
     assert run_tool(TOOL, entry.name, 'my.py', '--data-root', 'data', '--num-classes', 3) == 0
     cfg = load_config('my.py')
-    with torch.device('meta'):
+    with without_memory():
         model = build_model(cfg, 'my.py')
     assert type(model.backbone).__name__ == entry.family
     assert cfg.model.backbone.type.startswith('nf_plugins.')

@@ -44,7 +44,7 @@ def server(tmp_path, monkeypatch):
             pass
 
     http = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
     state.url = f'http://127.0.0.1:{http.server_port}'
     state.cache = tmp_path / 'torch/hub/checkpoints'
     yield state

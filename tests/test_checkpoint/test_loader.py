@@ -54,7 +54,7 @@ def folder(tmp_path, monkeypatch):
     pavi.modelcloud = types.SimpleNamespace(get=partial(PaviModel, tmp_path))
     monkeypatch.setitem(sys.modules, 'pavi', pavi)
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Quiet, directory=str(tmp_path)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     url = f'http://127.0.0.1:{server.server_port}'
     names = {name: f'{url}/{name}.pth' for name in ('good', 'evil')}
     for models in ('get_torchvision_models', 'get_external_models', 'get_mmcls_models'):

@@ -1,7 +1,6 @@
 """Every shipped config parses, builds and trains one step on fake data of its own shape."""
 
 import re
-from contextlib import nullcontext
 
 import pytest
 import torch
@@ -15,7 +14,7 @@ from mmpretrain.structures import DataSample
 
 from nf_plugins.spp.inputs import config_input_size, image_channels
 
-from ..conftest import ROOT
+from ..conftest import ROOT, without_memory
 
 EVERY = sorted(
     path.relative_to(ROOT / 'configs').as_posix()
@@ -24,8 +23,6 @@ EVERY = sorted(
 )
 CONFIGS = [name for name in EVERY if not name.startswith(('downstream/', 'timm/'))]
 """Classifiers to train; tests/test_downstream and test_models/test_hub.py have the others."""
-MM_BACKBONES = ('baselines/', 'dyt/')
-"""Folders of configs with mmpretrain's backbones, which cannot be built without memory."""
 SHORT = {
     'VisionTransformer': dict(
         embed_dims=768, num_layers=1, num_heads=12, feedforward_channels=3072
@@ -48,6 +45,8 @@ def shallow(cfg, blocks):
         backbone.arch = SHORT[backbone.type]
     elif isinstance(backbone.get('arch'), str):
         backbone.arch = dict(base=backbone.arch, depths=(blocks,) * 4)
+    elif isinstance(backbone.get('arch'), dict):
+        backbone.arch.depths = (blocks,) * 4
     elif backbone.type == 'nf_plugins.NFResNet':
         backbone.depth = (blocks,) * 4
     return cfg
@@ -184,9 +183,10 @@ def test_published_pws_settings(name):
 def test_dyt_networks_are_those_of_the_authors(name, arch, options, extra):
     """They take timm's, and each layer norm becomes a layer with one number more, or two."""
     timm = pytest.importorskip('timm')
-    theirs = timm.create_model(arch, **options)
+    with without_memory():
+        theirs = timm.create_model(arch, **options)
+        ours = MODELS.build({**load(f'dyt/{name}_32xb128_in1k.py').model, 'train_cfg': None})
     norms = sum(isinstance(m, torch.nn.LayerNorm) for m in theirs.modules())
-    ours = MODELS.build({**load(f'dyt/{name}_32xb128_in1k.py').model, 'train_cfg': None})
     kinds = [m for m in ours.modules() if type(m).__name__ in ('DyT', 'Derf')]
     assert len(kinds) == norms > 20
     assert not any(isinstance(m, torch.nn.LayerNorm) for m in ours.modules())
@@ -209,7 +209,7 @@ def test_the_model_index_lists_every_config_of_ours():
         if name.startswith('baselines/'):
             continue
         cfg, model = load(name), listed[f'configs/{name}']
-        with nullcontext() if name.startswith(MM_BACKBONES) else torch.device('meta'):
+        with without_memory():
             net = MODELS.build({**cfg.model, 'train_cfg': None})
         count = sum(p.numel() for p in net.parameters())
         assert model['Metadata']['Parameters'] == count

@@ -4,7 +4,8 @@ Such a config is built as it is; mmengine dumps it into a work dir with import p
 types, and that file is read and built, too.
 """
 
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
+from functools import cache
 
 import pytest
 import torch
@@ -25,9 +26,9 @@ from nf_plugins.models import NFNet, NFResNet, PWSResNet, ResNetV2
 from nf_plugins.registry import class_of
 from nf_plugins.spp.inputs import image_batch
 
-from ..conftest import ROOT
+from ..conftest import ROOT, without_memory
 from ..tools import run_tool
-from .test_configs import CONFIGS, MM_BACKBONES, load, mark, shallow
+from .test_configs import CONFIGS, load, mark, shallow
 
 KINDS = [r for r in vars(registry).values() if isinstance(r, registry.Registry)]
 KINDS += [BATCH_AUGMENTS]
@@ -44,6 +45,12 @@ def lazily():
         ConfigDict.lazy = False
 
 
+@cache
+def lazy_class(name):
+    (found, *_) = filter(None, (class_of(name, r) for r in KINDS))
+    return LazyObject(found.__module__, found.__name__)
+
+
 def lazy(value, key=None):
     """The config with a lazy class for each name of one."""
     if isinstance(value, dict):
@@ -51,8 +58,7 @@ def lazy(value, key=None):
     if isinstance(value, (list, tuple)):
         return type(value)(lazy(v) for v in value)
     if key in ('type', 'act', 'constructor', 'ema_type') and value not in NOT_CLASSES:
-        (found, *_) = filter(None, (class_of(value, r) for r in KINDS))
-        return LazyObject(found.__module__, found.__name__)
+        return lazy_class(value)
     return value
 
 
@@ -66,9 +72,9 @@ def types(value):
             yield from types(inner)
 
 
-def build(cfg, device):
+def build(cfg):
     """The names and shapes of the parameters, and their settings."""
-    with device:
+    with without_memory():
         model = MODELS.build({**cfg.model, 'train_cfg': None})
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     names = {id(p): name for name, p in model.named_parameters()}
@@ -85,21 +91,19 @@ def build(cfg, device):
 @pytest.mark.parametrize('name', [mark(name) for name in CONFIGS])
 def test_shipped_configs_with_classes_for_types(name, tmp_path):
     plain = shallow(load(name), 2)
-    # mmpretrain's networks cannot be built without memory.
-    device = nullcontext() if name.startswith(MM_BACKBONES) else torch.device('meta')
-    expected = build(plain, device)
+    expected = build(plain)
     with lazily():
         cfg = Config(lazy(plain.to_dict()))
     assert not any(
         isinstance(kind, str) for kind in types(cfg._cfg_dict) if kind not in NOT_CLASSES
     )
-    assert build(cfg, device) == expected
+    assert build(cfg) == expected
 
     dumped = tmp_path / 'dumped.py'
     cfg.dump(dumped)
     read = load_config(str(dumped))
     assert all('.' in kind for kind in types(read._cfg_dict.to_dict()) if kind != 'agc')
-    assert build(read, device) == expected
+    assert build(read) == expected
 
 
 RELU = ['ReLU', 'relu', 'torch.nn.ReLU', 'torch.nn.modules.activation.ReLU', 'mmengine.ReLU',

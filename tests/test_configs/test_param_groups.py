@@ -3,8 +3,6 @@
 What is expected follows from the module that holds a parameter; the configs work by names.
 """
 
-from contextlib import nullcontext
-
 import pytest
 import torch
 from mmengine.optim import build_optim_wrapper
@@ -15,7 +13,8 @@ from nf_plugins.engine import agc_optim_wrapper
 from nf_plugins.layers import Derf, DyT, PWSConv2d, ScaledWSConv2d
 from nf_plugins.models.backbones.nf_block import NFBlock
 
-from .test_configs import CONFIGS, MM_BACKBONES, load, mark
+from ..conftest import without_memory
+from .test_configs import CONFIGS, load, mark, shallow
 
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.GroupNorm, nn.LayerNorm, DyT, Derf)
 LAYERS = (nn.Conv1d, nn.Conv2d, nn.Linear)
@@ -66,9 +65,8 @@ def clipped_parameters(wrapper, model, monkeypatch):
 
 @pytest.mark.parametrize('name', [mark(name) for name in CONFIGS])
 def test_decayed_and_clipped(name, monkeypatch):
-    cfg = load(name)
-    # mmpretrain's networks cannot be built without memory.
-    with nullcontext() if name.startswith(MM_BACKBONES) else torch.device('meta'):
+    cfg = shallow(load(name), 2)
+    with without_memory():
         model = MODELS.build({**cfg.model, 'train_cfg': None})
     wrapper = build_optim_wrapper(model, cfg.optim_wrapper)
     settings = {id(p): group for group in wrapper.param_groups for p in group['params']}

@@ -27,9 +27,11 @@ CONFIGS = {
     # Not 4 channels: the backward pass of oneDNN in channels_last, of a 1x1 convolution with
     # stride 2 from 4 to 8 channels, writes beyond its memory (torch 2.12 on the CPU).
     'PWSResNet': dict(type='PWSResNet', depth=18, base_channels=8, stem_channels=8),
-    'ResNetV2': dict(type='ResNetV2', depth=26, base_channels=4),
-    'SkipInitResNet': dict(type='SkipInitResNet', depth=26, base_channels=4, skipinit=1.0),
-    'FixupResNet': dict(type='FixupResNet', depth=26, base_channels=4),
+    'ResNetV2': dict(type='ResNetV2', depth=(1, 2, 1, 1), base_channels=4),
+    'SkipInitResNet': dict(
+        type='SkipInitResNet', depth=(1, 2, 1, 1), base_channels=4, skipinit=1.0
+    ),
+    'FixupResNet': dict(type='FixupResNet', depth=(1, 2, 1, 1), base_channels=4),
 }
 
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import os
-import subprocess
 import sys
 
 import pytest
@@ -22,8 +21,9 @@ from nf_plugins.models import NFNet, hub, timm_config
 from nf_plugins.models.hub import PUBLISHED, find, get_model, published_config
 from nf_plugins.models.weight_names import haiku_rename, timm_rename
 
-from ..conftest import DATA, ROOT, relative_error
+from ..conftest import DATA, ROOT, relative_error, without_memory
 from ..hub_server import haiku_file, haiku_tree, hub_server, randomize, timm_file, timm_pickle
+from ..tools import Apart
 from .official import F0W8, arrays
 
 TIMM = [entry for entry in PUBLISHED if entry.source == 'timm']
@@ -107,7 +107,7 @@ def mark(entry):
 
 @pytest.mark.parametrize('entry', [mark(entry) for entry in TIMM])
 def test_the_parameters_are_timms(entry):
-    with torch.device('meta'):
+    with without_memory():
         theirs = timm.create_model(architecture(entry))
     assert entry.parameters == sum(p.numel() for p in theirs.parameters())
 
@@ -138,7 +138,7 @@ def test_a_config_is_what_the_table_says(entry):
 @pytest.mark.parametrize('entry', [mark(entry) for entry in PUBLISHED])
 def test_the_parameters_of_a_config(entry):
     init_default_scope('mmpretrain')
-    with torch.device('meta'):
+    with without_memory():
         model = MODELS.build({**published_config(entry).model, 'train_cfg': None})
     assert sum(p.numel() for p in model.parameters()) == entry.parameters
 
@@ -184,14 +184,10 @@ LARGE = 8e7
 
 @pytest.mark.parametrize('entry', [mark(entry) for entry in TIMM if entry.parameters < LARGE])
 def test_the_logits_are_timms(entry, server, tmp_path):
-    """One file, given to timm and to us: the network, and the classifier, say the same."""
-    path = tmp_path / 'model.safetensors'
+    """From the file of timm's network: the network, and the classifier, say the same."""
     torch.manual_seed(1)
-    server.put_timm(
-        entry.name, timm_file(randomize(timm.create_model(architecture(entry))), tmp_path)
-    )
-    overlay = dict(file=str(path))
-    theirs = timm.create_model(entry.name, pretrained=True, pretrained_cfg_overlay=overlay).eval()
+    theirs = randomize(timm.create_model(entry.name)).eval()
+    server.put_timm(entry.name, timm_file(theirs, tmp_path))
     ours = get_model(entry.uri)
     x = torch.randn(2, 3, 96, 80)
     with torch.no_grad():
@@ -200,7 +196,7 @@ def test_the_logits_are_timms(entry, server, tmp_path):
 
 @pytest.mark.parametrize('entry', [mark(entry) for entry in TIMM if entry.parameters >= LARGE])
 def test_the_shapes_of_larger_networks_are_timms(entry):
-    with torch.device('meta'):
+    with without_memory():
         theirs = timm.create_model(architecture(entry)).state_dict()
         model = hub._Skeleton(published_config(entry).model)
     found = dict(timm_rename(model)(name, value) for name, value in theirs.items())
@@ -213,7 +209,7 @@ def test_the_shapes_of_larger_networks_are_timms(entry):
 @pytest.mark.parametrize('entry', [mark(entry) for entry in DEEPMIND])
 def test_the_shapes_of_deepminds_networks(entry):
     """Names and shapes as haiku has them, and as many parameters as the official code counts."""
-    with torch.device('meta'):
+    with without_memory():
         model = hub._Skeleton(published_config(entry).model)
     tree = haiku_tree(model)
     rename = haiku_rename(model)
@@ -546,6 +542,7 @@ def test_a_server_that_breaks_off(fault, server, test_file, monkeypatch):
     import huggingface_hub.constants as constants
 
     monkeypatch.setattr(constants, 'HF_HUB_DOWNLOAD_TIMEOUT', 1)
+    monkeypatch.setattr('time.sleep', lambda seconds: None)  # before each try
     path = server.put_timm(TEST, test_file)
     server.faults[path] = fault
     with pytest.raises(CheckpointNotFoundError, match=f'cannot download timm://{TEST}') as error:
@@ -616,29 +613,24 @@ def child(server, tmp_path, uri=f'timm://{TEST}', **variables):
         'PYTHONWARNINGS': 'ignore',
         **variables,
     }
-    return subprocess.Popen(
-        [sys.executable, '-c', CHILD, uri],
-        env=env,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    return Apart(CHILD, uri, env=env, code=True)
 
 
 @pytest.mark.slow
 def test_two_processes_download_once_and_then_it_works_offline(server, test_file, tmp_path):
     path = server.put_timm(TEST, test_file)
     running = [child(server, tmp_path) for _ in range(2)]
-    results = [process.communicate(timeout=300) for process in running]
-    assert [process.returncode for process in running] == [0, 0], results
-    assert results[0][0] == results[1][0] and 'sum' in results[0][0]
+    assert [process.wait() for process in running] == [0, 0], [p.output for p in running]
+    results = [process.read('stdout') for process in running]
+    assert results[0] == results[1] and 'sum' in results[0]
     assert server.downloads() == [path]
     assert len(list((tmp_path / 'torch').rglob('*.pth'))) == 1
     asked = len(server.asked)
     offline = child(server, tmp_path, HF_HUB_OFFLINE='1')
     nobody = child(server, tmp_path, HF_HUB_OFFLINE='1', HF_HOME=str(tmp_path / 'empty'))
-    assert offline.communicate(timeout=300)[0] == results[0][0]
-    message = nobody.communicate(timeout=300)[1].splitlines()[-1]
+    assert offline.wait() == 0 and offline.read('stdout') == results[0]
+    assert nobody.wait() == 1
+    message = nobody.read('stderr').splitlines()[-1]
     assert len(server.asked) == asked
     assert 'cannot download timm://' in message and 'write timm:///path/to/file' in message
 

@@ -3,7 +3,6 @@
 import runpy
 
 import pytest
-import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -11,7 +10,7 @@ from torch import nn
 import nf_plugins
 from nf_plugins.layers import StandardizedConv2d
 
-from ..conftest import ROOT
+from ..conftest import ROOT, without_memory
 from ..test_configs.test_configs import EVERY, shallow
 
 FIXUP = """
@@ -43,8 +42,7 @@ def folded_config():
 def build(cfg):
     init_default_scope(cfg.default_scope)
     model = {name: value for name, value in cfg.model.items() if name != 'data_preprocessor'}
-    ours = 'NF' in cfg.model.backbone.type
-    with torch.device('meta' if ours else 'cpu'):  # mmpretrain's read values while they are built
+    with without_memory():
         return MODELS.build(model)
 
 

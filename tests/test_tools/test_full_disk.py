@@ -10,7 +10,7 @@ from nf_plugins.checkpoint import safe_load
 from nf_plugins.utils.files import atomic_write, atomic_write_all
 
 from ..tools import run_apart, run_tool
-from .test_train import NF, TINY, train
+from .test_train import FEW, NF, train
 
 
 def mount(*args):
@@ -75,10 +75,10 @@ def disk_free(path):
 
 @pytest.mark.slow
 def test_training_on_a_full_disk(disk, tmp_path):
-    train(tmp_path / 'elsewhere', 1)
+    train(tmp_path / 'elsewhere', 1, '--cfg-options', *FEW)
     size = (tmp_path / 'elsewhere/epoch_1.pth').stat().st_size
     mount('-o', f'remount,size={2 * size + size // 2}', disk)  # two checkpoints and a half
-    options = ['--cfg-options', *TINY, 'train_cfg.max_epochs=4']
+    options = ['--cfg-options', *FEW, 'train_cfg.max_epochs=4']
     result = run_apart('train', NF, '--work-dir', disk / 'work', *options)
     assert result.returncode == 2
     (line,) = (line for line in result.stderr.splitlines() if line.startswith('error: '))
@@ -90,5 +90,5 @@ def test_training_on_a_full_disk(disk, tmp_path):
     assert [safe_load(disk / 'work' / name)['meta']['epoch'] for name in checkpoints] == [1, 2]
 
     mount('-o', f'remount,size={8 * size}', disk)
-    train(disk / 'work', 4, '--resume')
+    train(disk / 'work', 4, '--resume', '--cfg-options', *FEW)
     assert safe_load(disk / 'work/epoch_4.pth')['meta']['epoch'] == 4

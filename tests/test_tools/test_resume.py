@@ -15,7 +15,7 @@ from nf_plugins.checkpoint import safe_load
 from ..conftest import ROOT
 from ..test_checkpoint.test_safe_load import Harmful
 from ..tools import run_apart
-from .test_train import NF, TINY, train
+from .test_train import FEW, NF, train
 
 pytestmark = pytest.mark.versions
 
@@ -31,7 +31,7 @@ cfg.merge_from_dict({k: DictAction._parse_iterable(v) for k, v in (o.split('=') 
 cfg.work_dir, cfg.resume = work_dir, True
 Runner.from_cfg(cfg).train()
 """
-ITERATIONS = 23  # an epoch: 1438 images in batches of 64
+ITERATIONS = 2  # an epoch: 128 images in batches of 64
 
 
 def resume_with_the_tool(work_dir, *options):
@@ -53,7 +53,7 @@ def resume_with_the_configs_import(work_dir, *options):
 def two_epochs(tmp_path_factory):
     """The checkpoint of a training of two epochs."""
     work_dir = tmp_path_factory.mktemp('two')
-    train(work_dir, 2)
+    train(work_dir, 2, '--cfg-options', *FEW)
     return work_dir / 'epoch_2.pth'
 
 
@@ -68,7 +68,7 @@ def work_dir(two_epochs, tmp_path):
 
 @pytest.mark.parametrize('resume', [resume_with_the_tool, resume_with_the_configs_import])
 def test_a_training_resumes(resume, work_dir):
-    result = resume(work_dir, *TINY, 'train_cfg.max_epochs=3')
+    result = resume(work_dir, *FEW, 'train_cfg.max_epochs=3')
     assert result.returncode == 0, result.stderr[-2000:]
     assert 'resumed epoch: 2' in result.stdout + result.stderr
     before, after = (safe_load(work_dir / f'epoch_{epoch}.pth') for epoch in (2, 3))
@@ -82,7 +82,7 @@ def test_a_training_resumes(resume, work_dir):
 def test_a_plain_runner_refuses_a_harmful_checkpoint(work_dir):
     path, trace = work_dir / 'epoch_2.pth', work_dir / 'trace'
     torch.save({**safe_load(path), 'extra': Harmful(str(trace))}, path)
-    result = resume_with_a_plain_runner(work_dir, *TINY, 'train_cfg.max_epochs=3')
+    result = resume_with_a_plain_runner(work_dir, *FEW, 'train_cfg.max_epochs=3')
     assert result.returncode != 0
     assert 'mkdir' in result.stderr
     assert not trace.exists()

@@ -28,7 +28,7 @@ TINY = [
 
 FEW = [
     *TINY,
-    *(f'{split}_dataloader.dataset.indices=64' for split in ('train', 'val', 'test')),
+    *(f'{split}_dataloader.dataset.indices=128' for split in ('train', 'val', 'test')),
 ]
 
 
@@ -69,12 +69,12 @@ def equal(a, b):
 
 def test_one_seed_gives_identical_weights_and_another_does_not(tool_env, tmp_path):
     """Also in a process that Python starts, and in one that is forked."""
-    options = ['--cfg-options', *TINY, 'train_cfg.max_epochs=1']
+    options = ['--cfg-options', *FEW, 'train_cfg.max_epochs=2']
     fresh = command('train', NF, '--work-dir', tmp_path / 'a', *options)
     succeeds(subprocess.run(fresh, env=tool_env, capture_output=True, text=True, check=False))
-    train(tmp_path / 'b', 1)
-    train(tmp_path / 'c', 1, '--cfg-options', 'randomness.seed=1')
-    a, b, c = (weights(tmp_path / name / 'epoch_1.pth') for name in ('a', 'b', 'c'))
+    train(tmp_path / 'b', 2, '--cfg-options', *FEW)
+    train(tmp_path / 'c', 2, '--cfg-options', *FEW, 'randomness.seed=1')
+    a, b, c = (weights(tmp_path / name / 'epoch_2.pth') for name in ('a', 'b', 'c'))
     assert equal(a, b)
     assert not equal(a, c)
 
@@ -101,12 +101,12 @@ def test_kill_in_the_middle_of_an_epoch_and_resume(tmp_path):
 
 def test_resume_survives_damaged_notes(tmp_path):
     assert latest_checkpoint(tmp_path) is None
-    train(tmp_path, 2)
+    train(tmp_path, 2, '--cfg-options', *FEW)
     whole = (tmp_path / 'epoch_2.pth').read_bytes()
     (tmp_path / 'epoch_10.pth').write_bytes(whole[:1000])
     (tmp_path / 'last_checkpoint').write_text('')
     assert Path(latest_checkpoint(tmp_path)).name == 'epoch_2.pth'
-    assert 'resumed epoch: 2' in train(tmp_path, 3, '--resume')
+    assert 'resumed epoch: 2' in train(tmp_path, 3, '--resume', '--cfg-options', *FEW)
 
 
 @pytest.mark.parametrize('hook', [[], ['default_hooks.ema.type=EMAHook']], ids=['plain', 'ema'])
