@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 
 from ..execution import arguments, entered, grad_mode, plain_execution
-from ..snapshot import restoring
+from ..snapshot import restoring, written_tensors
 from .classify import classify
 from .names import block_names
 from .nodes import Node, NodeOf, channel_axis, common_dominator, moved_pair
@@ -43,7 +43,6 @@ from .ops import (
     real,
     slice_range,
     stacked_axis,
-    written_tensors,
 )
 from .residuals import Residual, is_inside, residual_blocks, walk_back_gains
 from .units import Unit, has_weights, repeated_modules
