@@ -316,6 +316,9 @@ def entered(mode: TorchDispatchMode | TorchFunctionMode) -> Iterator[None]:
 def grad_mode(enabled: bool) -> Iterator[None]:
     """Run a block with or without a graph for gradients."""
     before = torch.is_grad_enabled()
+    if before == enabled:
+        yield
+        return
     with restoring(lambda: torch._C._set_grad_enabled(before)):
         torch._C._set_grad_enabled(enabled)
         yield
