@@ -12,10 +12,11 @@ the CPU if they need values.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,9 +101,8 @@ def summary(rows: list[dict]) -> dict[str, dict[str, int]]:
     return found
 
 
-def run_all(cases: list[Case], report: Callable[[str], None]) -> list[dict]:
-    """Check all cases; tell of each that differs or does not run."""
-    rows: list[dict] = []
+def run_all(cases: list[Case], report: Callable[[str], None]) -> Iterator[dict]:
+    """Check the cases one by one; tell of each that differs or does not run."""
     for case in cases:
         row = check(case)
         if 'error' in row:
@@ -112,8 +112,20 @@ def run_all(cases: list[Case], report: Callable[[str], None]) -> list[dict]:
                 f'{row["library"]} {row["name"]}: found {row["found"]}, counted {row["counted"]}; '
                 + differing(row)
             )
-        rows.append(row)
-    return rows
+        yield row
+
+
+def write(path: Path, rows: list[dict]) -> None:
+    """Write the rows, without the names of the blocks."""
+    short = [{k: v for k, v in row.items() if k not in ('names', 'blocks')} for row in rows]
+    write_rows(path, 'benchmarks.spp.census', short, summary=summary(short))
+
+
+def read(path: Path | None) -> list[dict]:
+    """Read the rows that an earlier run has written; none without a file."""
+    if path is None or not path.exists():
+        return []
+    return json.loads(path.read_text())['rows']
 
 
 @command_line
@@ -126,11 +138,15 @@ def main() -> int:
         '--one-each', action='store_true', help='only the first network of each module'
     )
     parser.add_argument('--out', type=Path, help='JSON file with a row per network')
+    parser.add_argument(
+        '--resume', action='store_true', help='keep the rows of --out, and run the other networks'
+    )
     with as_usage_error('bad arguments'):
         args: argparse.Namespace = parser.parse_args()
     from . import census_cases
 
-    rows: list[dict] = []
+    rows = read(args.out) if args.resume else []
+    known = {(row['library'], row['name']) for row in rows}
     for library in args.libraries or LIBRARIES:
         if find_spec(library) is None:
             print(f'{library} is not installed')
@@ -142,17 +158,15 @@ def main() -> int:
         ]
         if args.one_each:
             cases = list({c.module: c for c in reversed(cases)}.values())[::-1]
+        cases = [c for c in cases if (c.package, c.name) not in known]
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            rows += run_all(cases, lambda line: print(line, flush=True))
-    counts = summary(rows)
-    for library, line in counts.items():
+            for row in run_all(cases, lambda line: print(line, flush=True)):
+                rows.append(row)
+                if args.out:
+                    write(args.out, rows)
+    for library, line in summary(rows).items():
         print(f'{library}: {line["exact"]} exact of {line["ran"]} that ran, of {line["networks"]}')
-    if args.out:
-        for row in rows:
-            row.pop('names', None)
-            row.pop('blocks', None)
-        write_rows(args.out, 'benchmarks.spp.census', rows, summary=counts)
     return 0
 
 

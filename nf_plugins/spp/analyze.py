@@ -95,9 +95,11 @@ def measure_features(found: Measurement, x: Tensor, channel_dim: int) -> None:
 
 def mean_cosine(values: Tensor) -> Tensor:
     """Mean cosine between two of the rows of ``(..., rows, features)``."""
-    unit = torch.nn.functional.normalize(values, dim=-1)
+    lengths = torch.linalg.vector_norm(values, dim=-1)
+    scales = 1 / lengths.clamp(min=1e-12)
     rows = values.shape[-2]
-    return (unit.sum(-2).square().sum(-1) - unit.square().sum((-1, -2))) / (rows * (rows - 1))
+    total = (scales.unsqueeze(-2) @ values).square().sum((-1, -2))  # of the unit vectors
+    return (total - (lengths * scales).square().sum(-1)) / (rows * (rows - 1))
 
 
 _ALLOCATIONS = ('empty', 'new_empty')

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils.checkpoint import CheckpointFunction
 
 from .adapters import Arguments, adapters, first
-from .snapshot import Snapshot, restoring
+from .snapshot import Snapshot, WriteWatch, restoring
 
 
 def unwrap(model: Any, whole: bool = False) -> Any:
@@ -71,7 +71,8 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
     Yields:
         The snapshot, whose ``note_write`` must be told of writes into parameters.
     """
-    if any(is_lazy(p) for p in (*model.parameters(), *model.buffers())):
+    parameters = list(model.parameters())
+    if any(is_lazy(p) for p in (*parameters, *model.buffers())):
         raise ValueError('the model has lazy parameters: run it once first')
     with _ALONE:
         _reshard(model)
@@ -81,11 +82,12 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
             restoring(before.restore),
             restoring(functools.partial(_reshard, model)),
         ):
-            _set_mode(model, mode)
-            for parameter in model.parameters():  # a network may do a backward pass of its own
+            with entered(WriteWatch(before.note_write)):
+                _set_mode(model, mode)
+                for gain in zero_gains(model).values() if unit_gain else ():
+                    gain.data.fill_(1)
+            for parameter in parameters:  # a network may do a backward pass of its own
                 parameter.grad = None
-            for gain in zero_gains(model).values() if unit_gain else ():
-                gain.data.fill_(1)
             yield before
 
 
@@ -106,13 +108,18 @@ def _set_mode(model: nn.Module, mode: str) -> None:
     if mode != 'asis':
         model.train(mode == 'train')
     switches = {name for adapter in adapters() for name in adapter.switched_off}
-    for module in model.modules():
+    modules = list(model.modules())
+    dropping = {kind for kind in set(map(type, modules)) if _names_random_depth(kind)}
+    for module in modules:
         if not hasattr(module, 'training'):  # frozen TorchScript
             continue
         training = module.training if mode == 'asis' else mode == 'train'
-        module.training = training and not is_random_depth(module)
+        training = training and not (type(module) in dropping and is_random_depth(module))
+        if module.training != training:
+            module.training = training
         for name in switches:
-            if getattr(module, name, False) is True:
+            own = name in vars(module) or hasattr(type(module), name)
+            if own and getattr(module, name, False) is True:
                 setattr(module, name, False)
 
 
@@ -138,14 +145,20 @@ def is_random_depth(module: nn.Module) -> bool:
         >>> is_random_depth(Renamed()), is_random_depth(Mine())
         (True, False)
     """
+    named = _names_random_depth(type(module))
+    if named != 'longer':
+        return bool(named)
+    # A longer name: not of a block that has such a module.
+    return next(module.children(), None) is None and next(module.parameters(), None) is None
+
+
+def _names_random_depth(kind: type) -> str:
+    """Whether a class has a name of stochastic depth: 'exact', 'longer', or ''."""
     known = {name for adapter in adapters() for name in adapter.random_depth}
-    names = [cls.__name__.lower().replace('_', '') for cls in type(module).__mro__]
+    names = [cls.__name__.lower().replace('_', '') for cls in kind.__mro__]
     if any(name in known for name in names):
-        return True
-    # A larger name: not of a block that has such a module.
-    if next(module.children(), None) is not None or next(module.parameters(), None) is not None:
-        return False
-    return any(name.endswith(tuple(known)) for name in names)
+        return 'exact'
+    return 'longer' if any(name.endswith(tuple(known)) for name in names) else ''
 
 
 def _random_states() -> Callable[[], None]:
@@ -313,6 +326,9 @@ def entered(mode: TorchDispatchMode | TorchFunctionMode) -> Iterator[None]:
 def grad_mode(enabled: bool) -> Iterator[None]:
     """Run a block with or without a graph for gradients."""
     before = torch.is_grad_enabled()
+    if before == enabled:
+        yield
+        return
     with restoring(lambda: torch._C._set_grad_enabled(before)):
         torch._C._set_grad_enabled(enabled)
         yield

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .evidence import ActivationFact, AttentionFact, LayerFact, NormFact
+from .filters import measure_filters
 from .graph import Node
 from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES, NORMS, SCALINGS
 from .graph.tracer import Call, Tracer
@@ -24,7 +25,7 @@ FLAT = 0.96
 FUSED_ATTENTIONS = 'scaled_dot_product'
 SOFTMAXES = ('_softmax', '_safe_softmax')
 _SAMPLE = 1 << 15  # values that are looked at
-_COLUMNS = 32  # inputs of a filter that are looked at first
+_LAYERS = 64  # whose filters are looked at together
 
 
 class Numbers:
@@ -35,13 +36,14 @@ class Numbers:
         self.targets: list[tuple[Any, str]] = []
 
     def put(self, target: Any, name: str, value: Tensor) -> None:
-        self.tensors.append(value.detach().double().reshape(()))
+        self.tensors.append(value)
         self.targets.append((target, name))
 
     def deliver(self, digits: int | None = None) -> None:
         """Set the attributes; with ``digits``, to as many significant digits."""
         if self.tensors:
-            values = torch.stack(self.tensors).tolist()
+            exact = self.tensors[0].new_zeros((), dtype=torch.float64)
+            values = torch.stack([*self.tensors, exact]).tolist()
             for (target, name), value in zip(self.targets, values):
                 setattr(target, name, value if digits is None else float(f'{value:.{digits}g}'))
 
@@ -68,24 +70,26 @@ class Observer:
         self.attentions: list[tuple[Node, AttentionFact]] = []
         self.norms: list[tuple[Node, NormFact]] = []
         self.layers: list[tuple[Node, LayerFact]] = []
+        self.filters: list[tuple[LayerFact, Tensor]] = []  # that are left to look at
+        self.parameters = {memory_of(p) for p in model.parameters() if p.dim() > 1} - {0}
         self.buffers = {memory_of(buffer) for buffer in model.buffers()} - {0}
         self.used: dict[int, list[Node]] = {}  # storage of a tensor that is no signal -> users
         self.batches = {
             module: int(count)
             for module in model.modules()
-            if isinstance(count := getattr(module, 'num_batches_tracked', None), Tensor)
+            if 'num_batches_tracked' in module._buffers
+            and isinstance(count := module._buffers['num_batches_tracked'], Tensor)
             and count.numel() == 1
             and not count.is_meta
         }
 
     def __call__(self, tracer: Tracer, call: Call, result: Any) -> None:
         """Look at the output of an operation."""
-        out = next((x for x in _tensors(result) if x in tracer.node_of), None)
-        if out is None:
+        out, node = call.out, call.node
+        if out is None or node is None:
             return
-        node = tracer.node_of[out]
-        for x in _tensors((call.args, tuple(call.kwargs.values()))):
-            if x not in tracer.node_of and (memory := memory_of(x)):
+        for x in call.others:
+            if memory := memory_of(x):
                 self.used.setdefault(memory, []).append(node)
         if not out.is_floating_point() or out.is_meta or not out.numel() or out.dim() < 2:
             return
@@ -205,41 +209,15 @@ class Observer:
         rows = weight.flatten(1)
         fact = LayerFact(node.module, 0, call.op, rows.shape[0], rows.shape[1], 0.0)
         self.layers.append((node, fact))
-        part = rows[:, :_COLUMNS].float()
-        squares = part.square().sum(1)
-        self.numbers.put(fact, 'energy', squares.double().mean() * (rows.shape[1] / part.shape[1]))
-        zero = squares == 0
-        if rows.shape[1] > _COLUMNS and bool(zero.any()):
-            zero = zero.clone()
-            zero[zero.clone()] = ~rows[zero].bool().any(1)
-        self.numbers.put(fact, 'zero_rows', zero.double().mean())
-        if rows.shape[1] >= 8 and rows.shape[0] > 1:
-            self.numbers.put(fact, 'copies', _copies(part, squares, rows))
+        self.filters.append((fact, rows))
+        # The others are gone soon.
+        if memory_of(weight) not in self.parameters or len(self.filters) >= _LAYERS:
+            self.look_at_filters()
 
-
-def _copies(part: Tensor, squares: Tensor, rows: Tensor) -> Tensor:
-    """Share of the filters that have the direction of another one.
-
-    Copies have the same projection on any direction, so they are neighbours when sorted by it.
-    """
-    unit = part / squares.sqrt().clamp(min=1e-30)[:, None]
-    direction = torch.sin(torch.arange(1, unit.shape[1] + 1, device=unit.device).float() ** 2)
-    order = (unit @ direction).argsort()
-    unit = unit[order]
-    pairs = (unit[1:] * unit[:-1]).sum(1) > _SAME
-    if rows.shape[1] > part.shape[1] and bool(pairs.any()):
-        (index,) = pairs.nonzero(as_tuple=True)
-        first, second = rows[order[index + 1]].float(), rows[order[index]].float()
-        pairs = pairs.clone()
-        pairs[index] = torch.cosine_similarity(first, second) > _SAME
-    copied = torch.zeros(len(unit), dtype=torch.bool, device=unit.device)
-    copied[1:] |= pairs
-    copied[:-1] |= pairs
-    return copied.double().mean()
-
-
-_SAME = 0.9999
-"""Cosine beyond which two filters are the same."""
+    def look_at_filters(self) -> None:
+        """Look at the filters of the layers since the last time."""
+        measure_filters(self.filters, self.numbers)
+        self.filters = []
 
 
 def _weight_of(tracer: Tracer, call: Call) -> Tensor | None:
@@ -254,15 +232,6 @@ def _weight_of(tracer: Tracer, call: Call) -> Tensor | None:
     if call.op in ('addmm', 'mm', 'conv_transpose'):
         return weight.transpose(0, 1)
     return weight
-
-
-def _tensors(values: Any) -> list[Tensor]:
-    """Tensors in nested lists and tuples; faster than a tree of torch's."""
-    if isinstance(values, Tensor):
-        return [values]
-    if isinstance(values, list | tuple):
-        return [x for value in values for x in _tensors(value)]
-    return []
 
 
 def memory_of(tensor: Tensor) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import operator
 import queue
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 # Containers that change; of a subclass, the methods of these are used: its own may refuse.
 _CONTAINERS = (OrderedDict, dict, list, set, deque)
@@ -42,85 +44,97 @@ class Snapshot:
         # What is held, how to put it back and with what.
         self._things: list[tuple[str, Callable[..., None], tuple]] = []
         self._unwritten: dict[int, list[tuple[str, Tensor]]] = {}
+        self._small: dict[tuple, list[tuple[str, Tensor]]] = {}
         self._seen: dict[int, Any] = {}  # keeps them alive, so that no id is used twice
         self._empty: list[dict | list] = []  # most containers of a module are its hooks: none
+        self._slots: dict[type, list[MemberDescriptorType]] = {}
         self._restored = False
-        # Parameters first: other tensors may be views of them.
+        # Parameters first: other tensors may be views of them. What is held is left to do, each
+        # with its path and the objects to go through.
         known = [*model.named_parameters(), *model.named_modules(), *model.named_buffers()]
-        todo = deque((name, value, 1) for name, value in known)
-        while todo:
-            todo.extend(self._note(*todo.popleft()))
+        self._todo: deque[tuple[str, Any, int]] = deque((name, value, 1) for name, value in known)
+        while self._todo:
+            self._note(*self._todo.popleft())
+        # The values of all small tensors of one type and device are noted by one operation.
+        self._values = {key: _flat(tensors) for key, tensors in self._small.items()}
         self._seen.clear()
 
-    def _note(self, path: str, value: Any, hops: int) -> Iterator[tuple[str, Any, int]]:
-        """Note one value; what it holds, which is left to do, with the objects to go through."""
+    def _note(self, path: str, value: Any, hops: int) -> None:
+        """Note one value."""
         kind = type(value)
-        if kind in _ATOMS or id(value) in self._seen:
+        if id(value) in self._seen:
             return
         self._seen[id(value)] = value
         if kind in _PLAIN:
-            if value:
-                yield from self._note_content(path, kind, value, hops)
-            else:
-                self._empty.append(value)
+            self._note_content(path, kind, value, hops)
         elif issubclass(kind, Tensor):
             self._note_tensor(path, value)
         elif issubclass(kind, nn.Module):
-            yield from self._note_object(path, value, hops)
+            self._note_object(path, value, hops)
         else:
             container = next((c for c in _CONTAINERS if issubclass(kind, c)), None)
             if container is not None:
-                yield from self._note_content(path, container, value, hops)
+                self._note_content(path, container, value, hops)
             elif issubclass(kind, tuple):
-                yield from _children(path, list(tuple.__iter__(value)), hops)
+                self._go_on(path, list(tuple.__iter__(value)), hops)
             if hops and not _is_shared(kind):
-                yield from self._note_object(path, value, hops - 1)
+                self._note_object(path, value, hops - 1)
 
-    def _note_content(
-        self, path: str, container: type, value: Any, hops: int
-    ) -> list[tuple[str, Any, int]]:
+    def _note_content(self, path: str, container: type, value: Any, hops: int) -> None:
         content = _copy(container, value)
         self._things.append((path, _refill, (container, value, content)))
-        return _children(path, content, hops)
+        self._go_on(path, content, hops)
 
-    def _note_object(self, path: str, owner: Any, hops: int) -> Iterator[tuple[str, Any, int]]:
-        """Note the attributes of a module or another object; what they hold is left to do."""
-        if isinstance(owner, torch.jit.ScriptModule):
+    def _go_on(self, path: str, content: dict | list, hops: int) -> None:
+        """Go on with what is in a container."""
+        items: Iterable = content.items() if isinstance(content, dict) else enumerate(content)
+        for key, value in items:
+            kind = type(value)
+            if kind in _PLAIN and not value:
+                self._empty.append(value)
+            elif kind not in _ATOMS and id(value) not in self._seen:
+                self._todo.append((f'{path}.{key}', value, hops))
+
+    def _note_object(self, path: str, owner: Any, hops: int) -> None:
+        """Note the attributes of a module or another object."""
+        kind = type(owner)
+        if issubclass(kind, torch.jit.ScriptModule):
             if hasattr(owner, 'training'):
                 self._things.append((path, setattr, (owner, 'training', owner.training)))
             return
-        for cls in type(owner).__mro__:
-            if '__slots__' in vars(cls):
-                for name, slot in vars(cls).items():
-                    if type(slot) is MemberDescriptorType:
-                        value = _read(slot, owner)
-                        self._things.append((f'{path}.{name}', _refill_slot, (slot, owner, value)))
-                        yield f'{path}.{name}', value, hops
+        if kind not in self._slots:
+            self._slots[kind] = _slots_of(kind)
+        for slot in self._slots[kind]:
+            value = _read(slot, owner)
+            self._things.append((f'{path}.{slot.__name__}', _refill_slot, (slot, owner, value)))
+            self._go_on(path, {slot.__name__: value}, hops)
         try:
             attributes = object.__getattribute__(owner, '__dict__')
         except AttributeError:
             return
-        if type(attributes) is dict:
-            yield path, attributes, hops
+        if type(attributes) is dict and id(attributes) not in self._seen:
+            self._seen[id(attributes)] = attributes
+            self._note_content(path, dict, attributes, hops)
 
     def _note_tensor(self, path: str, tensor: Tensor) -> None:
         if tensor.grad_fn is not None:  # of a graph that is not the network's
             return
-        if isinstance(tensor, nn.Parameter):
+        parameter = isinstance(tensor, nn.Parameter)
+        if parameter:
             flag, gradient = tensor.requires_grad, tensor.grad
             self._things.append((path, _refill_parameter, (tensor, flag, gradient)))
-        data, bits = _alias(tensor)
+        data, values = _alias(tensor)
         if data is None:
             return
         self._things.append((path, _refill_data, (tensor, data)))
-        if bits is None:
+        if values is None:
             return
-        memory = bits.untyped_storage().data_ptr()
-        large = isinstance(tensor, nn.Parameter) and tensor.numel() != max(tensor.shape, default=1)
-        if large or (memory in self._unwritten and not isinstance(tensor, nn.Parameter)):
-            self._unwritten.setdefault(memory, []).append((path, bits))
+        memory = values.untyped_storage().data_ptr()
+        large = parameter and tensor.numel() != max(tensor.shape, default=1)
+        if large or (not parameter and memory in self._unwritten):
+            self._unwritten.setdefault(memory, []).append((path, values))
         else:
-            self._things.append((path, _refill_values, (bits, bits.clone())))
+            self._small.setdefault((values.dtype, values.device), []).append((path, values))
 
     def note_write(self, tensor: Tensor) -> None:
         """Note a parameter's values before ``tensor``, which is one or a view of one, changes."""
@@ -128,8 +142,8 @@ class Snapshot:
             memory = tensor.untyped_storage().data_ptr()
         except (RuntimeError, NotImplementedError):  # it has none
             return
-        for path, bits in self._unwritten.pop(memory, ()):
-            self._things.append((path, _refill_values, (bits, bits.clone())))
+        for path, values in self._unwritten.pop(memory, ()):
+            self._things.append((path, _refill_values, (values, values.clone())))
 
     def restore(self) -> None:
         """Put back what has changed, each thing on its own; what has not is not touched.
@@ -142,7 +156,8 @@ class Snapshot:
         for value in self._empty:
             if value:
                 value.clear()
-        failed = [(thing, error) for thing in self._things if (error := _attempt(thing))]
+        things = [*self._things, *self._changed()]
+        failed = [(thing, error) for thing in things if (error := _attempt(thing))]
         # An exception that a signal raised meanwhile does not come twice.
         again = [(path, error) for (path, *_), _, error in _retry(failed)]
         if again:
@@ -151,6 +166,18 @@ class Snapshot:
         self._restored = True
         if failed:
             raise failed[0][1]
+
+    def _changed(self) -> Iterator[tuple[str, Callable[..., None], tuple]]:
+        """Yield how to put back the small tensors, of those groups in which a value changed."""
+        for key, tensors in self._small.items():
+            before = self._values[key]
+            try:
+                same = _equal(_flat(tensors), before)
+            except RuntimeError:  # the memory of one is gone
+                same = False
+            own = before.split([values.numel() for _, values in tensors])
+            for (path, values), part in zip(() if same else tensors, own):
+                yield path, _refill_values, (values, part.view(values.shape))
 
 
 def _is_shared(kind: type) -> bool:
@@ -175,11 +202,6 @@ def _retry(failed: list[tuple]) -> Iterator[tuple]:
         error = _attempt(thing)
         if error is not None:
             yield thing, first, error
-
-
-def _children(path: str, content: Any, hops: int) -> list[tuple[str, Any, int]]:
-    items: Iterable = content.items() if isinstance(content, dict) else enumerate(content)
-    return [(f'{path}.{k}', v, hops) for k, v in items if type(v) not in _ATOMS]
 
 
 def _copy(container: Any, value: Any) -> dict | list:
@@ -217,6 +239,12 @@ def _refill(container: Any, value: Any, content: dict | list) -> None:
         deque.extend(value, content)
 
 
+def _slots_of(cls: type) -> list[MemberDescriptorType]:
+    owners = [base for base in cls.__mro__ if '__slots__' in vars(base)]
+    found = [slot for base in owners for slot in vars(base).values()]
+    return [slot for slot in found if type(slot) is MemberDescriptorType]
+
+
 def _read(slot: MemberDescriptorType, owner: Any) -> Any:
     try:
         return slot.__get__(owner)
@@ -240,18 +268,18 @@ def _refill_parameter(parameter: Tensor, flag: bool, gradient: Tensor | None) ->
 
 
 def _alias(tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
-    """The same memory as a tensor of its own, and as integers; None where there is none."""
+    """A tensor of its own in the same memory, and its values; None where there are none."""
     try:
         # Writes to `data`, other than to `detach()`, are no writes to the tensor for autograd.
         data = tensor.data
         if data.is_meta or data.layout != torch.strided or data.is_quantized:
             return data, None
-        bits = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
-        for dim, stride in enumerate(bits.stride()):
-            if stride == 0:  # of an expanded axis all values are one
-                bits = bits.narrow(dim, 0, min(1, bits.shape[dim]))
-        bits.untyped_storage().data_ptr()
-        return data, bits if bits.dtype == torch.bool else bits.view(_BITS[bits.element_size()])
+        values = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
+        for dim, stride in enumerate(values.stride()):
+            if stride == 0:  # along an expanded axis all values are one
+                values = values.narrow(dim, 0, min(1, values.shape[dim]))
+        values.untyped_storage().data_ptr()
+        return data, values
     except (RuntimeError, NotImplementedError, ValueError, TypeError):  # fake, lazy, wrapped
         return None, None
 
@@ -264,9 +292,53 @@ def _refill_data(tensor: Tensor, data: Tensor) -> None:
         tensor.data = data
 
 
-def _refill_values(bits: Tensor, before: Tensor) -> None:
-    if not torch.equal(bits, before):
-        bits.copy_(before)
+def _refill_values(values: Tensor, before: Tensor) -> None:
+    if not _equal(values, before):
+        values.copy_(before)
+
+
+def _flat(tensors: list[tuple[str, Tensor]]) -> Tensor:
+    return torch.cat([values.reshape(-1) for _, values in tensors])
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same bits: nan equals nan, and 0 differs from -0."""
+    if a.dtype == torch.bool:
+        return torch.equal(a, b)
+    bits = _BITS[a.element_size()]
+    return torch.equal(a.view(bits), b.view(bits))
+
+
+class WriteWatch(TorchDispatchMode):
+    """Tells of each tensor that an operation is about to write into."""
+
+    def __init__(self, note: Callable[[Tensor], None]) -> None:
+        super().__init__()
+        self.note = note
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        for tensor in written_tensors(func, args, kwargs):
+            self.note(tensor)
+        return func(*args, **kwargs)
+
+
+def written_tensors(func: Any, args: tuple, kwargs: dict[str, Any]) -> Iterator[Tensor]:
+    """Yield the arguments that an operation writes into."""
+    for place, name in _written_arguments(func):
+        value = args[place] if place < len(args) else kwargs.get(name)
+        for x in value if isinstance(value, (list, tuple)) else (value,):
+            if isinstance(x, Tensor):
+                yield x
+
+
+@functools.cache
+def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
+    return tuple(
+        (place, argument.name)
+        for place, argument in enumerate(func._schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
 
 
 @contextmanager

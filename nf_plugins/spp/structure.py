@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from nf_plugins.functional import channel_statistics
 from nf_plugins.layers import ScaledWSConv2d
 
 from .evidence import (
@@ -81,14 +82,23 @@ def input_facts(tensors: Iterable[Tensor]) -> list[InputFact]:
         if not x.is_floating_point() or not x.numel() or x.is_meta:
             continue
         x = x.detach()
-        std, mean = torch.std_mean(x.double(), correction=0)
-        equal = x.dim() > 1 and len(x) > 1 and bool((x == x[:1]).all())
-        constant = 0.0
-        if x.dim() == 4 and x[0, 0].numel() > 1:
-            ends = torch.aminmax(x.transpose(0, 1).flatten(1), dim=1)
-            constant = float((ends.min == ends.max).double().mean())
+        images = x.dim() == 4
+        stats = channel_statistics(x if images else x.reshape(1, -1), int(images))
+        means = stats.mean.double()
+        mean = means.mean()
+        std = (stats.var.double().mean() + (means - mean).square().mean()).sqrt()
+        equal = x.dim() > 1 and len(x) > 1 and all(torch.equal(x[0], other) for other in x[1:])
+        constant = _constant_channels(x) if images and x[0, 0].numel() > 1 else 0.0
         facts.append(InputFact(tuple(x.shape), float(mean), float(std), equal, constant))
     return facts
+
+
+def _constant_channels(x: Tensor) -> float:
+    """Share of the channels of images that have one value everywhere."""
+    first = x[0, :, 0]
+    alike = (first == first[:, :1]).all(1).tolist()  # to look at the others takes long
+    constant = [a and bool((x[:, c] == first[c, 0]).all()) for c, a in enumerate(alike)]
+    return sum(constant) / len(constant)
 
 
 # ------------------------------------------------------------------ after the pass
@@ -112,6 +122,7 @@ def describe(
             gradient was measured.
     """
     describe_blocks(blocks, tracer)
+    observer.look_at_filters()
     observer.numbers.deliver(digits=5)
     ends = [(item.node.index, b.index) for b, item in blocks if item is not None]
     places = [index for index, _ in ends]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from torch.utils._pytree import tree_iter
 
 ADDITIONS = {
     *('add', 'add_', 'sub', 'sub_', 'addcmul', 'addcmul_', 'addcdiv', 'addcdiv_', 'lerp', 'lerp_'),
@@ -180,13 +179,3 @@ def stacked_axis(op: str, args: tuple) -> int:
 def is_alias(func: Any) -> bool:
     """Whether an operation returns memory of its arguments (a view, or a write in place)."""
     return any(r.alias_info is not None for r in func._schema.returns)
-
-
-def written_tensors(func: Any, args: tuple, kwargs: dict) -> list[Tensor]:
-    """The arguments that an operation writes into."""
-    values = [
-        args[i] if i < len(args) else kwargs.get(argument.name)
-        for i, argument in enumerate(func._schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    ]
-    return [x for x in tree_iter(values) if isinstance(x, Tensor)]

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 
 from ..execution import arguments, entered, grad_mode, plain_execution
-from ..snapshot import restoring
+from ..snapshot import restoring, written_tensors
 from .classify import classify
 from .names import block_names
 from .nodes import Node, NodeOf, channel_axis, common_dominator, moved_pair
@@ -43,7 +43,6 @@ from .ops import (
     real,
     slice_range,
     stacked_axis,
-    written_tensors,
 )
 from .residuals import Residual, is_inside, residual_blocks, walk_back_gains
 from .units import Unit, has_weights, repeated_modules
@@ -81,6 +80,11 @@ class Operation:
 _OPERATIONS: dict[Any, Operation] = {}
 
 
+def unwatched() -> AbstractContextManager:
+    """Return a context in which no mode of torch sees operations."""
+    return _disable_current_modes() if torch._C._len_torch_dispatch_stack() else nullcontext()
+
+
 @dataclass(slots=True)
 class Call:
     """An operation on tensors of the graph."""
@@ -89,7 +93,10 @@ class Call:
     args: tuple
     kwargs: dict[str, Any]
     given: list[tuple[Node, Tensor]]  # its arguments that are in the graph
+    others: list[Tensor]  # its other tensors
     op: str  # its name in the tables
+    out: Tensor | None = None  # its first output
+    node: Node | None = None  # that of the first output
     residual: Residual | None = None
     scaling: dict[str, Any] | None = None
 
@@ -161,7 +168,7 @@ class Tracer(TorchDispatchMode):
     def _measured(self, measure: Callable | None, tensor: Tensor, axis: int) -> Any:
         if measure is None:
             return None
-        with _disable_current_modes():
+        with unwatched():
             if tensor.is_complex():  # its parts are two positions
                 tensor = torch.view_as_real(tensor)
             return measure(tensor, axis)
@@ -212,38 +219,40 @@ class Tracer(TorchDispatchMode):
         if operation.mutable and self._before_write is not None:
             for tensor in written_tensors(func, args, kwargs):
                 self._before_write(tensor)
-        given = self.given(args, kwargs)
+        given: list[tuple[Node, Tensor]] = []
+        others: list[Tensor] = []
+        self.sort(args, given, others)
+        if kwargs:
+            self.sort(kwargs.values(), given, others)
         if not given:
             return func(*args, **kwargs)
         if operation.product and self.adds_to_graph(args, kwargs):
             return self.run_product(func, operation.product, args, kwargs)
         if operation.foreach:
             return self.run_each(operation.name, args, kwargs)
-        call = Call(operation, args, kwargs, given, operation.name)
+        call = Call(operation, args, kwargs, given, others, operation.name)
         if call.op == 'convolution' and args[6]:
             call.op = 'conv_transpose'
         self.before(call)
         result = func(*args, **kwargs)
         self.after(call, result)
         if self._observe is not None:
-            with _disable_current_modes(), grad_mode(False):
+            with unwatched(), grad_mode(False):
                 self._observe(self, call, result)
         return result
 
-    def given(self, args: tuple, kwargs: dict[str, Any]) -> list[tuple[Node, Tensor]]:
-        """The arguments of an operation that are in the graph."""
-        found = []
+    def sort(self, values: Iterable, given: list[tuple[Node, Tensor]], others: list) -> None:
+        """Sort the tensors among some arguments: those in the graph, and the others."""
         get = self.node_of.get
-        for x in (*args, *kwargs.values()) if kwargs else args:
+        for x in values:
             if isinstance(x, Tensor):
                 node = get(x)
                 if node is not None:
-                    found.append((node, x))
+                    given.append((node, x))
+                else:
+                    others.append(x)
             elif isinstance(x, (list, tuple)):
-                for y in x:
-                    if isinstance(y, Tensor) and (node := get(y)) is not None:
-                        found.append((node, y))
-        return found
+                self.sort(x, given, others)
 
     def before(self, call: Call) -> None:
         """Measure what the operation may overwrite, and what it may be the end of."""
@@ -273,6 +282,7 @@ class Tracer(TorchDispatchMode):
             for name, value in (call.scaling or {}).items():
                 setattr(node, name, value)
         if outputs:
+            call.out, call.node = outputs[0], self.node_of[outputs[0]]
             self.follow(call, outputs[0])
         if call.mutates:
             self.propagate_mutation(call.args[0])
@@ -393,7 +403,7 @@ class Tracer(TorchDispatchMode):
         if x.dim() < 3 or not x.is_floating_point():
             return None
         factors: list[float | Tensor] = [0.5] if call.op == 'mean' else []
-        with _disable_current_modes():
+        with unwatched():
             parts = x.select(axis, 0), x.select(axis, 1)
         for part, node in zip(parts, (first, second)):
             self.node_of[part] = node
