@@ -92,7 +92,7 @@ def execution_order(net: nn.Module, x: Tensor) -> list[str]:
     for name, m in net.named_modules():
         own = next(m.parameters(recurse=False), None) is not None
         if name and (own or next(m.children(), None) is None):
-            m.register_forward_hook(lambda *_, name=name: order.setdefault(name))
+            m.register_forward_pre_hook(lambda *_, name=name: order.setdefault(name))
     with torch.no_grad():
         net(x)
     return list(order)
@@ -195,6 +195,8 @@ def strong_stem(site):
     """The first layer is 30 times too large, and no norm follows at once."""
     name = site.layers()[0]
     following = site.following(name)
+    if any(name.startswith(f'{b}.') for b in site.blocks()):
+        return None
     if not scale_matters(site.module(name)) or (following and is_norm(site.module(following))):
         return None
     scale_layer(site.module(name), 30.0)
@@ -271,13 +273,20 @@ def broken_parameter(site):
     return Fault(('non_finite',), name)
 
 
+class Divided(nn.Module):
+    """Divide by the deviation over a dimension in which nothing varies."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x[:1, :1].std((0, 1), correction=0)
+
+
 @fault
 def division_by_zero(site):
-    names = [n for n in site.activations() if n != 'act']
+    names = site.activations()
     if not names:
         return None
     name = site.pick(names)
-    site.module(name).register_forward_hook(lambda m, args, out: out / (out - out.detach()))
+    replace(site.net, name, Divided())
     return Fault(('non_finite',), name)
 
 
@@ -351,19 +360,19 @@ class DynamicTanh(nn.Module):
 
 @fault
 def steep_dyt(site):
-    """Every layer norm is replaced by DyT, one of them with a slope of 40."""
+    """Every layer norm is replaced by DyT, one of them with a slope of 3000."""
     names = [n for n in site.norms() if isinstance(site.module(n), nn.LayerNorm)]
     if len(names) < 4:
         return None
     chosen = site.pick(names)
     for name in names:
-        replace(site.net, name, DynamicTanh(40.0 if name == chosen else 0.5))
+        replace(site.net, name, DynamicTanh(3000.0 if name == chosen else 0.5))
     return Fault(('saturated_units',), chosen)
 
 
 @fault
 def hot_attention(site):
-    """The queries are 40 times too large."""
+    """The queries are 40 times too large, more where the weights are small."""
     names = [n for n in site.order if n.endswith(('qkv', '.q', '.query', 'wqkv', '.to_q'))]
     names = [n for n in names if isinstance(site.module(n), nn.Linear | nn.Conv2d)]
     if not names:
@@ -373,7 +382,7 @@ def hot_attention(site):
 
     def heat(m: nn.Module, args: tuple, out: Tensor) -> Tensor:
         factor = torch.ones(out.shape[-1 if isinstance(m, nn.Linear) else 1])
-        factor[:rows] = 40
+        factor[:rows] = 40 / min(1.0, m.weight.flatten(1).square().sum(1).mean().item())
         return out * (factor if isinstance(m, nn.Linear) else factor[:, None, None])
 
     site.module(name).register_forward_hook(heat)
@@ -395,8 +404,9 @@ def loud_positions(site):
 def loud_stem_bias(site):
     """The bias of the first layer outweighs its weights, and no norm follows at once."""
     name = site.layers()[0]
-    m, following = site.module(name), site.following(site.layers()[0])
-    if m.bias is None or (following and is_norm(site.module(following))):
+    m, following = site.module(name), site.following(name)
+    inside = any(name.startswith(f'{b}.') for b in site.blocks())
+    if inside or m.bias is None or (following and is_norm(site.module(following))):
         return None
     nn.init.normal_(m.bias, std=100.0)
     return Fault(('collapsed_images', 'collapsed_tokens', 'mean_shift', *JUMP))

@@ -116,8 +116,8 @@ SIZES = {
 }
 FIXED = (
     'vit_b_32 deit deit3 xcit pit visformer tnt twins gmlp resmlp swin pvt efficientvit_m '
-    'tiny_vit swiftformer nextvit coat convit volo sequencer nest davit focalnet hiera gcvit mvitv2 '
-    'vit_tiny mixer gmixer lambda bat_'
+    'tiny_vit swiftformer nextvit coat convit volo sequencer nest davit focalnet hiera gcvit '
+    'mvitv2 vit_tiny mixer gmixer lambda bat_'
 )
 
 

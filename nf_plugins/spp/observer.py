@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .evidence import ActivationFact, AttentionFact, LayerFact, NormFact
 from .graph import Node
 from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES, NORMS, SCALINGS
+from .graph.nodes import memory_of
 from .graph.tracer import Call, Tracer
 
 RECTIFIERS = ('relu', 'clamp_min', 'hardtanh', 'gelu', 'silu', 'hardswish', 'mish')
@@ -263,14 +264,6 @@ def _tensors(values: Any) -> list[Tensor]:
     if isinstance(values, list | tuple):
         return [x for value in values for x in _tensors(value)]
     return []
-
-
-def memory_of(tensor: Tensor) -> int:
-    """Where the values of a tensor are, 0 where it has no memory of its own."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 _LOOKS: dict[str, Callable] = {

@@ -56,6 +56,9 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
     'non_finite': ('no_gradient',),
 }
 """Rule of a cause -> the rules whose verdicts may follow from it."""
+_PLACED = ('branch_jump', 'norm_missing', 'zero_weights', 'duplicate_channels', 'saturated_units')
+"""Causes that are in one block: what is before it does not follow from them."""
+_BACKWARD = (*_GRADIENTS, 'no_gradient')
 ABSORBING = ('zero_branch', 'pooled_shortcut')
 """Causes that are by design: what follows from them is no worse."""
 
@@ -106,6 +109,9 @@ def _explains(cause: dict, verdict: dict) -> bool:
     """An info explains no error, but where it is by design; a gate's verdict explains nothing."""
     if cause['severity'] == 'info' and verdict['severity'] != 'info':
         return cause['rule'] in ABSORBING and verdict['severity'] != 'error'
+    if cause['rule'] in _PLACED and verdict['rule'] not in _BACKWARD:
+        if cause['block'] > verdict['block']:
+            return False
     # Units die of features that are alike, or make them so: what comes first is the cause.
     if verdict['rule'] in _COLLAPSE and cause['rule'] == 'dead_units':
         return cause['block'] <= verdict['block']

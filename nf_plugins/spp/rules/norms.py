@@ -9,7 +9,7 @@ from nf_plugins.registry import RULES
 
 from ..evidence import NormFact
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, called, evidence_of, says, some
+from .base import Finding, Findings, also, block_at, called, evidence_of, role, says, some
 
 
 @RULES.register_module()
@@ -23,8 +23,8 @@ def norm_missing(
         groups = defaultdict(list)
         for before, b in zip([None, *blocks], blocks):
             if b.layers and (part == 'norms' or b.kind == 'transition'):
-                # Blocks that change the shape may have no norm beside their layers (RepVGG).
-                same = before is not None and before.shape == b.shape
+                # Plain blocks that change the shape may lack a norm (RepVGG's identity).
+                same = b.kind != 'plain' or (before is not None and before.shape == b.shape)
                 groups[b.family, b.kind, b.layers, bool(b.activation), same].append(b)
         for group in groups.values():
             for b in group:
@@ -43,7 +43,41 @@ def norm_missing(
             cause += f' ({some(names)} is missing)'
         if len(missing) > 1:
             cause += f'; so it is in {some(b.name for b, _ in missing)}'
-        yield Finding('warning', first.index, cause, 'Add the norm, as its siblings have it')
+        yield Finding('warning', first.index, cause, REMEDY)
+        return
+    lacking = _modules_without(profile, siblings)
+    if lacking:
+        index, module, names = min(lacking, key=lambda item: item[0])
+        cause = f'{module} lacks a norm that its siblings have: {some(names)} is missing'
+        cause += also(other for _, other, _ in lacking)
+        yield Finding('warning', index, cause, REMEDY)
+
+
+REMEDY = 'Add the norm, as its siblings have it'
+
+
+def _modules_without(profile: SignalProfile, siblings: float) -> list[tuple[int, str, list[str]]]:
+    """Modules inside a block, repeated there, that lack norms: block, path, names of the norms."""
+    evidence = evidence_of(profile)
+    parts: dict[str, tuple[int, set[str], set[str]]] = {}
+    for fact in (*evidence.layers, *evidence.norms):
+        owner, _, leaf = fact.module.rpartition('.')
+        block = block_at(profile, fact.block)
+        if block.module and owner.startswith(f'{block.module}.'):
+            _, layers, norms = parts.setdefault(owner, (fact.block, set(), set()))
+            (norms if isinstance(fact, NormFact) else layers).add(leaf)
+    groups = defaultdict(list)
+    for owner, (_, layers, _) in parts.items():
+        groups[role(f'{owner}.'), frozenset(layers)].append(owner)
+    found = []
+    for group in groups.values():
+        counts = Counter(leaf for owner in group for leaf in parts[owner][2])
+        usual = {leaf for leaf, n in counts.items() if n >= max(3, siblings * (len(group) - 1))}
+        for owner in group:
+            index, layers, norms = parts[owner]
+            if layers and usual - norms:
+                found.append((index, owner, sorted(usual - norms)))
+    return found
 
 
 def _roles_without(

@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 
 from nf_plugins.registry import RULES
 
@@ -207,8 +208,8 @@ def branch_jump(
         return
     index = min([*jumps, *(layer[1] for layer in layers)])
     parts = [
-        f'the weights of {name} are {times:.3g} times those of its siblings'
-        for name, _, times in layers[:3]
+        f'the weights of {name} are {times:.3g} times those of {others}'
+        for name, _, times, others in layers[:3]
     ]
     if len(layers) > 3:
         parts[-1] += f' ({len(layers)} layers are beyond {weights:g} times)'
@@ -229,6 +230,12 @@ def _record_jumps(
 ) -> dict[int, str]:
     """Blocks whose variance is far beyond that of all blocks before."""
     found = {}
+    first, entry = profile.blocks[0], _power_of_input(profile)
+    if entry and first.avg_var > ratio * entry:
+        found[first.index] = (
+            f'the signal has {first.avg_var / entry:.3g} times the variance of the input after '
+            f'{called(first)}'
+        )
     highest = max(
         (b.avg_var for b in profile.blocks if b.kind == 'stem'), default=blocks[0].avg_var
     )
@@ -241,6 +248,15 @@ def _record_jumps(
             )
         highest = max(highest, b.avg_var)
     return found
+
+
+def _power_of_input(profile: SignalProfile) -> float | None:
+    """Mean square of the input, None where a norm takes its scale away or it has none."""
+    first, evidence = profile.blocks[0], evidence_of(profile)
+    normed = first.norms or any(norm.block <= first.index for norm in evidence.norms)
+    if normed or not evidence.inputs or evidence.inputs[0].tokens:
+        return None
+    return evidence.inputs[0].std ** 2 + evidence.inputs[0].mean ** 2
 
 
 def _branches_beyond(
@@ -262,7 +278,12 @@ def _branches_beyond(
     return found
 
 
-def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, int, float]]:
+Beyond = tuple[str, int, float, str]
+"""A layer, its block, how many times its weights are larger, and than those of what."""
+SIBLINGS = 'its siblings'
+
+
+def _layers_beyond(profile: SignalProfile, weights: float) -> list[Beyond]:
     """Layers and norms whose weights are far larger than those of their siblings."""
     evidence, groups = evidence_of(profile), defaultdict(list)
     for layer in evidence.layers:
@@ -274,21 +295,63 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, in
         middle = statistics.median(spread.values())
         for layer, value, usual in beyond_siblings(group, weights**2):
             if spread[id(layer)] > weights**2 * middle:  # by either convention of the fan-in
-                found.append((layer.module, layer.block, math.sqrt(value / usual)))
+                found.append((layer.module, layer.block, math.sqrt(value / usual), SIBLINGS))
+    known = {name for name, *_ in found}
+    found += [
+        item for item in _single_layers_beyond(groups.values(), weights) if item[0] not in known
+    ]
     scales = defaultdict(list)
     for norm in evidence.norms:
         if norm.scale:
             place = place_in_block(profile, norm.module, norm.block)
             scales[place, norm.op].append((norm, norm.scale))
+    every = [norm.scale for norm in evidence.norms if norm.scale]
     for of_norms in scales.values():
+        if len(of_norms) < 3:  # no siblings: all norms start alike
+            of_norms = [*of_norms, *((None, scale) for scale in every)]
         for norm, value, usual in beyond_siblings(of_norms, weights):
-            found.append((norm.module, norm.block, value / usual))
+            if norm is None:
+                continue
+            found.append((norm.module, norm.block, value / usual, SIBLINGS))
     return sorted(found, key=lambda item: item[1])
+
+
+def _single_layers_beyond(
+    groups: Iterable[list[tuple[LayerFact, float]]], weights: float
+) -> list[Beyond]:
+    """Layers without siblings whose weights are far larger than all others of the network."""
+    layers = [layer for group in groups for layer, _ in group]
+    single = [group[0][0] for group in groups if len(group) < 3]
+    found = []
+    for layer in single:
+        others = [o for o in layers if o is not layer and o.energy > 0]
+        if len(others) < 3 or _form(layer) == 'depthwise':
+            continue
+        # Libraries scale weights by the inputs of a filter, by its outputs, or not at all.
+        times = min(
+            layer.energy * size(layer) / max(o.energy * size(o) for o in others)
+            for size in (_per_filter, _per_weight, _per_output)
+        )
+        if times > weights**2:
+            found.append((layer.module, layer.block, math.sqrt(times), 'any other layer'))
+    return found
+
+
+def _per_filter(layer: LayerFact) -> float:
+    return 1.0
+
+
+def _per_weight(layer: LayerFact) -> float:
+    return 1 / layer.fan_in
+
+
+def _per_output(layer: LayerFact) -> float:
+    return layer.rows / layer.fan_in
 
 
 def _form(layer: LayerFact) -> str:
     """Tell depthwise layers from those that widen and those that narrow."""
-    if layer.fan_in <= 49:
+    if layer.fan_in in (9, 25, 49):
         return 'depthwise'
     return 'wider' if layer.rows > layer.fan_in else 'narrower'
 
