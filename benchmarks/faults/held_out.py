@@ -47,7 +47,7 @@ class Site:
         for name in self.order:
             m = self.module(name)
             if isinstance(m, nn.Conv2d | nn.Linear) and not any(g in f'{name}.' for g in GATES):
-                if len(m.weight) >= 8 and m.weight[0].numel() >= 8:
+                if len(m.weight) >= 8 and m.weight[0].numel() >= 8 and bool(m.weight.any()):
                     found.append(name)
         return found
 
@@ -464,7 +464,8 @@ def block_without_norms(site):
     names = _repeated_norms(site)
     if not names:
         return None
-    block = next(b for b in site.blocks() if site.pick(names).startswith(f'{b}.'))
+    name = site.pick(names)
+    block = next(b for b in site.blocks() if name.startswith(f'{b}.'))
     for name in names:
         if name.startswith(f'{block}.'):
             replace(site.net, name, _without(site.module(name)))

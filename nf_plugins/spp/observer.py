@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .evidence import ActivationFact, AttentionFact, LayerFact, NormFact
 from .graph import Node
-from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES, NORMS, SCALINGS
 from .graph.nodes import memory_of
+from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES, NORMS, SCALINGS
 from .graph.tracer import Call, Tracer
 
 RECTIFIERS = ('relu', 'clamp_min', 'hardtanh', 'gelu', 'silu', 'hardswish', 'mish')

@@ -9,7 +9,7 @@ from nf_plugins.registry import RULES
 
 from ..evidence import NormFact
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, also, block_at, called, evidence_of, role, says, some
+from .base import Finding, Findings, also, block_at, called, evidence_of, kind_of, role, says, some
 
 
 @RULES.register_module()
@@ -25,7 +25,7 @@ def norm_missing(
             if b.layers and (part == 'norms' or b.kind == 'transition'):
                 # Plain blocks that change the shape may lack a norm (RepVGG's identity).
                 same = b.kind != 'plain' or (before is not None and before.shape == b.shape)
-                groups[b.family, b.kind, b.layers, bool(b.activation), same].append(b)
+                groups[kind_of(b), same].append(b)
         for group in groups.values():
             for b in group:
                 others = Counter(getattr(o, part) for o in group if o is not b)
@@ -38,9 +38,9 @@ def norm_missing(
     if missing:
         first, text = min(missing, key=lambda item: item[0].index)
         cause = f'{called(first)} lacks a norm that its siblings have: {text}'
-        names = _roles_without(profile, blocks, first)
+        names = _norms_without(profile, blocks, first)
         if names:
-            cause += f' ({some(names)} is missing)'
+            cause += f' ({some(names)} {"is" if len(names) == 1 else "are"} missing)'
         if len(missing) > 1:
             cause += f'; so it is in {some(b.name for b, _ in missing)}'
         yield Finding('warning', first.index, cause, REMEDY)
@@ -48,7 +48,8 @@ def norm_missing(
     lacking = _modules_without(profile, siblings)
     if lacking:
         index, module, names = min(lacking, key=lambda item: item[0])
-        cause = f'{module} lacks a norm that its siblings have: {some(names)} is missing'
+        paths = [f'{module}.{name}' for name in names]
+        cause = f'{module} lacks a norm that its siblings have, {some(paths)}'
         cause += also(other for _, other, _ in lacking)
         yield Finding('warning', index, cause, REMEDY)
 
@@ -80,21 +81,21 @@ def _modules_without(profile: SignalProfile, siblings: float) -> list[tuple[int,
     return found
 
 
-def _roles_without(
+def _norms_without(
     profile: SignalProfile, blocks: list[BlockSignal], block: BlockSignal
 ) -> list[str]:
-    """Names, in a block, of the norms that the blocks of the same class have and it has not."""
-    alike = [b for b in blocks if (b.family, b.layers) == (block.family, block.layers)]
-    family = [b.module for b in alike if b.module]
-    others: Counter[str] = Counter()
+    """Paths, in a block, of the norms that most blocks of its class have and it has not."""
+    modules = {b.module for b in blocks if b.module and b.family == block.family}
+    counts: Counter[str] = Counter()
     own: set[str] = set()
-    for norm in evidence_of(profile).norms:
-        for module in dict.fromkeys(family):
-            if norm.module.startswith(f'{module}.'):
-                name = norm.module.removeprefix(f'{module}.')
+    for path in {norm.module for norm in evidence_of(profile).norms}:
+        for module in modules:
+            if path.startswith(f'{module}.'):
+                name = path.removeprefix(f'{module}.')
                 own |= {name} if module == block.module else set()
-                others[name] += module != block.module
-    return [name for name, count in others.items() if count > 1 and name not in own]
+                counts[name] += module != block.module
+    least = max(2, len(modules) / 2)
+    return [f'{block.module}.{n}' for n, count in counts.items() if count >= least and n not in own]
 
 
 @RULES.register_module()

@@ -18,11 +18,13 @@ from .base import (
     beyond_siblings,
     called,
     evidence_of,
+    is_normalized,
     is_normalizer_free,
     is_scale_free,
     is_silenced,
     is_silent,
     is_trained,
+    kind_of,
     option,
     place_in_block,
     rectifier,
@@ -34,13 +36,29 @@ SURE = 5
 """Times the threshold of an explosion, from where on a network will hardly train."""
 DYING = 0.1
 """Variance below which a signal that grows only recovers."""
+DEAD = 1e-3
+"""Share of the input's variance below which nothing of it is left."""
 NORM_EPS = 1e-5
 """Variance that norms add before they divide; below it they do not normalize."""
 
 
 def start_of(profile: SignalProfile, blocks: list[BlockSignal]) -> float:
-    """The variance that the blocks start from: the larger one of stem and first block."""
-    return max([blocks[0].avg_var, *(b.avg_var for b in profile.blocks if b.kind == 'stem')])
+    """The variance that the blocks start from: the larger one of stem and first block.
+
+    Where both are dead, the signal has died before them: then it is the input's.
+    """
+    start = max([blocks[0].avg_var, *(b.avg_var for b in profile.blocks if b.kind == 'stem')])
+    entry = power_of_input(profile)
+    return entry if entry and start < DEAD * entry else start
+
+
+def power_of_input(profile: SignalProfile) -> float | None:
+    """Mean square of the input, None where a norm takes its scale away or it has none."""
+    first, evidence = profile.blocks[0], evidence_of(profile)
+    normed = first.norms or any(norm.block <= first.index for norm in evidence.norms)
+    if normed or not evidence.inputs or evidence.inputs[0].tokens:
+        return None
+    return evidence.inputs[0].std ** 2 + evidence.inputs[0].mean ** 2
 
 
 @RULES.register_module()
@@ -58,7 +76,7 @@ def explosion(
         f'the variance explodes: from {start:.3g} at the start to {high.avg_var:.3g} at '
         f'{called(high)}, {rate:.3g} times per block'
     )
-    if all(is_scale_free(profile, b) for b in blocks):
+    if is_normalized(profile, blocks):
         yield Finding(
             'info',
             beyond.index,
@@ -119,7 +137,7 @@ def attenuation(
         remedy = 'Training opens the branches: measure with the gains at one (unit_gain)'
         if not silenced:
             remedy = 'Measure with images, of which average pooling takes less'
-    elif all(is_scale_free(profile, b) for b in blocks) and low.avg_var > NORM_EPS / 10:
+    elif is_normalized(profile, blocks) and low.avg_var > NORM_EPS / 10:
         yield Finding(
             'info',
             first.index,
@@ -163,7 +181,7 @@ def mean_shift(
         f'{worst.avg_sq_mean / worst.avg_var:.3g} times the variance ({len(shifted)} of '
         f'{len(blocks)} blocks are beyond {ratio:g})'
     )
-    if all(is_scale_free(profile, b) for b in blocks):
+    if is_normalized(profile, blocks):
         cause += '; each block normalizes what it reads'
         yield Finding('info', shifted[0].index, cause)
         return
@@ -201,6 +219,7 @@ def branch_jump(
     if not trained:
         free = [b for b in blocks if is_scale_free(profile, b)]  # others grow with their input
         jumps.update(_branches_beyond(free, ratio, jumps))
+        jumps.update(_gains_beyond(blocks, weights))
     layers = [] if trained else _layers_beyond(profile, weights)
     if jumps and len(jumps) > max(1, len(blocks) // 4):  # all blocks grow: an explosion
         jumps = {}
@@ -230,7 +249,7 @@ def _record_jumps(
 ) -> dict[int, str]:
     """Blocks whose variance is far beyond that of all blocks before."""
     found = {}
-    first, entry = profile.blocks[0], _power_of_input(profile)
+    first, entry = profile.blocks[0], power_of_input(profile)
     if entry and first.avg_var > ratio * entry:
         found[first.index] = (
             f'the signal has {first.avg_var / entry:.3g} times the variance of the input after '
@@ -250,15 +269,6 @@ def _record_jumps(
     return found
 
 
-def _power_of_input(profile: SignalProfile) -> float | None:
-    """Mean square of the input, None where a norm takes its scale away or it has none."""
-    first, evidence = profile.blocks[0], evidence_of(profile)
-    normed = first.norms or any(norm.block <= first.index for norm in evidence.norms)
-    if normed or not evidence.inputs or evidence.inputs[0].tokens:
-        return None
-    return evidence.inputs[0].std ** 2 + evidence.inputs[0].mean ** 2
-
-
 def _branches_beyond(
     blocks: list[BlockSignal], ratio: float, known: dict[int, str]
 ) -> dict[int, str]:
@@ -266,7 +276,7 @@ def _branches_beyond(
     groups = defaultdict(list)
     for b in blocks:
         if b.res_avg_var and b.kind == 'residual':
-            groups[b.family, b.shape, b.layers, b.activation].append((b, b.res_avg_var))
+            groups[kind_of(b), b.shape, b.activation].append((b, b.res_avg_var))
     found = {}
     for group in groups.values():
         for b, value, middle in beyond_siblings(group, ratio):
@@ -278,6 +288,20 @@ def _branches_beyond(
     return found
 
 
+def _gains_beyond(blocks: list[BlockSignal], weights: float) -> dict[int, str]:
+    """Branches that are multiplied with far more than those of their siblings."""
+    groups = defaultdict(list)
+    for b in blocks:
+        if b.branch_gain:
+            groups[kind_of(b)].append((b, b.branch_gain))
+    return {
+        b.index: f'the branch of {called(b)} is multiplied by {gain:.3g}, those of its siblings '
+        f'by {usual:.3g}'
+        for group in groups.values()
+        for b, gain, usual in beyond_siblings(group, weights)
+    }
+
+
 Beyond = tuple[str, int, float, str]
 """A layer, its block, how many times its weights are larger, and than those of what."""
 SIBLINGS = 'its siblings'
@@ -285,11 +309,11 @@ SIBLINGS = 'its siblings'
 
 def _layers_beyond(profile: SignalProfile, weights: float) -> list[Beyond]:
     """Layers and norms whose weights are far larger than those of their siblings."""
-    evidence, groups = evidence_of(profile), defaultdict(list)
-    for layer in evidence.layers:
+    groups = defaultdict(list)
+    for layer in evidence_of(profile).layers:
         place = place_in_block(profile, layer.module, layer.block)
         groups[place, layer.op, _form(layer)].append((layer, layer.energy))
-    found = []
+    found: list[Beyond] = []
     for group in groups.values():
         spread = {id(layer): value / layer.fan_in for layer, value in group}
         middle = statistics.median(spread.values())
@@ -297,23 +321,34 @@ def _layers_beyond(profile: SignalProfile, weights: float) -> list[Beyond]:
             if spread[id(layer)] > weights**2 * middle:  # by either convention of the fan-in
                 found.append((layer.module, layer.block, math.sqrt(value / usual), SIBLINGS))
     known = {name for name, *_ in found}
-    found += [
-        item for item in _single_layers_beyond(groups.values(), weights) if item[0] not in known
+    single = _single_layers_beyond(groups.values(), weights)
+    single += [
+        (layer.module, layer.block, math.sqrt(layer.energy), 'a layer that keeps the variance')
+        for layer in evidence_of(profile).layers
+        if layer.last and layer.energy > weights**2  # a head has no siblings
     ]
-    scales = defaultdict(list)
-    for norm in evidence.norms:
-        if norm.scale:
-            place = place_in_block(profile, norm.module, norm.block)
-            scales[place, norm.op].append((norm, norm.scale))
-    every = [norm.scale for norm in evidence.norms if norm.scale]
-    for of_norms in scales.values():
-        if len(of_norms) < 3:  # no siblings: all norms start alike
-            of_norms = [*of_norms, *((None, scale) for scale in every)]
-        for norm, value, usual in beyond_siblings(of_norms, weights):
-            if norm is None:
-                continue
-            found.append((norm.module, norm.block, value / usual, SIBLINGS))
+    found += {item[0]: item for item in reversed(single) if item[0] not in known}.values()
+    found += _norms_beyond(profile, weights)
     return sorted(found, key=lambda item: item[1])
+
+
+def _norms_beyond(profile: SignalProfile, weights: float) -> list[Beyond]:
+    """Norms whose scale is far larger than that of their siblings, of all norms without any."""
+    groups = defaultdict(list)
+    norms = [norm for norm in evidence_of(profile).norms if norm.scale]
+    for norm in norms:
+        place = place_in_block(profile, norm.module, norm.block)
+        groups[place, norm.op].append((norm, norm.scale or 0.0))
+    found = []
+    for group in groups.values():
+        alone = len(group) < 3
+        pairs = [(norm, norm.scale or 0.0) for norm in norms] if alone else group
+        own = {id(norm) for norm, _ in group}
+        for norm, value, usual in beyond_siblings(pairs, weights):
+            if id(norm) in own:
+                others = 'the other norms' if alone else SIBLINGS
+                found.append((norm.module, norm.block, value / usual, others))
+    return found
 
 
 def _single_layers_beyond(
