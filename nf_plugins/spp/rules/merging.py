@@ -79,30 +79,31 @@ def merge(verdicts: list[dict]) -> list[dict]:
     Returns:
         The causes, the most severe first.
     """
-    fired = {verdict['rule'] for verdict in verdicts}
     cause_of: dict[int, dict] = {}
     for verdict in verdicts:
         causes = [
             other
             for rule in SYMPTOMS
-            if verdict['rule'] in SYMPTOMS[rule] and rule in fired
+            if verdict['rule'] in SYMPTOMS[rule]
             for other in verdicts
             if other['rule'] == rule and _explains(other, verdict)
         ]
-        if causes:
-            cause_of[id(verdict)] = causes[0]
-    kept = []
-    for verdict in verdicts:
-        if id(verdict) not in cause_of:
-            kept.append(dict(verdict))
+        # Two rules may each explain the other: a chain of causes must not lead back.
+        first = next((c for c in causes if _root(c, cause_of) is not verdict), None)
+        if first is not None:
+            cause_of[id(verdict)] = first
+    merged = {id(v): dict(v) for v in verdicts if id(v) not in cause_of}
     for verdict in verdicts:
         if id(verdict) in cause_of:
-            root = cause_of[id(verdict)]
-            while id(root) in cause_of:
-                root = cause_of[id(root)]
-            merged = next(v for v in kept if _same(v, root))
-            _add_symptom(merged, verdict)
-    return sorted(kept, key=lambda v: SEVERITIES.index(v['severity']))
+            _add_symptom(merged[id(_root(verdict, cause_of))], verdict)
+    return sorted(merged.values(), key=lambda v: SEVERITIES.index(v['severity']))
+
+
+def _root(verdict: dict, cause_of: dict[int, dict]) -> dict:
+    """The last cause of a chain of causes."""
+    while id(verdict) in cause_of:
+        verdict = cause_of[id(verdict)]
+    return verdict
 
 
 def _explains(cause: dict, verdict: dict) -> bool:
@@ -118,10 +119,6 @@ def _explains(cause: dict, verdict: dict) -> bool:
     if cause['rule'] in _COLLAPSE and verdict['rule'] == 'dead_units':
         return cause['block'] < verdict['block']
     return True
-
-
-def _same(merged: dict, verdict: dict) -> bool:
-    return all(merged[key] == verdict[key] for key in ('rule', 'block', 'cause'))
 
 
 def _add_symptom(cause: dict, verdict: dict) -> None:
