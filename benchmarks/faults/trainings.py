@@ -6,14 +6,19 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torchvision
+from timm.models.cait import Cait
+from timm.models.convmixer import ConvMixer
 from timm.models.convnext import ConvNeXt
 from timm.models.mlp_mixer import MlpMixer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nf_plugins.models import NFResNet, PWSResNet, ResNetV2
+from nf_plugins.models import FixupResNet, NFRegNet, NFResNet, PWSResNet, ResNetV2
 from nf_plugins.spp import analyze
+
+from . import hand_written
 
 
 class Classifier(nn.Module):
@@ -50,6 +55,36 @@ RECIPES: dict[str, dict[str, Any]] = {
 """Name -> how a network is trained; all but the first are bad."""
 
 
+def _densenet() -> nn.Module:
+    net = torchvision.models.DenseNet(8, (2, 2, 2), 16, num_classes=10)
+    net.features.conv0 = nn.Conv2d(1, 16, 3, padding=1, bias=False)
+    return net
+
+
+HELD_OUT_NETWORKS: dict[str, Callable[[], nn.Module]] = {
+    'NF-RegNet': lambda: Classifier(
+        NFRegNet(
+            dict(base='b0', depths=(1, 2, 2, 1), width_mult=0.25, final_ratio=None), in_channels=1
+        ),
+        112,
+    ),
+    'Fixup': lambda: Classifier(FixupResNet(26, **SMALL), 256),
+    'DenseNet': _densenet,
+    'ResNet with group norm': lambda: hand_written.GroupNormNet(32, 4, channels=1, patch=2),
+    'plain network': lambda: hand_written.PlainNet(16, 4, channels=1, classes=10),
+    'CaiT': lambda: Cait(
+        16, 4, 1, num_classes=10, embed_dim=48, depth=4, num_heads=3, init_values=1e-4
+    ),
+    'ConvMixer': lambda: ConvMixer(48, 4, 3, 2, in_chans=1, num_classes=10),
+}
+HELD_OUT_RECIPES: dict[str, dict[str, Any]] = {
+    'good': dict(lr=1e-3, weight_decay=0.02),
+    'learning rate 200 times too large': dict(lr=0.3, weight_decay=0.0),
+    'SGD that diverges': dict(lr=10.0, weight_decay=0.0, sgd=True),
+    'weight decay on everything': dict(lr=1e-3, weight_decay=500.0),
+}
+
+
 def digits() -> tuple[Tensor, Tensor]:
     """The images at 16x16, normalized, and their classes."""
     from sklearn.datasets import load_digits
@@ -83,8 +118,9 @@ def train(net: nn.Module, recipe: dict[str, Any], steps: int = 120) -> float:
 def trained(network: str, recipe: str) -> dict[str, Any]:
     """Train, and score what is said of the network afterwards, on the digits themselves."""
     torch.manual_seed(0)
-    net = NETWORKS[network]()
-    accuracy = train(net, RECIPES[recipe])
+    net = {**NETWORKS, **HELD_OUT_NETWORKS}[network]()
+    recipes = HELD_OUT_RECIPES if network in HELD_OUT_NETWORKS else RECIPES
+    accuracy = train(net, recipes[recipe])
     x = digits()[0][-32:]
     verdicts = analyze(net, x, state='trained').verdicts()
     return dict(

@@ -117,12 +117,29 @@ class _FirstNonFinite(TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
         if self.found is None and _computes(func):
-            for out in tree_iter(result):
-                if isinstance(out, Tensor) and out.is_floating_point() and out.numel():
-                    if not bool(torch.isfinite(out).all()):
-                        op = func.__name__.partition('.')[0]
-                        self.found = f'{self.tracer.stack[-1] or "the backbone itself"} ({op})'
+            op = func.__name__.partition('.')[0]
+            masked = op.removesuffix('_') in _MASKS or any(
+                bool(torch.isneginf(x).any()) for x in _numbers((args, kwargs))
+            )
+            if any(is_broken(out, masked) for out in _numbers(result)):
+                self.found = f'{self.tracer.stack[-1] or "the backbone itself"} ({op})'
         return result
+
+
+_MASKS = ('masked_fill', 'fill', 'full', 'full_like', 'new_full', 'where', 'scalar_tensor', 'log')
+"""Operations that give -inf on purpose: attention masks hide what is not to be looked at."""
+
+
+def _numbers(values: Any) -> list[Tensor]:
+    found = [x for x in tree_iter(values) if isinstance(x, Tensor) and x.numel()]
+    return [x for x in found if x.is_floating_point() and not x.is_meta]
+
+
+def is_broken(x: Tensor, masked: bool = True) -> bool:
+    """Whether a tensor has values that are not finite; ``masked``: -inf is none of them."""
+    if bool(torch.isfinite(x.sum())):
+        return False
+    return not bool(torch.isfinite(x.clamp(min=0) if masked else x).all())
 
 
 def _computes(func: torch._ops.OpOverload) -> bool:
@@ -249,11 +266,12 @@ def analyze(
         if backward:
             gradients = reached_parameters(tensors_in(output))
             feed.send_noise_back(output)
+        broken_output = any(is_broken(x) for x in _numbers(list(tensors_in(output))))
         del output
         blocks = collect(tracer, part, sync)
         found = None
         if observer is not None:
-            facts = input_facts(feed.signals())
+            facts = input_facts(feed.signals() or feed.given.tensors())
             found = describe(blocks, tracer, observer, part, facts, gradients)
         else:
             describe_blocks(blocks, tracer)
@@ -268,16 +286,15 @@ def analyze(
             state=state,
             evidence=found,
         )
-        if not profile.is_finite():
+        if broken_output or not profile.is_finite():
             if seed is not None:
                 seed_all(seed)
             feed = Feed(part, inputs, mode, call, False)
             profile.non_finite_module = first_non_finite(
                 part, feed.tensors, lambda *_: feed.run(), before.note_write
             )
-    if profile.non_finite_module is not None and profile.evidence is not None:
-        if broken := non_finite_names(part):  # of the network as it was given
-            profile.evidence.parameters.append(broken)
+    if profile.evidence is not None and (broken := non_finite_names(part)):
+        profile.evidence.parameters.append(broken)  # of the network as it was given
     return profile
 
 

@@ -13,7 +13,7 @@ T = TypeVar('T')
 
 @dataclass
 class InputFact:
-    """A tensor of numbers that the network was called with.
+    """A tensor that the network was called with.
 
     Args:
         shape: Its shape.
@@ -21,6 +21,7 @@ class InputFact:
         std: Standard deviation of all values.
         equal_images: Whether all samples are the same (False for a single one).
         constant_channels: Share of the channels that do not vary.
+        tokens: Whether it is of integers, which have no scale.
     """
 
     shape: tuple[int, ...]
@@ -28,6 +29,7 @@ class InputFact:
     std: float
     equal_images: bool = False
     constant_channels: float = 0.0
+    tokens: bool = False
 
 
 @dataclass

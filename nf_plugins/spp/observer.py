@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from .evidence import ActivationFact, AttentionFact, LayerFact, NormFact
 from .filters import measure_filters
 from .graph import Node
+from .graph.nodes import memory_of
 from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES, NORMS, SCALINGS
 from .graph.tracer import Call, Tracer
 
@@ -232,14 +233,6 @@ def _weight_of(tracer: Tracer, call: Call) -> Tensor | None:
     if call.op in ('addmm', 'mm', 'conv_transpose'):
         return weight.transpose(0, 1)
     return weight
-
-
-def memory_of(tensor: Tensor) -> int:
-    """Where the values of a tensor are, 0 where it has no memory of its own."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):
-        return 0
 
 
 _LOOKS: dict[str, Callable] = {

@@ -22,9 +22,9 @@ from .evidence import (
     ParameterFact,
 )
 from .graph import Node, Residual, Tracer, Unit
-from .graph.nodes import path_nodes
+from .graph.nodes import memory_of, path_nodes
 from .graph.ops import ACTIVATIONS, ADDITIONS, HEAVY, MOVES, NORMS, POOLINGS, SCALINGS
-from .observer import SATURATING, Observer, feeds_a_gate, memory_of, multiplies
+from .observer import SATURATING, Observer, feeds_a_gate, multiplies
 
 if TYPE_CHECKING:
     from .profile import BlockSignal
@@ -76,20 +76,21 @@ def is_scale(module: nn.Module, name: str, parameter: Tensor) -> bool:
 
 
 def input_facts(tensors: Iterable[Tensor]) -> list[InputFact]:
-    """Describe the tensors of numbers that a network is called with."""
+    """Describe the tensors of numbers, or of tokens, that a network is called with."""
     facts = []
     for x in tensors:
-        if not x.is_floating_point() or not x.numel() or x.is_meta:
+        if x.is_complex() or x.dtype == torch.bool or not x.numel() or x.is_meta:
             continue
         x = x.detach()
-        images = x.dim() == 4
-        stats = channel_statistics(x if images else x.reshape(1, -1), int(images))
+        images, tokens = x.dim() == 4, not x.is_floating_point()
+        values = x.double() if tokens else x
+        stats = channel_statistics(values if images else values.reshape(1, -1), int(images))
         means = stats.mean.double()
         mean = means.mean()
         std = (stats.var.double().mean() + (means - mean).square().mean()).sqrt()
         equal = x.dim() > 1 and len(x) > 1 and all(torch.equal(x[0], other) for other in x[1:])
         constant = _constant_channels(x) if images and x[0, 0].numel() > 1 else 0.0
-        facts.append(InputFact(tuple(x.shape), float(mean), float(std), equal, constant))
+        facts.append(InputFact(tuple(x.shape), float(mean), float(std), equal, constant, tokens))
     return facts
 
 
@@ -381,7 +382,7 @@ def _unreached(trainable: dict[str, nn.Parameter], tracer: Tracer, observer: Obs
         owner = name.rpartition('.')[0]
         users = observer.used.get(memory_of(parameter)) or by_module.get(owner)
         if users is None:
-            if owner not in tracer.entered:
+            if owner not in tracer.entered and memory_of(parameter) not in tracer.touched:
                 lost.append(name)
         elif not any(node in reached for node in users):
             lost.append(name)
@@ -404,11 +405,23 @@ def reached_parameters(outputs: Iterable[Tensor]) -> set[int]:
     return found
 
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
 def non_finite_names(model: nn.Module) -> ParameterFact | None:
     """The parameters and buffers that are not finite themselves."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    numbers = {n: t for n, t in tensors.items() if t.is_floating_point() and not t.is_meta}
-    names = [name for name, t in numbers.items() if not bool(torch.isfinite(t).all())]
+    numbers = {n: t.detach() for n, t in tensors.items() if t.dtype in _FLOATS and not t.is_meta}
+    # One call for all of them, and a closer look only where it says that one is suspect.
+    sums = torch._foreach_norm([t for t in numbers.values() if t.numel()], 1) if numbers else []
+    if all(bool(torch.isfinite(total)) for total in sums):
+        return None
+    masks = {n for n, _ in model.named_buffers()}  # -inf is for what is not to be attended to
+    names = [
+        n
+        for n, t in numbers.items()
+        if not bool(torch.isfinite(t.clamp(min=0) if n in masks else t).all())
+    ]
     if not names:
         return None
     return ParameterFact('non_finite', tuple(names[:MOST_NAMES]), len(names), len(numbers))

@@ -100,7 +100,7 @@ FAULTS = [
     (RESNET, put('layer3.1.bn2', nn.Identity()), 'norm_missing', 'layer3.1'),
     (VIT, put('blocks.1.norm2', nn.Identity()), 'norm_missing', 'blocks.1'),
     (VIT, put('blocks.1.drop_path1', nn.Dropout(0.95)), 'high_dropout', 'blocks.1'),
-    (RESNET, detach('layer3.0'), 'no_gradient', 'layer1.0'),
+    (RESNET, detach('layer3.0'), 'no_gradient', 'layer2.1'),
     (RESNET, freeze('layer3.1'), 'frozen_weights', 'layer3.1'),
     (VIT, share, 'shared_weights', 'blocks.2'),
     (NF, set_alpha(1.0), 'off_theory', 'layer1.0'),

@@ -6,6 +6,7 @@ from nf_plugins.registry import RULES
 from nf_plugins.spp import BlockSignal, Finding, SignalProfile, diagnose, headline, plot_html, says
 from nf_plugins.spp.rules import list_rules
 from nf_plugins.spp.rules.base import resolve_thresholds, thresholds_of
+from nf_plugins.spp.rules.merging import merge
 
 
 def profile(*variances, **fields):
@@ -88,6 +89,26 @@ def test_one_cause_one_verdict():
     (verdict,) = grown.verdicts()
     assert (verdict['rule'], verdict['symptoms']) == ('explosion', ['low_precision'])
     assert 'It shows as low_precision' in verdict['message']
+
+
+def test_rules_that_explain_one_another_in_a_circle():
+    """Units that never fire, a signal that dies and images that are alike: each may be first."""
+    found = [
+        dict(rule=rule, severity='warning', block=block, cause=rule, message=f'{rule}.')
+        for rule, block in (('dead_units', 5), ('attenuation', 3), ('collapsed_images', 4))
+    ]
+    (merged,) = merge(found)
+    assert {merged['rule'], *merged['symptoms']} == {v['rule'] for v in found}
+
+
+def test_what_comes_before_a_cause_is_no_symptom():
+    found = [
+        dict(rule=rule, severity='warning', block=block, cause=rule, message=f'{rule}.')
+        for rule, block in (('branch_jump', 4), ('low_precision', 2))
+    ]
+    assert [v['rule'] for v in merge(found)] == ['branch_jump', 'low_precision']
+    found[1]['block'] = 4
+    assert [v['rule'] for v in merge(found)] == ['branch_jump']
 
 
 def test_an_overflow_after_an_explosion_names_both():

@@ -255,3 +255,11 @@ def moved_pair(
         sizes = enumerate(out.shape)
         moved = next((d for d, n in sizes if n == 2 and prod(out.shape[:d]) == before), None)
     return None if moved is None else (a, b, moved)
+
+
+def memory_of(tensor: Tensor) -> int:
+    """Where the values of a tensor are, 0 where it has no memory of its own."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        return 0

@@ -20,7 +20,7 @@ from ..execution import arguments, entered, grad_mode, plain_execution
 from ..snapshot import restoring, written_tensors
 from .classify import classify
 from .names import block_names
-from .nodes import Node, NodeOf, channel_axis, common_dominator, moved_pair
+from .nodes import Node, NodeOf, channel_axis, common_dominator, memory_of, moved_pair
 from .ops import (
     ACTIVATIONS,
     ADDITIONS,
@@ -111,6 +111,9 @@ class Call:
         return self.op in MOVES or (self.op == 'add' and adds_zero(self.args))
 
 
+_PLAIN = (Tensor, nn.Parameter)
+
+
 class Tracer(TorchDispatchMode):
     """Follows one forward pass; use :func:`tracing`.
 
@@ -147,6 +150,7 @@ class Tracer(TorchDispatchMode):
         self.stack: list[str] = ['']
         self.entries: list[int] = [0]  # candidates when a module was entered
         self.entered: set[str] = set()  # modules that ran
+        self.touched: set[int] = set()  # memory of the tensors that weights are computed from
         self.candidates: list[Residual] = []
         self.units: list[Unit] = []
         self.pending: dict[int, tuple[Tensor, Residual]] = {}
@@ -225,6 +229,7 @@ class Tracer(TorchDispatchMode):
         if kwargs:
             self.sort(kwargs.values(), given, others)
         if not given:
+            self.touched.update(memory_of(x) for x in args if type(x) in _PLAIN)
             return func(*args, **kwargs)
         if operation.product and self.adds_to_graph(args, kwargs):
             return self.run_product(func, operation.product, args, kwargs)

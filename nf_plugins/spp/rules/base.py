@@ -17,6 +17,8 @@ from ..profile import BlockSignal, SignalProfile
 
 SEVERITIES = ('error', 'warning', 'info')
 """error: it will not train, or is broken; warning: an expert would look; info: worth knowing."""
+NORMALIZED = 0.75
+"""Share of blocks that normalize what they read, from which on a network is a normalized one."""
 SILENT = 1e-6
 """Share of the variance below which a branch adds nothing."""
 
@@ -136,6 +138,12 @@ def is_scale_free(profile: SignalProfile, block: BlockSignal) -> bool:
     return block.pre_norm or (block.kind == 'plain' and (block.norms > 0 or block.normalized))
 
 
+def is_normalized(profile: SignalProfile, blocks: Sequence[BlockSignal]) -> bool:
+    """Whether most blocks normalize what they read, so that the scale between them is harmless."""
+    free = sum(is_scale_free(profile, b) for b in blocks)
+    return free >= NORMALIZED * len(blocks)
+
+
 def option(profile: SignalProfile, *names: str) -> str | None:
     """The first of some options that the network's constructor takes."""
     return next((name for name in names if name in evidence_of(profile).options), None)
@@ -167,6 +175,11 @@ def role(module: str) -> str:
     """
     *parts, last = module.split('.')
     return '.'.join([*(re.sub(r'\d+$', '#', part) for part in parts), re.sub(r'^\d+$', '#', last)])
+
+
+def kind_of(block: BlockSignal) -> tuple:
+    """What a block shares with its siblings: the place of its name, its class and its layers."""
+    return role(f'{block.name}.'), block.family, block.kind, block.layers, bool(block.activation)
 
 
 def place_in_block(profile: SignalProfile, module: str, index: int) -> tuple:

@@ -56,6 +56,9 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
     'non_finite': ('no_gradient',),
 }
 """Rule of a cause -> the rules whose verdicts may follow from it."""
+_PLACED = ('branch_jump', 'norm_missing', 'zero_weights', 'duplicate_channels', 'saturated_units')
+"""Causes that are in one block: what is before it does not follow from them."""
+_BACKWARD = (*_GRADIENTS, 'no_gradient')
 ABSORBING = ('zero_branch', 'pooled_shortcut')
 """Causes that are by design: what follows from them is no worse."""
 
@@ -76,46 +79,46 @@ def merge(verdicts: list[dict]) -> list[dict]:
     Returns:
         The causes, the most severe first.
     """
-    fired = {verdict['rule'] for verdict in verdicts}
     cause_of: dict[int, dict] = {}
     for verdict in verdicts:
         causes = [
             other
             for rule in SYMPTOMS
-            if verdict['rule'] in SYMPTOMS[rule] and rule in fired
+            if verdict['rule'] in SYMPTOMS[rule]
             for other in verdicts
             if other['rule'] == rule and _explains(other, verdict)
         ]
-        if causes:
-            cause_of[id(verdict)] = causes[0]
-    kept = []
-    for verdict in verdicts:
-        if id(verdict) not in cause_of:
-            kept.append(dict(verdict))
+        # Two rules may each explain the other: a chain of causes must not lead back.
+        first = next((c for c in causes if _root(c, cause_of) is not verdict), None)
+        if first is not None:
+            cause_of[id(verdict)] = first
+    merged = {id(v): dict(v) for v in verdicts if id(v) not in cause_of}
     for verdict in verdicts:
         if id(verdict) in cause_of:
-            root = cause_of[id(verdict)]
-            while id(root) in cause_of:
-                root = cause_of[id(root)]
-            merged = next(v for v in kept if _same(v, root))
-            _add_symptom(merged, verdict)
-    return sorted(kept, key=lambda v: SEVERITIES.index(v['severity']))
+            _add_symptom(merged[id(_root(verdict, cause_of))], verdict)
+    return sorted(merged.values(), key=lambda v: SEVERITIES.index(v['severity']))
+
+
+def _root(verdict: dict, cause_of: dict[int, dict]) -> dict:
+    """The last cause of a chain of causes."""
+    while id(verdict) in cause_of:
+        verdict = cause_of[id(verdict)]
+    return verdict
 
 
 def _explains(cause: dict, verdict: dict) -> bool:
     """An info explains no error, but where it is by design; a gate's verdict explains nothing."""
     if cause['severity'] == 'info' and verdict['severity'] != 'info':
         return cause['rule'] in ABSORBING and verdict['severity'] != 'error'
+    if cause['rule'] in _PLACED and verdict['rule'] not in _BACKWARD:
+        if cause['block'] > verdict['block']:
+            return False
     # Units die of features that are alike, or make them so: what comes first is the cause.
     if verdict['rule'] in _COLLAPSE and cause['rule'] == 'dead_units':
         return cause['block'] <= verdict['block']
     if cause['rule'] in _COLLAPSE and verdict['rule'] == 'dead_units':
         return cause['block'] < verdict['block']
     return True
-
-
-def _same(merged: dict, verdict: dict) -> bool:
-    return all(merged[key] == verdict[key] for key in ('rule', 'block', 'cause'))
 
 
 def _add_symptom(cause: dict, verdict: dict) -> None:

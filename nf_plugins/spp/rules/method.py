@@ -16,7 +16,7 @@ from .base import (
     block_at,
     called,
     evidence_of,
-    is_scale_free,
+    is_normalized,
     is_trained,
     option,
     says,
@@ -33,7 +33,7 @@ def not_reset(
     profile: SignalProfile, blocks: list[BlockSignal], *, growth: float = 2.0
 ) -> Findings:
     """A transition does not bring the variance back."""
-    if is_trained(profile) or all(is_scale_free(profile, b) for b in blocks):
+    if is_trained(profile) or is_normalized(profile, blocks):
         return
     start = None
     for before, block in zip([None, *blocks], blocks):

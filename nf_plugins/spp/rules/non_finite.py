@@ -25,25 +25,31 @@ def non_finite(profile: SignalProfile, blocks: list[BlockSignal]) -> Findings:
         for b in profile.blocks
         if not all(map(math.isfinite, (b.grad_avg_var or 0.0, b.grad_avg_sq_mean or 0.0)))
     ]
-    if not signal and not gradient:
+    broken = [fact for fact in evidence_of(profile).parameters if fact.kind == 'non_finite']
+    module = profile.non_finite_module
+    if not (signal or gradient or broken or module):
         return
     # The gradient flows back, so that the last block has it first.
-    block, what = (signal[0], 'signal') if signal else (gradient[-1], 'gradient')
-    cause = f'the {what} is not finite at {called(block)}'
-    broken = [fact for fact in evidence_of(profile).parameters if fact.kind == 'non_finite']
-    if profile.non_finite_module and signal:
-        cause += f'; the first to make such a value is {profile.non_finite_module}'
+    block, what = profile.blocks[-1], ''
+    if signal or gradient:
+        block, what = (signal[0], 'signal') if signal else (gradient[-1], 'gradient')
+        what = f'the {what} is not finite at {called(block)}'
+    elif module:
+        what = 'the output is not finite, although the signal of all blocks is'
+    texts = [what] if what else []
+    if module and not (gradient and not signal):
+        texts.append(f'the first to make such a value is {module}')
     remedy = (
         'Look for a division by zero or an overflow in half precision; a smaller initial scale '
         'or learning rate, or float32, keeps values in range'
     )
     if broken:
         fact = broken[0]
-        cause += f'; {fact.count} of {fact.total} parameters and buffers are not finite '
-        cause += f'themselves: {some(fact.names)}'
+        of = f'{fact.count} of {fact.total} parameters and buffers are not finite'
+        texts.append(f'{of}{" themselves" if texts else ""}: {some(fact.names)}')
         remedy = 'Load an earlier checkpoint: the update before made them so'
         if profile.state != 'trained':
             remedy = 'Look at how these parameters are initialised'
-    elif profile.non_finite_module == 'the input':
+    elif module == 'the input':
         remedy = 'Look at how the batch is made'
-    yield Finding('error', block.index, cause, remedy)
+    yield Finding('error', block.index, '; '.join(texts), remedy)

@@ -9,7 +9,7 @@ from nf_plugins.registry import RULES
 
 from ..evidence import NormFact
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, called, evidence_of, says, some
+from .base import Finding, Findings, also, block_at, called, evidence_of, kind_of, role, says, some
 
 
 @RULES.register_module()
@@ -23,9 +23,9 @@ def norm_missing(
         groups = defaultdict(list)
         for before, b in zip([None, *blocks], blocks):
             if b.layers and (part == 'norms' or b.kind == 'transition'):
-                # Blocks that change the shape may have no norm beside their layers (RepVGG).
-                same = before is not None and before.shape == b.shape
-                groups[b.family, b.kind, b.layers, bool(b.activation), same].append(b)
+                # Plain blocks that change the shape may lack a norm (RepVGG's identity).
+                same = b.kind != 'plain' or (before is not None and before.shape == b.shape)
+                groups[kind_of(b), same].append(b)
         for group in groups.values():
             for b in group:
                 others = Counter(getattr(o, part) for o in group if o is not b)
@@ -38,29 +38,64 @@ def norm_missing(
     if missing:
         first, text = min(missing, key=lambda item: item[0].index)
         cause = f'{called(first)} lacks a norm that its siblings have: {text}'
-        names = _roles_without(profile, blocks, first)
+        names = _norms_without(profile, blocks, first)
         if names:
-            cause += f' ({some(names)} is missing)'
+            cause += f' ({some(names)} {"is" if len(names) == 1 else "are"} missing)'
         if len(missing) > 1:
             cause += f'; so it is in {some(b.name for b, _ in missing)}'
-        yield Finding('warning', first.index, cause, 'Add the norm, as its siblings have it')
+        yield Finding('warning', first.index, cause, REMEDY)
+        return
+    lacking = _modules_without(profile, siblings)
+    if lacking:
+        index, module, names = min(lacking, key=lambda item: item[0])
+        paths = [f'{module}.{name}' for name in names]
+        cause = f'{module} lacks a norm that its siblings have, {some(paths)}'
+        cause += also(other for _, other, _ in lacking)
+        yield Finding('warning', index, cause, REMEDY)
 
 
-def _roles_without(
+REMEDY = 'Add the norm, as its siblings have it'
+
+
+def _modules_without(profile: SignalProfile, siblings: float) -> list[tuple[int, str, list[str]]]:
+    """Modules inside a block, repeated there, that lack norms: block, path, names of the norms."""
+    evidence = evidence_of(profile)
+    parts: dict[str, tuple[int, set[str], set[str]]] = {}
+    for fact in (*evidence.layers, *evidence.norms):
+        owner, _, leaf = fact.module.rpartition('.')
+        block = block_at(profile, fact.block)
+        if block.module and owner.startswith(f'{block.module}.'):
+            _, layers, norms = parts.setdefault(owner, (fact.block, set(), set()))
+            (norms if isinstance(fact, NormFact) else layers).add(leaf)
+    groups = defaultdict(list)
+    for owner, (_, layers, _) in parts.items():
+        groups[role(f'{owner}.'), frozenset(layers)].append(owner)
+    found = []
+    for group in groups.values():
+        counts = Counter(leaf for owner in group for leaf in parts[owner][2])
+        usual = {leaf for leaf, n in counts.items() if n >= max(3, siblings * (len(group) - 1))}
+        for owner in group:
+            index, layers, norms = parts[owner]
+            if layers and usual - norms:
+                found.append((index, owner, sorted(usual - norms)))
+    return found
+
+
+def _norms_without(
     profile: SignalProfile, blocks: list[BlockSignal], block: BlockSignal
 ) -> list[str]:
-    """Names, in a block, of the norms that the blocks of the same class have and it has not."""
-    alike = [b for b in blocks if (b.family, b.layers) == (block.family, block.layers)]
-    family = [b.module for b in alike if b.module]
-    others: Counter[str] = Counter()
+    """Paths, in a block, of the norms that most blocks of its class have and it has not."""
+    modules = {b.module for b in blocks if b.module and b.family == block.family}
+    counts: Counter[str] = Counter()
     own: set[str] = set()
-    for norm in evidence_of(profile).norms:
-        for module in dict.fromkeys(family):
-            if norm.module.startswith(f'{module}.'):
-                name = norm.module.removeprefix(f'{module}.')
+    for path in {norm.module for norm in evidence_of(profile).norms}:
+        for module in modules:
+            if path.startswith(f'{module}.'):
+                name = path.removeprefix(f'{module}.')
                 own |= {name} if module == block.module else set()
-                others[name] += module != block.module
-    return [name for name, count in others.items() if count > 1 and name not in own]
+                counts[name] += module != block.module
+    least = max(2, len(modules) / 2)
+    return [f'{block.module}.{n}' for n, count in counts.items() if count >= least and n not in own]
 
 
 @RULES.register_module()

@@ -44,11 +44,17 @@ def no_gradient(profile: SignalProfile, blocks: list[BlockSignal]) -> Findings:
     for fact in _facts(profile, 'no_gradient'):
         share = f'{fact.count} of {fact.total} trainable parameters'
         if fact.reason == 'detached':
+            cause = f'{share} get no gradient although they are used: {some(fact.names)}'
+            last = [b for b in blocks if fact.blocks and b.index == fact.blocks[-1]]
+            where = 'after them'
+            if last and len(fact.blocks) > 1:
+                cause += f'; the last of them are in {called(last[0])}'
+                where = f'in or after {last[0].name or "that block"}'
             yield Finding(
                 'error' if fact.blocks or fact.count > 1 else 'warning',
-                _first(fact, blocks),
-                f'{share} get no gradient although they are used: {some(fact.names)}',
-                'Something cuts the graph after them: look for detach(), .data and no_grad()',
+                last[0].index if last else blocks[0].index,
+                cause,
+                f'Something cuts the graph {where}: look for detach(), .data and no_grad()',
             )
         else:
             yield Finding(

@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections import defaultdict
+from collections.abc import Iterable
 
 from nf_plugins.registry import RULES
 
@@ -17,11 +18,13 @@ from .base import (
     beyond_siblings,
     called,
     evidence_of,
+    is_normalized,
     is_normalizer_free,
     is_scale_free,
     is_silenced,
     is_silent,
     is_trained,
+    kind_of,
     option,
     place_in_block,
     rectifier,
@@ -33,13 +36,29 @@ SURE = 5
 """Times the threshold of an explosion, from where on a network will hardly train."""
 DYING = 0.1
 """Variance below which a signal that grows only recovers."""
+DEAD = 1e-3
+"""Share of the input's variance below which nothing of it is left."""
 NORM_EPS = 1e-5
 """Variance that norms add before they divide; below it they do not normalize."""
 
 
 def start_of(profile: SignalProfile, blocks: list[BlockSignal]) -> float:
-    """The variance that the blocks start from: the larger one of stem and first block."""
-    return max([blocks[0].avg_var, *(b.avg_var for b in profile.blocks if b.kind == 'stem')])
+    """The variance that the blocks start from: the larger one of stem and first block.
+
+    Where both are dead, the signal has died before them: then it is the input's.
+    """
+    start = max([blocks[0].avg_var, *(b.avg_var for b in profile.blocks if b.kind == 'stem')])
+    entry = power_of_input(profile)
+    return entry if entry and start < DEAD * entry else start
+
+
+def power_of_input(profile: SignalProfile) -> float | None:
+    """Mean square of the input, None where a norm takes its scale away or it has none."""
+    first, evidence = profile.blocks[0], evidence_of(profile)
+    normed = first.norms or any(norm.block <= first.index for norm in evidence.norms)
+    if normed or not evidence.inputs or evidence.inputs[0].tokens:
+        return None
+    return evidence.inputs[0].std ** 2 + evidence.inputs[0].mean ** 2
 
 
 @RULES.register_module()
@@ -57,7 +76,7 @@ def explosion(
         f'the variance explodes: from {start:.3g} at the start to {high.avg_var:.3g} at '
         f'{called(high)}, {rate:.3g} times per block'
     )
-    if all(is_scale_free(profile, b) for b in blocks):
+    if is_normalized(profile, blocks):
         yield Finding(
             'info',
             beyond.index,
@@ -118,7 +137,7 @@ def attenuation(
         remedy = 'Training opens the branches: measure with the gains at one (unit_gain)'
         if not silenced:
             remedy = 'Measure with images, of which average pooling takes less'
-    elif all(is_scale_free(profile, b) for b in blocks) and low.avg_var > NORM_EPS / 10:
+    elif is_normalized(profile, blocks) and low.avg_var > NORM_EPS / 10:
         yield Finding(
             'info',
             first.index,
@@ -162,7 +181,7 @@ def mean_shift(
         f'{worst.avg_sq_mean / worst.avg_var:.3g} times the variance ({len(shifted)} of '
         f'{len(blocks)} blocks are beyond {ratio:g})'
     )
-    if all(is_scale_free(profile, b) for b in blocks):
+    if is_normalized(profile, blocks):
         cause += '; each block normalizes what it reads'
         yield Finding('info', shifted[0].index, cause)
         return
@@ -200,6 +219,7 @@ def branch_jump(
     if not trained:
         free = [b for b in blocks if is_scale_free(profile, b)]  # others grow with their input
         jumps.update(_branches_beyond(free, ratio, jumps))
+        jumps.update(_gains_beyond(blocks, weights))
     layers = [] if trained else _layers_beyond(profile, weights)
     if jumps and len(jumps) > max(1, len(blocks) // 4):  # all blocks grow: an explosion
         jumps = {}
@@ -207,8 +227,8 @@ def branch_jump(
         return
     index = min([*jumps, *(layer[1] for layer in layers)])
     parts = [
-        f'the weights of {name} are {times:.3g} times those of its siblings'
-        for name, _, times in layers[:3]
+        f'the weights of {name} are {times:.3g} times those of {others}'
+        for name, _, times, others in layers[:3]
     ]
     if len(layers) > 3:
         parts[-1] += f' ({len(layers)} layers are beyond {weights:g} times)'
@@ -229,6 +249,12 @@ def _record_jumps(
 ) -> dict[int, str]:
     """Blocks whose variance is far beyond that of all blocks before."""
     found = {}
+    first, entry = profile.blocks[0], power_of_input(profile)
+    if entry and first.avg_var > ratio * entry:
+        found[first.index] = (
+            f'the signal has {first.avg_var / entry:.3g} times the variance of the input after '
+            f'{called(first)}'
+        )
     highest = max(
         (b.avg_var for b in profile.blocks if b.kind == 'stem'), default=blocks[0].avg_var
     )
@@ -250,7 +276,7 @@ def _branches_beyond(
     groups = defaultdict(list)
     for b in blocks:
         if b.res_avg_var and b.kind == 'residual':
-            groups[b.family, b.shape, b.layers, b.activation].append((b, b.res_avg_var))
+            groups[kind_of(b), b.shape, b.activation].append((b, b.res_avg_var))
     found = {}
     for group in groups.values():
         for b, value, middle in beyond_siblings(group, ratio):
@@ -262,33 +288,105 @@ def _branches_beyond(
     return found
 
 
-def _layers_beyond(profile: SignalProfile, weights: float) -> list[tuple[str, int, float]]:
+def _gains_beyond(blocks: list[BlockSignal], weights: float) -> dict[int, str]:
+    """Branches that are multiplied with far more than those of their siblings."""
+    groups = defaultdict(list)
+    for b in blocks:
+        if b.branch_gain:
+            groups[kind_of(b)].append((b, b.branch_gain))
+    return {
+        b.index: f'the branch of {called(b)} is multiplied by {gain:.3g}, those of its siblings '
+        f'by {usual:.3g}'
+        for group in groups.values()
+        for b, gain, usual in beyond_siblings(group, weights)
+    }
+
+
+Beyond = tuple[str, int, float, str]
+"""A layer, its block, how many times its weights are larger, and than those of what."""
+SIBLINGS = 'its siblings'
+
+
+def _layers_beyond(profile: SignalProfile, weights: float) -> list[Beyond]:
     """Layers and norms whose weights are far larger than those of their siblings."""
-    evidence, groups = evidence_of(profile), defaultdict(list)
-    for layer in evidence.layers:
+    groups = defaultdict(list)
+    for layer in evidence_of(profile).layers:
         place = place_in_block(profile, layer.module, layer.block)
         groups[place, layer.op, _form(layer)].append((layer, layer.energy))
-    found = []
+    found: list[Beyond] = []
     for group in groups.values():
         spread = {id(layer): value / layer.fan_in for layer, value in group}
         middle = statistics.median(spread.values())
         for layer, value, usual in beyond_siblings(group, weights**2):
             if spread[id(layer)] > weights**2 * middle:  # by either convention of the fan-in
-                found.append((layer.module, layer.block, math.sqrt(value / usual)))
-    scales = defaultdict(list)
-    for norm in evidence.norms:
-        if norm.scale:
-            place = place_in_block(profile, norm.module, norm.block)
-            scales[place, norm.op].append((norm, norm.scale))
-    for of_norms in scales.values():
-        for norm, value, usual in beyond_siblings(of_norms, weights):
-            found.append((norm.module, norm.block, value / usual))
+                found.append((layer.module, layer.block, math.sqrt(value / usual), SIBLINGS))
+    known = {name for name, *_ in found}
+    single = _single_layers_beyond(groups.values(), weights)
+    single += [
+        (layer.module, layer.block, math.sqrt(layer.energy), 'a layer that keeps the variance')
+        for layer in evidence_of(profile).layers
+        if layer.last and layer.energy > weights**2  # a head has no siblings
+    ]
+    found += {item[0]: item for item in reversed(single) if item[0] not in known}.values()
+    found += _norms_beyond(profile, weights)
     return sorted(found, key=lambda item: item[1])
+
+
+def _norms_beyond(profile: SignalProfile, weights: float) -> list[Beyond]:
+    """Norms whose scale is far larger than that of their siblings, of all norms without any."""
+    groups = defaultdict(list)
+    norms = [norm for norm in evidence_of(profile).norms if norm.scale]
+    for norm in norms:
+        place = place_in_block(profile, norm.module, norm.block)
+        groups[place, norm.op].append((norm, norm.scale or 0.0))
+    found = []
+    for group in groups.values():
+        alone = len(group) < 3
+        pairs = [(norm, norm.scale or 0.0) for norm in norms] if alone else group
+        own = {id(norm) for norm, _ in group}
+        for norm, value, usual in beyond_siblings(pairs, weights):
+            if id(norm) in own:
+                others = 'the other norms' if alone else SIBLINGS
+                found.append((norm.module, norm.block, value / usual, others))
+    return found
+
+
+def _single_layers_beyond(
+    groups: Iterable[list[tuple[LayerFact, float]]], weights: float
+) -> list[Beyond]:
+    """Layers without siblings whose weights are far larger than all others of the network."""
+    layers = [layer for group in groups for layer, _ in group]
+    single = [group[0][0] for group in groups if len(group) < 3]
+    found = []
+    for layer in single:
+        others = [o for o in layers if o is not layer and o.energy > 0]
+        if len(others) < 3 or _form(layer) == 'depthwise':
+            continue
+        # Libraries scale weights by the inputs of a filter, by its outputs, or not at all.
+        times = min(
+            layer.energy * size(layer) / max(o.energy * size(o) for o in others)
+            for size in (_per_filter, _per_weight, _per_output)
+        )
+        if times > weights**2:
+            found.append((layer.module, layer.block, math.sqrt(times), 'any other layer'))
+    return found
+
+
+def _per_filter(layer: LayerFact) -> float:
+    return 1.0
+
+
+def _per_weight(layer: LayerFact) -> float:
+    return 1 / layer.fan_in
+
+
+def _per_output(layer: LayerFact) -> float:
+    return layer.rows / layer.fan_in
 
 
 def _form(layer: LayerFact) -> str:
     """Tell depthwise layers from those that widen and those that narrow."""
-    if layer.fan_in <= 49:
+    if layer.fan_in in (9, 25, 49):
         return 'depthwise'
     return 'wider' if layer.rows > layer.fan_in else 'narrower'
 
