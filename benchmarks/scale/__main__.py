@@ -18,6 +18,7 @@ from nf_plugins.errors import as_usage_error
 from nf_plugins.utils.files import atomic_write
 
 from . import memory, processes
+from .report import tables
 
 MODULE = 'benchmarks.scale'
 DEVICES, BATCH = 32, 128
@@ -56,14 +57,13 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='JSON file')
     with as_usage_error('bad arguments'):
         args = parser.parse_args()
-    results = dict(paper=on_paper(args.arch, args.size))
-    results['processes'] = {n: processes.measure(n, args.rounds) for n in args.processes}
-    found = dict(machine=machine(), command=command(MODULE), **results)
-    text = json.dumps(found, indent=1) + '\n'
-    print(text)
+    found = dict(machine=machine(), command=command(MODULE))
+    found['paper'] = on_paper(args.arch, args.size)
+    found['processes'] = {n: processes.measure(n, args.rounds) for n in args.processes}
+    print('\n'.join(tables(found)))
     if args.out:
         with as_usage_error(f'cannot write {args.out}'):
-            atomic_write(args.out, text)
+            atomic_write(args.out, json.dumps(found, indent=1) + '\n')
 
 
 if __name__ == '__main__':
