@@ -288,7 +288,7 @@ DTYPE = named('numpy.dtype') + text('f4') + b'\x89\x88\x87R'
 EQUAL = [2.0**k for k in range(-1037, 1020, 61)]  # their hashes are the same
 HISTORY = named('mmengine.logging.history_buffer.HistoryBuffer')
 LISTS = shared(b']', lambda last: b'](' + last + last + b'e')
-DEEP = b'N' + b'\x85' * (2 * 10**5)
+DEEP = b'N' + b'\x85' * 10**6
 BOMBS = {
     'shared lists': LISTS,
     'shared tuples': shared(b')', lambda last: last + last + b'\x86'),
@@ -300,7 +300,7 @@ BOMBS = {
     + b'h\x01h\x01\x87R',
     'a container in itself': b']q\x00h\x00a',
     'a huge memo': b'Nr\xff\xff\xff\x7f\x85',
-    'a deep tuple': b'N' + b'\x85' * 10**6,
+    'a deep tuple': DEEP,
     'a deep tuple as a key': b'}' + DEEP + b'Ns',
     'a deep tuple in a set': b'\x8f(' + DEEP + b'\x90',
     'a deep tuple as an argument': named('functools.partial') + DEEP + b'R',
@@ -395,7 +395,7 @@ def test_no_small_file_takes_the_process(tmp_path, tool_env):
             ('pth', f'{kind}.pth', again(pickled(part[2:-1]))),
             ('haiku', f'{kind}.npz', part),
         ]
-        if len(part) < 10**6 and DEEP not in part:
+        if len(part) < 10**6:
             files.append(('pth', f'{kind}, legacy.pth', head + part + pickle.dumps([])))
     files += [
         (reader, kind + ('.safetensors' if 'safetensors' in kind else '.npz'), content)
