@@ -29,7 +29,7 @@ SHORT = {
     ),
     'ConvNeXt': dict(depths=[1, 1, 1, 1], channels=[128, 256, 512, 1024]),
 }
-QUICK = ('digits', 'cifar10.py', 'nf-resnet50_8xb32', 'pws-resnet50_1xb64', 'nf-regnet-b0')
+QUICK = ('digits', 'nf-resnet50_8xb32', 'nf-regnet-b0')
 
 
 def load(name):

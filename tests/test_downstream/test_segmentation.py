@@ -58,6 +58,7 @@ def test_dilations_keep_the_resolution_and_the_weights():
     torch.testing.assert_close(outputs[0], first)
 
 
+@pytest.mark.slow
 def test_the_variance_is_preserved_up_to_the_classifier():
     """Neck and head go on with unit variance; each factor that is forgotten costs 1.7^2."""
     _, model = build(LARGE, skipinit=1.0)

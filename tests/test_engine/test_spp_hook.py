@@ -102,6 +102,7 @@ def test_records_are_analyses_of_the_network_of_that_moment(tmp_path):
     assert first['blocks'] != last['blocks']
 
 
+@pytest.mark.slow
 def test_the_running_batch_is_what_was_trained_on(tmp_path):
     cfg = config(tmp_path, hook=dict(input='batch', mode='eval'), epochs=1, **NF)
     runner = Runner.from_cfg(cfg)
@@ -320,6 +321,7 @@ def test_what_the_running_batch_must_be(batch, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
+@pytest.mark.slow
 def test_two_hooks_have_two_folders(tmp_path):
     cfg = config(tmp_path, epochs=1, **NF)
     cfg.custom_hooks = [dict(type='SPPHook', mode=mode) for mode in ('train', 'eval')]
@@ -348,6 +350,7 @@ def test_activation_checkpointing(tmp_path):
     assert plain.iter == runner.iter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('value', [3, None, ['a'], {'a': 1}, b'x', 'a\x1b[2J', '', 'x' * 10_000])
 def test_a_hub_that_holds_something_else(value, tmp_path):
     """Found when the training starts, not when the first record is due."""

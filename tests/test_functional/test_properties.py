@@ -301,6 +301,7 @@ def networks(draw):
     return net, torch.randn(2, 3, *draw(st.tuples(*[st.integers(1, 40)] * 2)), dtype=torch.double)
 
 
+@pytest.mark.slow
 @thorough(25)
 @given(case=networks())
 def test_a_folded_network_gives_the_same(case):
@@ -365,6 +366,7 @@ shapes = st.one_of(
 )
 
 
+@pytest.mark.slow
 @thorough(150)
 @given(data=st.data())
 def test_clipped_gradients_keep_to_their_limit(data):

@@ -97,6 +97,7 @@ def test_onnx_of_a_layer(conv):
     check_onnx(conv().eval().requires_grad_(False), [(9, 9), (8, 7), (6, 12)], False, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('folded', [True, False])
 @pytest.mark.parametrize('name', NETWORKS)
 def test_a_trace_holds_for_every_size(name, folded):
@@ -121,6 +122,7 @@ def test_fx_holds_for_every_size(name):
         assert relative_error(graph(x)[0], net(x)[0]) < 1e-6, size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NETWORKS)
 def test_feature_extractor(name):
     """Any value can be asked for: none is overwritten later. Tracing is in both modes."""

@@ -232,6 +232,7 @@ class Stop(BaseException):
     """As KeyboardInterrupt, which would stop pytest where it is not caught."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [ValueError, Stop])
 @pytest.mark.parametrize('where', ['train', 'forward', 'hook', 'second pass', 'backward'])
 def test_an_exception_at_every_stage(kind, where, monkeypatch):

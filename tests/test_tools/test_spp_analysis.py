@@ -32,6 +32,7 @@ def build():
     return MODELS.build(cfg.model)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_what_is_measured(tmp_path, capsys):
     model = build()
     with torch.no_grad():

@@ -107,6 +107,7 @@ DAMAGE = dict(
 )
 
 
+@pytest.mark.slow
 @has_compiler
 @pytest.mark.parametrize('kind', DAMAGE)
 def test_a_damaged_file_is_made_again(kind, cache):

@@ -533,6 +533,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Unnecessary conv bias:UserWarning')
 @pytest.mark.parametrize('cfg', SMALL, ids=lambda cfg: cfg['type'])
 def test_a_sample_of_mmpretrain(cfg):
@@ -588,6 +589,7 @@ def test_a_backbone_of_every_type_in_the_configs_of_mmpretrain():
     assert wrong == ['Conformer']  # see below
 
 
+@pytest.mark.slow
 def test_masked_pretraining_backbones_see_the_whole_image():
     init_default_scope('mmpretrain')
     net = MODELS.build(dict(type='MAEViT', arch='b', mask_ratio=0.75))
