@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -66,16 +67,30 @@ def records(work_dir):
     return sorted(found, key=lambda record: record['iter'])
 
 
+def options_of(network):
+    return {k: v for k, v in SMALL[network].items() if 'dropout' not in k}
+
+
+@pytest.fixture(scope='module')
+def without_hook(tmp_path_factory):
+    """The runner of a training that nothing watches, and the random state after it."""
+
+    @cache
+    def run(network):
+        folder = tmp_path_factory.mktemp('without')
+        return train(folder, network=network, **options_of(network)), torch.get_rng_state()
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('network', ['nf_resnet/nf-resnet', 'baselines/resnet-bn'])
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 @pytest.mark.parametrize('source', ['gaussian', 'batch'])
-def test_training_is_the_same_to_the_bit(network, mode, source, tmp_path):
-    options = {k: v for k, v in SMALL[network].items() if 'dropout' not in k}
+def test_training_is_the_same_to_the_bit(network, mode, source, without_hook, tmp_path):
     hook = dict(by_epoch=False, interval=1, mode=mode, input=source, backward=True)
-    with_hook = train(tmp_path / 'with', network=network, hook=hook, **options)
-    random = torch.get_rng_state()
-    without = train(tmp_path / 'without', network=network, **options)
+    without, random = without_hook(network)
+    with_hook = train(tmp_path / 'with', network=network, hook=hook, **options_of(network))
     assert torch.equal(random, torch.get_rng_state())
     a, b = with_hook.model.state_dict(), without.model.state_dict()
     assert a.keys() == b.keys()
