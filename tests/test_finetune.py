@@ -206,6 +206,7 @@ def test_images_may_come_later(tmp_path, monkeypatch, capsys):
     assert Config.fromfile('my.py').model.head.num_classes == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('place', [f'timm://{TEST}', TEST])
 def test_signal_of_published_weights_by_name(place, server, tmp_path):
     import json

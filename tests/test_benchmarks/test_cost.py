@@ -10,6 +10,7 @@ from mmengine.registry import MODELS
 from benchmarks.cost import benchmark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'config',
     [

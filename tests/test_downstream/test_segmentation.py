@@ -104,6 +104,7 @@ def test_pipelines_build(name):
             TRANSFORMS.build(transform)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [LARGE, SMALL])
 def test_the_parameters_in_the_metafile(name):
     _, model = build(name)

@@ -183,6 +183,7 @@ def test_a_second_training_in_the_same_folder_is_another_one(tmp_path):
     assert len({r['training'] for r in found}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['activation', 'update', 'explosion'])
 def test_stop_on(how, tmp_path):
     """The step, the module, and the last checkpoint as it was."""
@@ -348,6 +349,7 @@ def test_two_hooks_have_two_folders(tmp_path):
         assert {r['training'] for r in found} == {runner.timestamp}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:.*use_reentrant parameter:UserWarning')
 @pytest.mark.filterwarnings('ignore:None of the inputs have requires_grad:UserWarning')
 def test_activation_checkpointing(tmp_path):
@@ -380,6 +382,7 @@ def test_a_hub_that_holds_something_else(value, tmp_path):
     assert [r['training'] for r in records(tmp_path)] == [runner.timestamp]
 
 
+@pytest.mark.slow
 def test_files_in_the_folder_that_are_no_records(tmp_path):
     runner = Runner.from_cfg(config(tmp_path, epochs=1, hook=dict(), **NF))
     hook = next(hook for hook in runner.hooks if isinstance(hook, SPPHook))
@@ -435,6 +438,7 @@ def test_bad_arguments(kwargs, message):
         SPPHook(**kwargs)
 
 
+@pytest.mark.slow
 def test_each_block_has_norms_of_gradient_weights_and_update(tmp_path):
     """Compared with a training by hand: SGD's update is the learning rate times the gradient."""
     sgd = {'optim_wrapper': dict(_delete_=True, optimizer=dict(type='SGD', lr=0.01))}

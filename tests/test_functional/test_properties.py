@@ -114,6 +114,7 @@ def draw_weight(data, dtype, fan=fans, **limits):
     return w, torch.empty(len(w), dtype=dtype).uniform_(-2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, *HALF])
 @thorough(60)
 @given(data=st.data(), options=standardizations)

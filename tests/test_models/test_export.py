@@ -151,6 +151,7 @@ def test_feature_extractor(name):
         torch.testing.assert_close(value, seen[node], msg=node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['NFResNet', 'NFRegNet', 'PWSResNet'])
 def test_fx_graph_mode_quantization(name):
     """7 bits of each activation, 8 of each weight, in 14 layers or more."""

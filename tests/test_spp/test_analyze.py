@@ -188,6 +188,7 @@ def test_the_flat_plot_of_skipinit():
         assert grows.blocks[i].avg_var > 1.01 * grows.blocks[i - 1].avg_var
 
 
+@pytest.mark.slow
 def test_the_exploding_mean_of_a_network_without_norms():
     def digits(norm_cfg):
         torch.manual_seed(0)

@@ -40,11 +40,13 @@ HEALTHY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', HEALTHY)
 def test_a_healthy_network_gets_no_verdict(name):
     assert not verdicts(HEALTHY[name]())
 
 
+@pytest.mark.slow
 def test_skipinit():
     net = built(NFResNet, depth=26)
     found = verdicts(net)
@@ -80,6 +82,7 @@ def test_layer_scale():
     assert 'LayerScale' in message
 
 
+@pytest.mark.slow
 def test_a_convolution_initialised_at_zero_is_no_gain():
     from nf_plugins.models import FixupResNet
 
@@ -89,6 +92,7 @@ def test_a_convolution_initialised_at_zero_is_no_gain():
     assert '--unit-gain' not in found['message']
 
 
+@pytest.mark.slow
 def test_timms_flat_plot_has_three_causes():
     """DESIGN: a zero gain, pooled shortcuts, and gamma folded into the stem's convolution."""
     torch.manual_seed(0)
@@ -132,6 +136,7 @@ def test_mean_shift_of_he_initialised_weights_and_its_absence_with_scaled_ws():
     assert 'mean_shift' not in verdicts(HEALTHY['NF-ResNet']())
 
 
+@pytest.mark.slow
 def test_a_folded_gamma_scales_all_stages_and_is_not_taken_for_a_missing_reset():
     net = built(NFResNet, depth=50, skipinit=1.0, gamma_at='conv')
     found = verdicts(net)

@@ -216,6 +216,7 @@ def of_the_process():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('messy', [False, True])
 @pytest.mark.parametrize('backward', [False, True])
 def test_whatever_attributes_it_has(messy, backward):
