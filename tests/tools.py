@@ -20,6 +20,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -161,6 +162,22 @@ def run_apart(
     status = process.wait(timeout)
     outputs = process.read('stdout'), process.read('stderr')
     return subprocess.CompletedProcess([tool, *map(str, args)], status, *outputs)
+
+
+def run_ranks(worker: Callable[..., None], *args: str, count: int = 2) -> None:
+    """Run a function of a test in forked processes, as ``torch.multiprocessing.spawn`` does.
+
+    Args:
+        worker: A function of a module; it is called with the rank and ``args``.
+        args: Texts.
+        count: The number of processes.
+    """
+    code = (
+        f'import sys; from {worker.__module__} import {worker.__name__} as worker; '
+        'worker(int(sys.argv[1]), *sys.argv[2:])'
+    )
+    processes = [Apart(code, rank, *args, code=True) for rank in range(count)]
+    assert [process.wait() for process in processes] == [0] * count, processes[0].output[-2000:]
 
 
 # What the tools import at any time.

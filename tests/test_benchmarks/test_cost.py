@@ -11,6 +11,7 @@ from mmengine.registry import MODELS
 from benchmarks.cost import benchmark
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'config',
     [

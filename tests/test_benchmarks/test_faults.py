@@ -31,6 +31,7 @@ def test_a_fault_is_named_where_it_is(network, kind):
     assert found['localised'] is not False, found['verdicts']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('given', ['noise', 'images'])
 @pytest.mark.parametrize('network', ['torchvision mobilenet_v2', 'timm levit_128s', 'NFNet'])
 def test_a_healthy_network_gets_no_warning(network, given):

@@ -30,6 +30,7 @@ def test_the_forms_fill_as_much_of_their_box_as_they_should():
         assert np.mean(np.abs(np.array(filled[label]) - share) < 0.02) > 0.3
 
 
+@pytest.mark.slow
 def test_colours_do_not_tell_the_class():
     items = list(Shapes(200))
     means = [

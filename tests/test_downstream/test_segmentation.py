@@ -58,6 +58,7 @@ def test_dilations_keep_the_resolution_and_the_weights():
     torch.testing.assert_close(outputs[0], first)
 
 
+@pytest.mark.slow
 def test_the_variance_is_preserved_up_to_the_classifier():
     """Neck and head go on with unit variance; each factor that is forgotten costs 1.7^2."""
     _, model = build(LARGE, skipinit=1.0)
@@ -103,6 +104,7 @@ def test_pipelines_build(name):
             TRANSFORMS.build(transform)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [LARGE, SMALL])
 def test_the_parameters_in_the_metafile(name):
     _, model = build(name)

@@ -12,6 +12,8 @@ from torch import nn
 from nf_plugins.checkpoint import safe_load
 from nf_plugins.layers import ScaledWSConv2d
 
+from ..tools import run_ranks
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not dist.is_available(), reason='needs torch.distributed'),
@@ -112,7 +114,7 @@ def runs(tmp_path_factory):
     torch.manual_seed(0)
     net, images = Net(), torch.randn(2, 4, 2, 6, 6)
     torch.save((net, images), folder / 'start.pt')
-    torch.multiprocessing.spawn(worker, (str(folder),), nprocs=2)
+    run_ranks(worker, str(folder))
     one = train(net, images)
     return one, [safe_load(folder / f'rank{rank}.pt') for rank in range(2)]
 

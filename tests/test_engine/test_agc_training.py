@@ -113,6 +113,7 @@ def train_by_hand(model, images, labels, steps):
                 p -= torch.as_tensor(SETTINGS['lr'] * (g + 0.9 * buffers[name]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', STARTS)
 def test_equals_the_optimizer_written_out(kind):
     path = DATA / 'nf_resnet_50_relu_se0_skip1_w1.npz'

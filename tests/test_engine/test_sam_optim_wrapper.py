@@ -14,6 +14,8 @@ from torch import nn
 
 from nf_plugins.checkpoint import safe_load
 
+from ..tools import run_ranks
+
 LR, MOMENTUM, DECAY = 0.1, 0.9, 1e-2
 SGD = dict(type='SGD', lr=LR, momentum=MOMENTUM, nesterov=True, weight_decay=DECAY)
 AGC = dict(type='agc', clip_factor=0.02, eps=1e-3, skip=['fc.weight'])
@@ -271,7 +273,7 @@ def worker(rank, folder):
 @pytest.mark.slow
 @pytest.mark.skipif(not dist.is_available(), reason='needs torch.distributed')
 def test_processes_go_up_alone_and_down_together(tmp_path):
-    torch.multiprocessing.spawn(worker, (str(tmp_path),), nprocs=2)
+    run_ranks(worker, str(tmp_path))
     ranks = [safe_load(tmp_path / f'rank{rank}.pt') for rank in range(2)]
     for name, count in COUNTS.items():
         twin = make()

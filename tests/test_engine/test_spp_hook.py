@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+from functools import cache
 from pathlib import Path
 from unittest import mock
 
@@ -66,16 +67,30 @@ def records(work_dir):
     return sorted(found, key=lambda record: record['iter'])
 
 
+def options_of(network):
+    return {k: v for k, v in SMALL[network].items() if 'dropout' not in k}
+
+
+@pytest.fixture(scope='module')
+def without_hook(tmp_path_factory):
+    """The runner of a training that nothing watches, and the random state after it."""
+
+    @cache
+    def run(network):
+        folder = tmp_path_factory.mktemp('without')
+        return train(folder, network=network, **options_of(network)), torch.get_rng_state()
+
+    return run
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize('network', ['nf_resnet/nf-resnet', 'baselines/resnet-bn'])
 @pytest.mark.parametrize('mode', ['train', 'eval'])
 @pytest.mark.parametrize('source', ['gaussian', 'batch'])
-def test_training_is_the_same_to_the_bit(network, mode, source, tmp_path):
-    options = {k: v for k, v in SMALL[network].items() if 'dropout' not in k}
+def test_training_is_the_same_to_the_bit(network, mode, source, without_hook, tmp_path):
     hook = dict(by_epoch=False, interval=1, mode=mode, input=source, backward=True)
-    with_hook = train(tmp_path / 'with', network=network, hook=hook, **options)
-    random = torch.get_rng_state()
-    without = train(tmp_path / 'without', network=network, **options)
+    without, random = without_hook(network)
+    with_hook = train(tmp_path / 'with', network=network, hook=hook, **options_of(network))
     assert torch.equal(random, torch.get_rng_state())
     a, b = with_hook.model.state_dict(), without.model.state_dict()
     assert a.keys() == b.keys()
@@ -102,6 +117,7 @@ def test_records_are_analyses_of_the_network_of_that_moment(tmp_path):
     assert first['blocks'] != last['blocks']
 
 
+@pytest.mark.slow
 def test_the_running_batch_is_what_was_trained_on(tmp_path):
     cfg = config(tmp_path, hook=dict(input='batch', mode='eval'), epochs=1, **NF)
     runner = Runner.from_cfg(cfg)
@@ -167,6 +183,7 @@ def test_a_second_training_in_the_same_folder_is_another_one(tmp_path):
     assert len({r['training'] for r in found}) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('how', ['activation', 'update', 'explosion'])
 def test_stop_on(how, tmp_path):
     """The step, the module, and the last checkpoint as it was."""
@@ -320,6 +337,7 @@ def test_what_the_running_batch_must_be(batch, tmp_path):
     assert not list(tmp_path.glob('*.pth'))
 
 
+@pytest.mark.slow
 def test_two_hooks_have_two_folders(tmp_path):
     cfg = config(tmp_path, epochs=1, **NF)
     cfg.custom_hooks = [dict(type='SPPHook', mode=mode) for mode in ('train', 'eval')]
@@ -331,6 +349,7 @@ def test_two_hooks_have_two_folders(tmp_path):
         assert {r['training'] for r in found} == {runner.timestamp}
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:.*use_reentrant parameter:UserWarning')
 @pytest.mark.filterwarnings('ignore:None of the inputs have requires_grad:UserWarning')
 def test_activation_checkpointing(tmp_path):
@@ -348,6 +367,7 @@ def test_activation_checkpointing(tmp_path):
     assert plain.iter == runner.iter
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('value', [3, None, ['a'], {'a': 1}, b'x', 'a\x1b[2J', '', 'x' * 10_000])
 def test_a_hub_that_holds_something_else(value, tmp_path):
     """Found when the training starts, not when the first record is due."""
@@ -362,6 +382,7 @@ def test_a_hub_that_holds_something_else(value, tmp_path):
     assert [r['training'] for r in records(tmp_path)] == [runner.timestamp]
 
 
+@pytest.mark.slow
 def test_files_in_the_folder_that_are_no_records(tmp_path):
     runner = Runner.from_cfg(config(tmp_path, epochs=1, hook=dict(), **NF))
     hook = next(hook for hook in runner.hooks if isinstance(hook, SPPHook))
@@ -417,6 +438,7 @@ def test_bad_arguments(kwargs, message):
         SPPHook(**kwargs)
 
 
+@pytest.mark.slow
 def test_each_block_has_norms_of_gradient_weights_and_update(tmp_path):
     """Compared with a training by hand: SGD's update is the learning rate times the gradient."""
     sgd = {'optim_wrapper': dict(_delete_=True, optimizer=dict(type='SGD', lr=0.01))}

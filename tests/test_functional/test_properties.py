@@ -114,6 +114,7 @@ def draw_weight(data, dtype, fan=fans, **limits):
     return w, torch.empty(len(w), dtype=dtype).uniform_(-2, 2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype', [torch.float64, torch.float32, *HALF])
 @thorough(60)
 @given(data=st.data(), options=standardizations)
@@ -301,6 +302,7 @@ def networks(draw):
     return net, torch.randn(2, 3, *draw(st.tuples(*[st.integers(1, 40)] * 2)), dtype=torch.double)
 
 
+@pytest.mark.slow
 @thorough(25)
 @given(case=networks())
 def test_a_folded_network_gives_the_same(case):
@@ -365,6 +367,7 @@ shapes = st.one_of(
 )
 
 
+@pytest.mark.slow
 @thorough(150)
 @given(data=st.data())
 def test_clipped_gradients_keep_to_their_limit(data):

@@ -129,6 +129,7 @@ def test_half_precision_compilation_pickle_and_meta(name):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', LAYERS)
 def test_gradients_of_the_compiled_layer(name):
     layer, x = random_layer(name, 4).float(), torch.randn(2, 4, 3, 5, requires_grad=True)

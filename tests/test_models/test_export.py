@@ -15,9 +15,9 @@ from .common import NETWORKS, build, images
 
 SIZES = [(64, 64), (65, 65), (96, 32), (63, 70)]
 FORMS = ('NFResNet, ECA', 'NFResNet, SiLU', 'NFResNet, symmetric')
-UNFOLDED_TOO = [
-    (name, folded) for name in NETWORKS if name not in FORMS for folded in (True, False)
-]
+QUICK = ('NFResNet', 'NFNet', 'PWSResNet', 'FixupResNet')
+PLAIN = ('ResNetV2', 'SkipInitResNet', 'FixupResNet')
+"""They have nothing to fold."""
 
 
 def session(program: bytes):
@@ -50,13 +50,19 @@ def check_onnx(net: nn.Module, sizes: list, dynamo: bool, free: bool, channels: 
 
 
 @pytest.mark.parametrize('free', [False, True])
-@pytest.mark.parametrize('name', ['NFResNet', 'NFNet', 'PWSResNet', 'FixupResNet'])
+@pytest.mark.parametrize('name', QUICK)
 def test_onnx_by_tracing(name, free):
     check_onnx(build(name, folded=True), SIZES if free else SIZES[:1], False, free)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(('name', 'folded'), UNFOLDED_TOO)
+@pytest.mark.parametrize(
+    ('name', 'folded'),
+    [
+        *((name, True) for name in NETWORKS if name not in (*FORMS, *QUICK)),
+        *((name, False) for name in NETWORKS if name not in (*FORMS, *PLAIN)),
+    ],
+)
 def test_onnx_by_tracing_of_every_network(name, folded):
     check_onnx(build(name, folded), SIZES[1:2], False, False)
     check_onnx(build(name, folded), SIZES, False, True)
@@ -67,12 +73,13 @@ def test_onnx_by_tracing_of_every_network(name, folded):
 @pytest.mark.parametrize(
     ('name', 'folded'),
     [
-        *((name, True) for name in NETWORKS if name not in FORMS),
-        *((name, False) for name in ('NFResNet', 'NFRegNet', 'NFNet', 'PWSResNet')),
+        *((name, True) for name in NETWORKS if name not in (*FORMS, 'NFResNet')),
+        ('NFResNet', False),  # one network of each standardized layer
+        ('PWSResNet', False),
     ],
 )
 def test_onnx_by_export(name, folded):
-    """A ResNet-V2, SkipInit or Fixup network has nothing to fold."""
+    """Of a NF-ResNet: folded, in the next test."""
     check_onnx(build(name, folded), SIZES[1:2], True, False)
 
 
@@ -96,6 +103,7 @@ def test_onnx_of_a_layer(conv):
     check_onnx(conv().eval().requires_grad_(False), [(9, 9), (8, 7), (6, 12)], False, True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('folded', [True, False])
 @pytest.mark.parametrize('name', NETWORKS)
 def test_a_trace_holds_for_every_size(name, folded):
@@ -120,6 +128,7 @@ def test_fx_holds_for_every_size(name):
         assert relative_error(graph(x)[0], net(x)[0]) < 1e-6, size
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', NETWORKS)
 def test_feature_extractor(name):
     """Any value can be asked for: none is overwritten later. Tracing is in both modes."""
@@ -142,6 +151,7 @@ def test_feature_extractor(name):
         torch.testing.assert_close(value, seen[node], msg=node)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['NFResNet', 'NFRegNet', 'PWSResNet'])
 def test_fx_graph_mode_quantization(name):
     """7 bits of each activation, 8 of each weight, in 14 layers or more."""

@@ -99,8 +99,11 @@ def test_hooks_keep_what_they_see(case):
     assert set(grads) == set(convs)
 
 
+COMPILED = [name for name in CONFIGS if name != 'NFResNet']  # which is a part of that with SE
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('case', CONFIGS, indirect=True)
+@pytest.mark.parametrize('case', COMPILED, indirect=True)
 def test_compiles_to_one_graph(case):
     torch.compiler.reset()
     net, x = case
@@ -112,7 +115,7 @@ def test_compiles_to_one_graph(case):
 @pytest.mark.parametrize(
     ('case', 'backend'),
     # What works in place is traced again by one backend alone; in a NFNet is all of it.
-    [(name, 'aot_eager' if name == 'NFNet' else 'eager') for name in CONFIGS],
+    [(name, 'aot_eager' if name == 'NFNet' else 'eager') for name in COMPILED],
     indirect=['case'],
 )
 def test_compiles_to_one_graph_in_evaluation(case, backend):

@@ -248,6 +248,7 @@ F0W8_MODEL = dict(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('scheme', ['deepmind://', ''])
 def test_a_file_of_deepminds_code_gives_the_reference_logits(scheme):
     """As a place, and as a plain path: what `mim download` leaves."""
@@ -379,6 +380,7 @@ def jpeg(tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('entry', TIMM, ids=lambda entry: entry.name)
 def test_the_images_are_those_of_timms_transforms(entry, jpeg):
     """Both sides, or the short one, by Pillow: a pixel differs by rounding at most.

@@ -22,6 +22,8 @@ from nf_plugins.models import NFResNet, PWSResNet
 from nf_plugins.spp import BlockSignal, SignalProfile, analyze, profiles_to_csv, zero_gains
 from nf_plugins.spp.plot import METRICS, plot_profiles
 
+from ..tools import run_ranks
+
 
 def mmpretrain(kind, **kwargs):
     if 'arch' not in kwargs:
@@ -186,6 +188,7 @@ def test_the_flat_plot_of_skipinit():
         assert grows.blocks[i].avg_var > 1.01 * grows.blocks[i - 1].avg_var
 
 
+@pytest.mark.slow
 def test_the_exploding_mean_of_a_network_without_norms():
     def digits(norm_cfg):
         torch.manual_seed(0)
@@ -345,11 +348,11 @@ def test_the_same_tensors_as_timms():
         assert block.res_avg_var == pytest.approx(res_var * biased, rel=1e-4)
 
 
-def analyze_on_a_rank(rank, port, state, folder):
-    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port))
+def analyze_on_a_rank(rank, port, folder):
+    os.environ.update(MASTER_ADDR='127.0.0.1', MASTER_PORT=port)
     torch.distributed.init_process_group('gloo', rank=rank, world_size=2)
     net = NFResNet(26, base_channels=4, skipinit=1.0)
-    net.load_state_dict(state)
+    net.load_state_dict(torch.load(f'{folder}/net.pth'))
     torch.set_num_threads(1)
     x = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     profile = analyze(net, x[:2] if rank == 0 else x[2:], sync=True)
@@ -367,8 +370,8 @@ def test_ranks_are_merged_exactly(tmp_path):
     with socket.socket() as probe:
         probe.bind(('127.0.0.1', 0))
         port = probe.getsockname()[1]
-    arguments = (port, net.state_dict(), str(tmp_path))
-    torch.multiprocessing.spawn(analyze_on_a_rank, arguments, nprocs=2)
+    torch.save(net.state_dict(), tmp_path / 'net.pth')
+    run_ranks(analyze_on_a_rank, str(port), str(tmp_path))
     first, second = (torch.load(tmp_path / f'{rank}.pt') for rank in (0, 1))
     assert first == second
     x = torch.randn(6, 3, 64, 64, generator=torch.Generator().manual_seed(0))

@@ -40,11 +40,13 @@ HEALTHY = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', HEALTHY)
 def test_a_healthy_network_gets_no_verdict(name):
     assert not verdicts(HEALTHY[name]())
 
 
+@pytest.mark.slow
 def test_skipinit():
     net = built(NFResNet, depth=26)
     found = verdicts(net)
@@ -80,6 +82,7 @@ def test_layer_scale():
     assert 'LayerScale' in message
 
 
+@pytest.mark.slow
 def test_a_convolution_initialised_at_zero_is_no_gain():
     from nf_plugins.models import FixupResNet
 
@@ -89,6 +92,7 @@ def test_a_convolution_initialised_at_zero_is_no_gain():
     assert '--unit-gain' not in found['message']
 
 
+@pytest.mark.slow
 def test_timms_flat_plot_has_three_causes():
     """DESIGN: a zero gain, pooled shortcuts, and gamma folded into the stem's convolution."""
     torch.manual_seed(0)
@@ -101,6 +105,7 @@ def test_timms_flat_plot_has_three_causes():
     assert 'white noise' in found['pooled_shortcut']['message']
 
 
+@pytest.mark.slow
 def test_nf_regnet_falls_by_its_pooled_shortcuts():
     found = verdicts(built(NFRegNet, arch='b0'))
     assert {'zero_branch', 'pooled_shortcut'} == set(found)
@@ -114,6 +119,7 @@ def test_nfnet():
     assert {'zero_branch', 'pooled_shortcut'} == set(verdicts(built(NFNet, arch='f0')))
 
 
+@pytest.mark.slow
 def test_mean_shift_of_he_initialised_weights_and_its_absence_with_scaled_ws():
     """Brock et al. 2021a, figure 2: an NF-ResNet without Scaled WS."""
     he = built(
@@ -130,6 +136,7 @@ def test_mean_shift_of_he_initialised_weights_and_its_absence_with_scaled_ws():
     assert 'mean_shift' not in verdicts(HEALTHY['NF-ResNet']())
 
 
+@pytest.mark.slow
 def test_a_folded_gamma_scales_all_stages_and_is_not_taken_for_a_missing_reset():
     net = built(NFResNet, depth=50, skipinit=1.0, gamma_at='conv')
     found = verdicts(net)
@@ -139,6 +146,7 @@ def test_a_folded_gamma_scales_all_stages_and_is_not_taken_for_a_missing_reset()
         assert block.avg_var == pytest.approx(1.7139588594436646**2 * other.avg_var, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_large_gradients_of_batch_norm_are_no_error():
     found = verdicts(built(ResNetV2, depth=101), backward=True)
     assert {rule: verdict['severity'] for rule, verdict in found.items()} == {

@@ -216,6 +216,7 @@ def of_the_process():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('messy', [False, True])
 @pytest.mark.parametrize('backward', [False, True])
 def test_whatever_attributes_it_has(messy, backward):
@@ -232,6 +233,7 @@ class Stop(BaseException):
     """As KeyboardInterrupt, which would stop pytest where it is not caught."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', [ValueError, Stop])
 @pytest.mark.parametrize('where', ['train', 'forward', 'hook', 'second pass', 'backward'])
 def test_an_exception_at_every_stage(kind, where, monkeypatch):

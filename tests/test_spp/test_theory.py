@@ -20,6 +20,7 @@ def profile(build, **kwargs):
     return analyze(net, X).blocks
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('order', 'branch'), [('bn_relu', 1 - 1 / math.pi), ('relu_bn', 1.0)])
 def test_batch_norm(order, branch):
     """Brock et al. 2021a, 3.1: 0.68 a block with He's weights, 1 with 1/fan_in behind the norm."""
@@ -45,6 +46,7 @@ def test_no_theory_of_trained_or_evaluated_batch_norm():
     assert all(b.expected_var is None for b in analyze(net, X).blocks)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('alpha', [0.2, 0.5])
 def test_normalizer_free(alpha):
     """Section 4: 1 at the stem, alpha^2 more per block, again 1 + alpha^2 at a transition."""

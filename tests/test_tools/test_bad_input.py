@@ -349,6 +349,7 @@ def test_a_read_only_folder(workplace, monkeypatch, capsys):
     assert 'cannot write into locked/out' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['dataset.indices=0', 'dataset=None', 'batch_size=0'])
 def test_data_that_cannot_be_trained_on(name, workplace, monkeypatch, capsys):
     args = [NF, '--work-dir', 'work', '--cfg-options', f'train_dataloader.{name}']

@@ -16,6 +16,7 @@ CASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('config', CASES)
 def test_training_without_its_data_is_one_line(config, tmp_path, monkeypatch, capsys):
     from mmpretrain.datasets import cifar

@@ -1,6 +1,6 @@
 """Tools that are killed at any moment: files whole or absent, pairs never mixed, resume right.
 
-``NF_PLUGINS_KILLS=40`` sets how many kills (``make test`` has 12).
+``NF_PLUGINS_KILLS=40`` sets how many kills (``make test`` has 8).
 """
 
 import json
@@ -21,7 +21,7 @@ from nf_plugins.spp import analyze
 from ..tools import Apart
 from .test_train import NF, TINY
 
-KILLS = int(os.environ.get('NF_PLUGINS_KILLS', 12))
+KILLS = int(os.environ.get('NF_PLUGINS_KILLS', 8))
 SIGNALS = ('SIGINT', 'SIGTERM', 'SIGKILL')
 
 

@@ -32,6 +32,7 @@ def build():
     return MODELS.build(cfg.model)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_what_is_measured(tmp_path, capsys):
     model = build()
     with torch.no_grad():
@@ -94,6 +95,7 @@ def test_compare_mode_size_and_data(tmp_path):
     assert 'compared' not in record
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_words_and_as_a_status(tmp_path, capsys):
     arguments = [NF, '--out-dir', str(tmp_path), '--fail-on']
     for rules, code in ((['explosion', 'zero_branch'], 1), (['explosion'], 0)):

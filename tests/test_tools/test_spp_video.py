@@ -81,6 +81,7 @@ def drawn(monkeypatch):
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', ['gif', 'mp4', 'html'])
 def test_a_resumed_training(form, work_dir, capsys):
     out = work_dir / 'with spaces' / f'spp.{form.upper()}'
@@ -239,6 +240,7 @@ def test_a_read_only_folder(workplace, capsys):
     assert 'cannot write locked/a.gif' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', ['gif', 'mp4', 'html'])
 def test_an_interrupt_leaves_nothing(form, workplace, monkeypatch, capsys):
     def stop(*args):

@@ -297,12 +297,7 @@ class TestMim:
         self.mim(tmp_path, *run, checkpoint, '--out-dir', 'spp', *options)
         assert (tmp_path / 'spp/spp.png').is_file()
 
-    def test_train_with_mmpretrains_script(self, tmp_path):
-        more = ['--cfg-options', *FEW, 'train_cfg.max_epochs=1']
-        args = ['train', 'mmpretrain', NF, '--gpus', 0, '--work-dir', 'w', *more]
-        assert 'accuracy/top1' in self.mim(tmp_path, *args)
-
-    def test_a_prefixed_name_needs_no_custom_imports(self, tmp_path):
+    def test_mmpretrains_script_and_a_prefixed_name_without_custom_imports(self, tmp_path):
         config = tmp_path / 'mine.py'
         config.write_text(
             NF.read_text().replace("'../", f"'{ROOT}/configs/")

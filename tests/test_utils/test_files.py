@@ -73,6 +73,7 @@ def write_and_die(folder, step, of):
     atomic_write_all(contents(folder, 'new'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('of', ['rename', 'unlink', 'fsync'])
 def test_a_kill_at_every_step_mixes_nothing(of, tmp_path):
     context = multiprocessing.get_context('fork')

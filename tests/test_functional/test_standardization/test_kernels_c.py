@@ -72,6 +72,7 @@ def test_a_later_process_takes_the_kernels_of_the_first(umask, cache, monkeypatc
     assert not caplog.records
 
 
+@pytest.mark.slow
 @has_compiler
 @pytest.mark.parametrize('mode', [0o775, 0o777, 0o755, 0o700])
 def test_an_own_folder_gets_the_mode_that_it_needs(mode, cache, monkeypatch):
@@ -107,6 +108,7 @@ DAMAGE = dict(
 )
 
 
+@pytest.mark.slow
 @has_compiler
 @pytest.mark.parametrize('kind', DAMAGE)
 def test_a_damaged_file_is_made_again(kind, cache):
@@ -118,6 +120,7 @@ def test_a_damaged_file_is_made_again(kind, cache):
     assert [p.read_bytes() for p in cache.iterdir()] == [whole]
 
 
+@pytest.mark.slow
 @has_compiler
 @pytest.mark.parametrize('mode', [0o620, 0o602, 0o777])
 def test_a_file_that_others_can_write_is_not_loaded(mode, cache):
@@ -179,6 +182,7 @@ def no_execution(tmp_path, monkeypatch):
     monkeypatch.setattr(kernels.ctypes, 'CDLL', load)
 
 
+@pytest.mark.slow
 @has_compiler
 @pytest.mark.parametrize(
     'place',
@@ -230,6 +234,7 @@ def test_many_threads_at_once(cache, caplog):
     assert works()
 
 
+@pytest.mark.slow
 @has_compiler
 @pytest.mark.parametrize('what', ['_processor', '_compiler', 'libc'])
 def test_machines_with_one_home_have_a_file_each(what, cache, monkeypatch):

@@ -13,6 +13,7 @@ from nf_plugins.layers import DropPath
 from nf_plugins.spp import analyze, find_residuals
 from nf_plugins.spp.graph.residuals import is_inside
 
+from ...conftest import undrawn
 from ...oracles import residual_counts
 
 
@@ -532,6 +533,7 @@ SMALL = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Unnecessary conv bias:UserWarning')
 @pytest.mark.parametrize('cfg', SMALL, ids=lambda cfg: cfg['type'])
 def test_a_sample_of_mmpretrain(cfg):
@@ -574,7 +576,8 @@ def test_a_backbone_of_every_type_in_the_configs_of_mmpretrain():
     init_default_scope('mmpretrain')
     wrong = []
     for kind, case in first.items():
-        net = residual_counts.build(case.cfg)
+        with undrawn():
+            net = residual_counts.build(case.cfg)
         # They index with masks, or initialise themselves, for which values are needed.
         if kind in ('T2T_ViT', 'SparseResNet', 'SparseConvNeXt', 'LoRAModel'):
             continue
@@ -586,6 +589,7 @@ def test_a_backbone_of_every_type_in_the_configs_of_mmpretrain():
     assert wrong == ['Conformer']  # see below
 
 
+@pytest.mark.slow
 def test_masked_pretraining_backbones_see_the_whole_image():
     init_default_scope('mmpretrain')
     net = MODELS.build(dict(type='MAEViT', arch='b', mask_ratio=0.75))

@@ -553,6 +553,7 @@ def test_count(name):
     assert len(find_residuals(net, x)) == count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', RECURRENT)
 def test_recurrence_with_a_gradient(name):
     net, x, count = prepared(name)

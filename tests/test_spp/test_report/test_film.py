@@ -69,6 +69,7 @@ def test_as_many_frames_as_records(form, count, records):
         assert 'yuv420p' in iio.immeta(content, extension='.mp4')['pix_fmt']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', ['gif', 'mp4'])
 def test_equal_records_are_not_merged(form, records):
     same = [Record(records[0].profile, None, None, 'weights.pth')] * 5
@@ -76,6 +77,7 @@ def test_equal_records_are_not_merged(form, records):
     assert count_frames(render(same, form), form)[0] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('smallest', [1e-140, 1e-320, 0])
 def test_very_large_and_very_small_values(smallest, dicts):
     large = parse_record(changed(dicts[0], value=1e140), 'a.json')

@@ -43,6 +43,7 @@ def exponent(text):
     return float(f'{sign}1e{power}')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', VALUES)
 def test_scales_and_marks_are_the_same(kind):
     profile = profile_of(VALUES[kind])
