@@ -107,5 +107,3 @@ def _copied_rows(part: Tensor, squares: Tensor, layer: Tensor, weights: list[Ten
             first, second = first[same], second[same]
         copied[first] = copied[second] = True
     return copied
-
-

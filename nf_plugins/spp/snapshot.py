@@ -167,7 +167,6 @@ class Snapshot:
         if failed:
             raise failed[0][1]
 
-
     def _changed(self) -> Iterator[tuple[str, Callable[..., None], tuple]]:
         """Yield how to put back the small tensors, of those groups in which a value changed."""
         for key, tensors in self._small.items():

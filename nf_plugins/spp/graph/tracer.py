@@ -20,7 +20,7 @@ from ..execution import arguments, entered, grad_mode, plain_execution
 from ..snapshot import restoring, written_tensors
 from .classify import classify
 from .names import block_names
-from .nodes import Node, NodeOf, channel_axis, common_dominator, moved_pair
+from .nodes import Node, NodeOf, channel_axis, common_dominator, keeps_weight, moved_pair
 from .ops import (
     ACTIVATIONS,
     ADDITIONS,
@@ -209,6 +209,8 @@ class Tracer(TorchDispatchMode):
             if tensor not in self.node_of:
                 self.add_node(tensor, 'input', top, 1 if tensor.dim() == 4 else None)
 
+    ignores_weights = True  # what standardizes them may be a kernel, which no mode sees
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled meanwhile; the guard would cost at each operation
@@ -334,7 +336,7 @@ class Tracer(TorchDispatchMode):
             node.pair = first, second, stacked_axis(op, call.args)
         if call.operation.alias and not call.mutates and isinstance(call.args[0], Tensor):
             self.base_of[out] = weakref.ref(call.args[0])
-        if op in CONVOLUTIONS and len(call.args) > 1:
+        if op in CONVOLUTIONS and len(call.args) > 1 and keeps_weight(node, call.args[1]):
             node.weight = call.args[1]
         return node
 
