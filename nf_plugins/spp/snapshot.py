@@ -279,8 +279,7 @@ def _alias(tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
 def _refill_data(tensor: Tensor, data: Tensor) -> None:
     if tensor.is_meta or tensor.layout != torch.strided:
         return
-    now = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-    if now != (data.data_ptr(), data.shape, data.stride(), data.dtype):
+    if tensor.dtype != data.dtype or not tensor.is_set_to(data):
         tensor.data = data
 
 
