@@ -171,10 +171,8 @@ class Snapshot:
         """Yield how to put back the small tensors, of those groups in which a value changed."""
         for key, tensors in self._small.items():
             before = self._values[key]
-            try:
-                same = _equal(_flat(tensors), before)
-            except RuntimeError:  # the memory of one is gone
-                same = False
+            there = not any(_is_gone(values) for _, values in tensors)
+            same = there and _equal(_flat(tensors), before)
             own = before.split([values.numel() for _, values in tensors])
             for (path, values), part in zip(() if same else tensors, own):
                 yield path, _refill_values, (values, part.view(values.shape))
@@ -283,7 +281,14 @@ def _refill_data(tensor: Tensor, data: Tensor) -> None:
         tensor.data = data
 
 
+def _is_gone(values: Tensor) -> bool:
+    """Whether the memory of a tensor was given back; to read it would be fatal."""
+    return values.numel() > 0 and values.data_ptr() == 0
+
+
 def _refill_values(values: Tensor, before: Tensor) -> None:
+    if _is_gone(values):
+        raise RuntimeError('its memory was given back')
     if not _equal(values, before):
         values.copy_(before)
 
