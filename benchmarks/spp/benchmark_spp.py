@@ -1,50 +1,49 @@
 """What an analysis costs beside a bare forward pass, and beside timm's.
 
-    python -m benchmarks.spp.benchmark_spp --out benchmarks/results/spp.json
+    python -m benchmarks.spp.benchmark_spp --out benchmarks/results/spp_cost.json
 
-Times are medians of interleaved runs in one process; memory is the peak resident set of
-fresh processes beyond that of the same process before the pass.
+Times of the networks are medians of processor seconds on one thread, of
+``benchmarks/spp/ratios.py``; those beside timm's are medians of interleaved runs in this process.
+Memory is the peak resident set of fresh processes beyond that of the same process before the
+pass. ``--before TREE`` measures another source tree in turn with this one, such as that of an
+earlier commit.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import nf_plugins.models  # noqa: F401 (registers them)
-from benchmarks.common import command, machine, quiet
-from benchmarks.cost.measuring import forget_peak, interleaved, memory, peak_beyond
+from benchmarks.common import ROOT, command, machine, quiet
+from benchmarks.cost.measuring import interleaved
 from nf_plugins.cli.arguments import ArgumentParser, positive
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import as_usage_error
 from nf_plugins.spp import analyze
 from nf_plugins.utils.files import atomic_write
 
+from .ratios import NETWORKS, SHAPE, bare
+
 MODULE = 'benchmarks.spp.benchmark_spp'
-SHAPE = (8, 3, 224, 224)
-
-
-def resnet50() -> nn.Module:
-    return MODELS.build(dict(type='mmpretrain.ResNet', depth=50))
+RATIOS = Path(__file__).parent / 'ratios.py'
 
 
 def timm_nf_resnet50() -> nn.Module:
     import timm
 
     return timm.create_model('nf_resnet50')
-
-
-def bare(model: nn.Module, x: Tensor) -> None:
-    model.train()
-    with torch.no_grad():
-        model(x)
 
 
 def step(model: nn.Module, x: Tensor) -> None:
@@ -72,17 +71,62 @@ def medians(jobs: dict[str, Callable[[], None]], rounds: int) -> dict[str, float
     return {name: statistics.median(seconds) for name, seconds in times.items()}
 
 
-@quiet()
-def report_peak(job: str) -> None:
-    """Print the MiB that a job needs beyond the model and the input."""
-    model, x = resnet50(), torch.randn(SHAPE)
-    small = torch.randn(2, 3, 64, 64)
-    run = dict(bare=bare, analyze=analyze)[job]
-    run(model, small)  # imports and libraries' own buffers
-    forget_peak()
-    before = memory('VmRSS')
-    run(model, x)
-    print(memory('VmHWM') - before)
+def child(tree: Path, *args: str) -> Any:
+    """Run ``ratios.py`` with the package of a source tree; what it prints."""
+    # Freed memory goes back to the system at once. Else the peak depends on the history.
+    environment = {**os.environ, 'PYTHONPATH': str(tree), 'OMP_NUM_THREADS': '1'}
+    environment |= {'MALLOC_MMAP_THRESHOLD_': '65536'} if '--peak' in args else {}
+    out = subprocess.run(
+        [sys.executable, str(RATIOS), *args],
+        cwd=tree,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        check=True,
+    )
+    return json.loads(out.stdout.splitlines()[-1])
+
+
+def ratios(trees: dict[str, Path], networks: list[str], rounds: int, runs: int) -> dict:
+    """Ratio of each job's seconds to those of a bare pass: the median of some processes.
+
+    Args:
+        trees: Name -> source tree; they take turns.
+        networks: Names of networks.
+        rounds: Rounds of one process.
+        runs: Processes per tree.
+    """
+    found: dict[str, dict] = {}
+    for network in networks:
+        of_tree: dict[str, list[dict]] = {name: [] for name in trees}
+        for _ in range(runs):
+            for name, tree in trees.items():
+                of_tree[name].append(child(tree, network, '--rounds', str(rounds)))
+        found[network] = {
+            name: {
+                'bare_seconds': statistics.median(t['bare'] for t in times),
+                **{
+                    job: round(statistics.median(t[job] / t['bare'] for t in times), 3)
+                    for job in times[0]
+                    if job != 'bare'
+                },
+            }
+            for name, times in of_tree.items()
+        }
+        print(network, found[network], flush=True)
+    return found
+
+
+def peaks(trees: dict[str, Path], networks: list[str]) -> dict:
+    """Peak memory of an analysis and of a bare pass in MiB, and their ratio."""
+    found: dict[str, dict] = {}
+    for network in networks:
+        for name, tree in trees.items():
+            mib = {job: child(tree, network, '--peak', job) for job in ('bare', 'analyze')}
+            ratio = round(mib['analyze'] / mib['bare'], 3)
+            found.setdefault(network, {})[name] = dict(mib=mib, ratio=ratio)
+    return found
 
 
 @command_line
@@ -90,22 +134,34 @@ def report_peak(job: str) -> None:
 def main() -> None:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--rounds', type=positive, default=9)
+    parser.add_argument('--runs', type=positive, default=3, help='processes per network')
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument('--before', type=Path, help='source tree to compare with')
+    parser.add_argument('--ratios', action='store_true', help='leave out what is beside them')
     parser.add_argument('--out', type=Path, help='JSON file')
     with as_usage_error('bad arguments'):
         args = parser.parse_args()
-    x, results = torch.randn(SHAPE), {}
+    trees = dict(before=args.before) if args.before else {}
+    trees['now'] = ROOT
+    results: dict[str, Any] = {}
+    results['ratio to a bare pass'] = ratios(trees, args.networks, args.rounds, args.runs)
+    results['peak memory'] = peaks(trees, [n for n in args.networks if n.endswith('ResNet-50')])
+    if not args.ratios:
+        results.update(beside_others(args.rounds))
+    found = dict(machine=dict(**machine(), input=SHAPE), command=command(MODULE), results=results)
+    if args.before:
+        found['command'] = found['command'].replace(str(args.before), 'TREE')
+    text = json.dumps(found, indent=1) + '\n'
+    print(text)
+    if args.out:
+        with as_usage_error(f'cannot write {args.out}'):
+            atomic_write(args.out, text)
 
-    model = resnet50()
-    seconds = medians(
-        dict(bare=lambda: bare(model, x), analyze=lambda: analyze(model, x)), args.rounds
-    )
-    results['ResNet-50'] = dict(seconds=seconds, time_ratio=seconds['analyze'] / seconds['bare'])
-    peaks = {
-        job: statistics.median(peak_beyond(MODULE, 'report_peak', job) for _ in range(3))
-        for job in seconds
-    }
-    results['ResNet-50'].update(peak_mib=peaks, memory_ratio=peaks['analyze'] / peaks['bare'])
 
+def beside_others(rounds: int) -> dict[str, Any]:
+    """Seconds beside those of timm's function and of a training; of a network of 600 layers."""
+    x = torch.randn(SHAPE)
+    results: dict[str, Any] = {}
     nf = timm_nf_resnet50()
     seconds = medians(
         dict(
@@ -113,7 +169,7 @@ def main() -> None:
             analyze=lambda: analyze(nf, x),
             timm=lambda: timm_spp(nf, x),
         ),
-        args.rounds,
+        rounds,
     )
     results['timm nf_resnet50'] = dict(
         seconds=seconds, ratio_to_timm=seconds['analyze'] / seconds['timm']
@@ -134,12 +190,7 @@ def main() -> None:
     analyze(deep, x)
     results['ResNet-V2-600'] = dict(seconds_with_building=time.perf_counter() - start)
 
-    found = dict(machine=dict(**machine(), input=SHAPE), command=command(MODULE), results=results)
-    text = json.dumps(found, indent=1) + '\n'
-    print(text)
-    if args.out:
-        with as_usage_error(f'cannot write {args.out}'):
-            atomic_write(args.out, text)
+    return results
 
 
 if __name__ == '__main__':

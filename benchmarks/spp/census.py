@@ -165,6 +165,8 @@ def main() -> int:
                 rows.append(row)
                 if args.out:
                     write(args.out, rows)
+    if args.out:
+        write(args.out, rows)
     for library, line in summary(rows).items():
         print(f'{library}: {line["exact"]} exact of {line["ran"]} that ran, of {line["networks"]}')
     return 0

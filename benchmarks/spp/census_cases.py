@@ -61,7 +61,8 @@ def _timm_inputs(model: nn.Module) -> tuple:
     cfg = getattr(model, 'pretrained_cfg', {}) or {}
     channels, height, width = cfg.get('input_size', (3, 224, 224))
     if not cfg.get('fixed_input_size') and height > 320:
-        height, width = 224, 224
+        pooled = getattr(model, 'pooling_kernel_size', None)  # needs a multiple of 48
+        height, width = (240, 240) if isinstance(pooled, int) else (224, 224)
     return (torch.randn(2, channels, height, width),)
 
 

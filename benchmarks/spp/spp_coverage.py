@@ -23,10 +23,11 @@ from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.spp import analyze
+from nf_plugins.spp.graph import find_residuals
 from tests.oracles.residual_counts import Case, build, count_residuals, distinct_backbones
 
 
-def check(case: Case, max_params: float) -> dict:
+def check(case: Case, max_params: float, count_alone: bool = False) -> dict:
     """Analyze one backbone on one image, and compare."""
     row = dict(type=case.cfg['type'], config=case.config, size=list(case.size))
     start = time.time()
@@ -37,6 +38,8 @@ def check(case: Case, max_params: float) -> dict:
         row.update(params=params, counted=sum(count_residuals(backbone).values()))
         if params > max_params:
             return {**row, 'skipped': f'more than {max_params:g} parameters'}
+        if count_alone:
+            return {**row, 'found': count(case), 'seconds': round(time.time() - start, 1)}
         backbone = MODELS.build(case.cfg)
         batch = torch.randn(1, case.channels, *case.size)
         profile = analyze(backbone, batch, mode='eval')
@@ -52,19 +55,37 @@ def check(case: Case, max_params: float) -> dict:
     return row
 
 
+def count(case: Case) -> int:
+    """Count the blocks that are found, on the meta device if the network runs there."""
+    for device in ('meta', 'cpu'):
+        try:
+            with torch.device(device):
+                backbone = MODELS.build(case.cfg)
+                batch = torch.randn(1, case.channels, *case.size)
+            backbone.eval()
+            return len(find_residuals(backbone, batch))
+        except Exception:
+            if device == 'cpu':
+                raise
+    raise AssertionError('unreachable')
+
+
 @command_line
 @quiet()
 def main() -> int:
     parser = ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument('--types', nargs='+', help='only these backbone types')
     parser.add_argument('--max-params', type=float, default=2e9, help='skip larger ones')
+    parser.add_argument(
+        '--count', action='store_true', help='count the blocks alone, and measure nothing'
+    )
     parser.add_argument('--out', type=Path, help='JSON file with a row per backbone')
     with as_usage_error('bad arguments'):
         args: argparse.Namespace = parser.parse_args()
     cases = [c for c in distinct_backbones() if not args.types or c.cfg['type'] in args.types]
     if not cases:
         raise UsageError(f'no config of mmpretrain has a backbone of {", ".join(args.types)}')
-    rows = [check(case, args.max_params) for case in track_iter_progress(cases)]
+    rows = [check(case, args.max_params, args.count) for case in track_iter_progress(cases)]
 
     print('\n')
     by_type = defaultdict(list)

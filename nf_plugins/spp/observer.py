@@ -142,8 +142,7 @@ class Observer:
         q, k = call.args[:2]
         if q.dim() != 4 or k.shape[-2] < 2:
             return
-        names = [argument.name for argument in call.operation.func._schema.arguments]
-        given = {**dict(zip(names, call.args)), **call.kwargs}
+        given = call.named
         mask = given.get('attn_mask')
         mask = given.get('attn_bias') if mask is None else mask
         step = max(1, q.shape[-2] // 32)
@@ -176,13 +175,13 @@ class Observer:
 
     def see_norm(self, tracer: Tracer, call: Call, out: Tensor, node: Node) -> None:
         """Note what a norm divides by, and whether that fits the batch."""
-        names = [argument.name for argument in call.operation.func._schema.arguments]
-        given = {**dict(zip(names, call.args)), **call.kwargs}
+        given = call.named
         fact = NormFact(node.module, 0, call.op)
         self.norms.append((node, fact))
         weight = given.get('weight')
         if isinstance(weight, Tensor) and weight.numel():
-            self.numbers.put(fact, 'scale', weight.detach().float().square().mean().sqrt())
+            length = torch.linalg.vector_norm(weight.detach().float())
+            self.numbers.put(fact, 'scale', length / weight.numel() ** 0.5)
         if call.op not in BATCH_NORMS:
             return
         module = tracer.modules.get(node.module)

@@ -171,10 +171,8 @@ class Snapshot:
         """Yield how to put back the small tensors, of those groups in which a value changed."""
         for key, tensors in self._small.items():
             before = self._values[key]
-            try:
-                same = _equal(_flat(tensors), before)
-            except RuntimeError:  # the memory of one is gone
-                same = False
+            there = not any(_is_gone(values) for _, values in tensors)
+            same = there and _equal(_flat(tensors), before)
             own = before.split([values.numel() for _, values in tensors])
             for (path, values), part in zip(() if same else tensors, own):
                 yield path, _refill_values, (values, part.view(values.shape))
@@ -287,12 +285,18 @@ def _alias(tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
 def _refill_data(tensor: Tensor, data: Tensor) -> None:
     if tensor.is_meta or tensor.layout != torch.strided:
         return
-    now = tensor.data_ptr(), tensor.shape, tensor.stride(), tensor.dtype
-    if now != (data.data_ptr(), data.shape, data.stride(), data.dtype):
+    if tensor.dtype != data.dtype or not tensor.is_set_to(data):
         tensor.data = data
 
 
+def _is_gone(values: Tensor) -> bool:
+    """Whether the memory of a tensor was given back; to read it would be fatal."""
+    return values.numel() > 0 and values.data_ptr() == 0
+
+
 def _refill_values(values: Tensor, before: Tensor) -> None:
+    if _is_gone(values):
+        raise RuntimeError('its memory was given back')
     if not _equal(values, before):
         values.copy_(before)
 

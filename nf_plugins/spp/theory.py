@@ -10,7 +10,8 @@ from nf_plugins.functional import GAMMA
 
 from .adapters import Expectation, adapters, first
 from .graph import Node, Residual, Tracer, Unit
-from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES
+from .graph.nodes import skip_moves
+from .graph.ops import BATCH_NORMS, CONVOLUTIONS
 
 if TYPE_CHECKING:
     from .profile import BlockSignal
@@ -51,7 +52,7 @@ def branch_variance(node: Node, modules: dict[str, nn.Module]) -> float | None:
 
     Source: Brock et al. 2021a, section 3.1.
     """
-    node = _skip_moves(node)
+    node = skip_moves(node)
     if node.op in BATCH_NORMS:
         norm = modules.get(node.module)
         weight = getattr(norm, 'weight', None)
@@ -59,20 +60,14 @@ def branch_variance(node: Node, modules: dict[str, nn.Module]) -> float | None:
     if node.op not in CONVOLUTIONS or node.weight is None:
         return None
     energy = node.weight.detach().double().flatten(1).square().sum(1).mean().item()
-    before = _skip_moves(node.parents[0])
+    before = skip_moves(node.parents[0])
     act_var = 1.0
     if before.op.rstrip('_') in GAMMA and before.op not in BATCH_NORMS:
         act_var = 1 / GAMMA[before.op.rstrip('_')] ** 2
-        before = _skip_moves(before.parents[0])
+        before = skip_moves(before.parents[0])
     if before.op not in BATCH_NORMS or not _untrained(modules.get(before.module)):
         return None
     return energy * act_var
-
-
-def _skip_moves(node: Node) -> Node:
-    while node.op in (*MOVES, 'constant_pad_nd') and len(node.parents) == 1:
-        node = node.parents[0]
-    return node
 
 
 def _untrained(norm: nn.Module | None) -> bool:

@@ -181,6 +181,7 @@ def describe(value, seen=None):
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu()
         data = data[:1] if data.numel() > 10**6 else data
+        data = data.contiguous().reshape(-1).view(torch.uint8)
         return (id(value), str(value.dtype), value.requires_grad, data.numpy().tobytes())
     name = type(value).__name__
     if isinstance(value, (dict, MappingProxyType)):
@@ -586,3 +587,61 @@ def test_eight_threads():
         assert together[seed] == pytest.approx(alone[seed], rel=1e-4)
     assert [describe(net) for net in nets] == before
     assert of_the_process()[:-2] == process[:-2]  # the random states are everybody's
+
+
+class Merging(nn.Linear):
+    """As LoRA's layers: ``train`` takes the update out of the weight, or puts it in."""
+
+    def __init__(self):
+        super().__init__(8, 8)
+        self.update, self.merged = nn.Parameter(torch.randn(8, 8)), False
+        self.train(False)
+
+    def train(self, mode=True):
+        super().train(mode)
+        if hasattr(self, 'merged') and self.merged == mode:
+            self.weight.data += -self.update if mode else self.update
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return x + super().forward(x)
+
+
+@pytest.mark.parametrize('mode', ['train', 'eval'])
+@pytest.mark.parametrize('now', [True, False])
+def test_weights_that_train_merges(mode, now):
+    net = nn.Sequential(Merging(), Merging())
+    net.train(now)
+    before = describe(net)
+    analyze(net, torch.randn(4, 8), mode=mode)
+    assert describe(net) == before
+
+
+FLOATS = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.float8_e4m3fn]
+
+
+@pytest.mark.parametrize('dtype', [*FLOATS, torch.complex64, torch.int8, torch.bool])
+def test_small_tensors_of_every_type(dtype):
+    """They are noted together; each one goes back alone, also a number and an expanded one."""
+    net = nn.Module()
+    for name, shape in dict(a=(3,), b=(), c=(2, 0), d=(2, 2)).items():
+        net.register_buffer(name, torch.ones(shape).to(dtype))
+    net.register_buffer('e', torch.ones(1).to(dtype).expand(5))
+    before, snapshot = describe(net), Snapshot(net)
+    for tensor in (net.a, net.b, net.d.t()[0], net.e[:1]):
+        tensor.copy_(torch.zeros(()).to(dtype))
+    assert describe(net) != before
+    snapshot.restore()
+    assert describe(net) == before
+
+
+def test_of_small_tensors_the_others_go_back_if_one_cannot():
+    net = nn.Sequential(nn.BatchNorm1d(3), nn.BatchNorm1d(3))
+    before = Snapshot(net)
+    gone = net[0].running_mean
+    gone.untyped_storage().resize_(0)
+    net[1].running_mean.add_(1)
+    with pytest.raises(RuntimeError, match='0.running_mean'):
+        before.restore()
+    assert not net[1].running_mean.any()

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 from . import kernels_c
 from .formula import Standardization, standardize
@@ -51,9 +52,14 @@ def _kernels(x: Tensor, weight: Tensor, scale: Tensor, dtype: torch.dtype) -> Mo
 
 
 def _is_transformed() -> bool:
-    """Return whether a dispatch mode or ``torch.func`` intercepts operations."""
-    modes = torch._C._len_torch_dispatch_stack()
-    return bool(modes) or torch._C._are_functorch_transforms_active()
+    """Return whether a dispatch mode or ``torch.func`` intercepts operations on weights.
+
+    A mode with an attribute ``ignores_weights`` that is true does not.
+    """
+    modes = _get_current_dispatch_mode_stack() if torch._C._len_torch_dispatch_stack() else []
+    if not all(getattr(mode, 'ignores_weights', False) for mode in modes):
+        return True
+    return torch._C._are_functorch_transforms_active()
 
 
 def _is_dense(weight: Tensor) -> bool:
@@ -80,7 +86,8 @@ def standardized_conv2d(
     more. Another kernel converts its gradient into the gradient of the weight, in place. So this
     convolution needs no more memory than an ordinary one. Tools that intercept PyTorch's
     operations (``torch.compile``, export, ``torch.func``, dispatch modes) get plain operations
-    with the same result.
+    with the same result. A dispatch mode that need not see what happens to weights sets its
+    attribute ``ignores_weights`` to True, and gets the kernels.
 
     Args:
         x: ``(N, C, H, W)``.
@@ -233,7 +240,8 @@ def _room(x: Tensor, weight: Tensor) -> Tensor:
     """
     if weight.is_cuda:
         return torch.empty_like(weight, dtype=x.dtype)
-    if type(x) is not Tensor or torch._C._len_torch_function_stack():
+    watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
+    if type(x) is not Tensor or watched:
         return torch.empty_like(weight)  # Python code may see the weight and keep it
     buffer = getattr(_buffers, str(weight.dtype), None)
     if buffer is None or buffer.numel() < weight.numel():

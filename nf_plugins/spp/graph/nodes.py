@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from math import copysign, prod
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from .ops import (
     BATCH_NORMS,
@@ -49,7 +49,7 @@ class Node:
     scale: float | None = None  # of a multiplication by a number
     gain: Tensor | None = None  # of a multiplication by a parameter
     before: Any = None  # what was measured before that
-    weight: Tensor | None = None  # of a convolution
+    weight: Tensor | None = None  # of a convolution, see keeps_weight
     part: tuple[int, int, int] | None = None  # of a slice: axis, start, stop
     pair: tuple[Node, Node, int] | None = None  # two that were put beside each other; the axis
     sum: Residual | None = None  # the residual addition that made it
@@ -90,6 +90,25 @@ class NodeOf:
 
     def __setitem__(self, tensor: Tensor, node: Any) -> None:
         self._found[id(tensor)] = weakref.ref(tensor), node
+
+
+def skip_moves(node: Node) -> Node:
+    """The last node before some moves and padding."""
+    while node.op in (*MOVES, 'constant_pad_nd') and len(node.parents) == 1:
+        node = node.parents[0]
+    return node
+
+
+def keeps_weight(node: Node, weight: Tensor) -> bool:
+    """Whether the weight of a convolution is kept for the theory.
+
+    One that is no parameter takes memory of its own. It is needed after a batch norm alone.
+    """
+    before = skip_moves(node.parents[0])
+    normed = before.op in BATCH_NORMS or any(
+        skip_moves(parent).op in BATCH_NORMS for parent in before.parents[:1]
+    )
+    return normed or isinstance(weight, nn.Parameter)
 
 
 def works(node: Node) -> bool:

@@ -20,7 +20,15 @@ from ..execution import arguments, entered, grad_mode, plain_execution
 from ..snapshot import restoring, written_tensors
 from .classify import classify
 from .names import block_names
-from .nodes import Node, NodeOf, channel_axis, common_dominator, memory_of, moved_pair
+from .nodes import (
+    Node,
+    NodeOf,
+    channel_axis,
+    common_dominator,
+    keeps_weight,
+    memory_of,
+    moved_pair,
+)
 from .ops import (
     ACTIVATIONS,
     ADDITIONS,
@@ -54,6 +62,7 @@ class Operation:
     __slots__ = (
         'adds',
         'alias',
+        'arguments',
         'foreach',
         'func',
         'mutable',
@@ -66,6 +75,7 @@ class Operation:
 
     def __init__(self, func: Any) -> None:
         self.func = func
+        self.arguments = [argument.name for argument in func._schema.arguments]
         self.name: str = func.__name__.partition('.')[0]
         self.mutable: bool = func._schema.is_mutable
         self.alias = is_alias(func)
@@ -99,6 +109,11 @@ class Call:
     node: Node | None = None  # that of the first output
     residual: Residual | None = None
     scaling: dict[str, Any] | None = None
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Its arguments by their names."""
+        return {**dict(zip(self.operation.arguments, self.args)), **self.kwargs}
 
     @property
     def mutates(self) -> bool:
@@ -157,6 +172,7 @@ class Tracer(TorchDispatchMode):
         # Up to the first residual addition: what the modules read, to find the stem's output.
         self.read_by: dict[str, Node] = {}
         self.inputs_measured: dict[Node, Any] = {}
+        self.measured: dict[tuple[Node, int], Any] = {}  # as the outputs of blocks
         self.repeated = repeated_modules(names)
         # Beside residual blocks, modules of their classes alone are measured.
         self.kinds: set[type] | None = set()
@@ -165,9 +181,16 @@ class Tracer(TorchDispatchMode):
         """Measure a tensor; what that computes is not part of the graph."""
         return self._measured(self._measure, tensor, axis)
 
-    def measure_output(self, tensor: Tensor, axis: int) -> Any:
-        """Measure the output of a block, of which more is measured where that is asked for."""
-        return self._measured(self._measure_output or self._measure, tensor, axis)
+    def measure_output(self, tensor: Tensor, node: Node, axis: int | None = None) -> Any:
+        """Measure the output of a block, of which more is measured where that is asked for.
+
+        It may be the output of several modules, and the input of another one: it is measured once.
+        """
+        axis = node.channel_dim if axis is None else axis
+        if (node, axis) not in self.measured:
+            look = self._measure_output or self._measure
+            self.measured[node, axis] = self._measured(look, tensor, axis)
+        return self.measured[node, axis]
 
     def _measured(self, measure: Callable | None, tensor: Tensor, axis: int) -> Any:
         if measure is None:
@@ -212,6 +235,8 @@ class Tracer(TorchDispatchMode):
         for tensor in tensors:
             if tensor not in self.node_of:
                 self.add_node(tensor, 'input', top, 1 if tensor.dim() == 4 else None)
+
+    ignores_weights = True  # what standardizes them may be a kernel, which no mode sees
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -339,7 +364,7 @@ class Tracer(TorchDispatchMode):
             node.pair = first, second, stacked_axis(op, call.args)
         if call.operation.alias and not call.mutates and isinstance(call.args[0], Tensor):
             self.base_of[out] = weakref.ref(call.args[0])
-        if op in CONVOLUTIONS and len(call.args) > 1:
+        if op in CONVOLUTIONS and len(call.args) > 1 and keeps_weight(node, call.args[1]):
             node.weight = call.args[1]
         return node
 
@@ -439,7 +464,7 @@ class Tracer(TorchDispatchMode):
         bare, gains, measured, scale = walk_back_gains(branch, factors)
         if not self.candidates and identity and source not in self.inputs_measured:
             if shortcut.root is source:
-                self.inputs_measured[source] = self.measure_output(operands[first], axis)
+                self.inputs_measured[source] = self.measure_output(operands[first], shortcut, axis)
         return Residual(
             name='',
             identity=identity,
@@ -496,7 +521,9 @@ class Tracer(TorchDispatchMode):
         """Measure a block's output, right before something uses it."""
         _, residual = self.pending.pop(id(tensor))
         if residual.measured_output is None:
-            residual.measured_output = self.measure_output(tensor, residual.channel_dim)
+            residual.measured_output = self.measure_output(
+                tensor, self.node_of[tensor], residual.channel_dim
+            )
 
     def note_kinds(self, owner: str) -> None:
         """Note of which class a block may be: of the module that adds, or of one around it."""
@@ -515,7 +542,9 @@ class Tracer(TorchDispatchMode):
             residual.activated = True
             self.pending[id(out)] = (out, residual)
         elif residual.measured_output is None:
-            residual.measured_output = self.measure_output(tensor, residual.channel_dim)
+            residual.measured_output = self.measure_output(
+                tensor, self.node_of[tensor], residual.channel_dim
+            )
 
     # ------------------------------------------------------------------ modules
     def enter(self, module: nn.Module, args: tuple) -> None:
@@ -525,8 +554,7 @@ class Tracer(TorchDispatchMode):
             node = None if tensor is None else self.node_of.get(tensor)
             if tensor is not None and tensor.dim() > 1 and node is not None and node.index:
                 self.read_by.setdefault(name, node)
-                if node not in self.inputs_measured:
-                    self.inputs_measured[node] = self.measure_output(tensor, node.channel_dim)
+                self.inputs_measured.setdefault(node, self.measure_output(tensor, node))
         self.stack.append(name)
         self.entered.add(name)
         self.entries.append(len(self.candidates))
@@ -548,7 +576,7 @@ class Tracer(TorchDispatchMode):
             return
         if name and has_weights(module):
             node = self.node_of[tensor]
-            value = self.measure_output(tensor, node.channel_dim)
+            value = self.measure_output(tensor, node)
             unit = Unit(name, type(module), repeated, tuple(tensor.shape), node, value)
             self.units.append(unit)
 
