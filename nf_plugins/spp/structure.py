@@ -14,6 +14,7 @@ from nf_plugins.layers import ScaledWSConv2d
 
 from .evidence import (
     MOST_NAMES,
+    ActivationFact,
     DropFact,
     Evidence,
     InputFact,
@@ -149,7 +150,7 @@ def describe(
         [fact for _, fact in observer.norms],
         [fact for _, fact in observer.layers],
         find_drops(model),
-        method_facts(blocks, tracer),
+        method_facts(blocks, tracer, [fact for _, fact in observer.activations]),
         parameter_facts(model, tracer, observer, blocks, gradients),
     )
 
@@ -417,7 +418,9 @@ def non_finite_names(model: nn.Module) -> ParameterFact | None:
 
 
 # ------------------------------------------------------------------ the normalizer-free method
-def method_facts(blocks: Blocks, tracer: Tracer) -> list[MethodFact]:
+def method_facts(
+    blocks: Blocks, tracer: Tracer, activations: list[ActivationFact]
+) -> list[MethodFact]:
     """Read how the blocks of a normalizer-free network scale their signal: ours, and timm's."""
     modules = tracer.modules
     facts: list[MethodFact] = []
@@ -433,11 +436,13 @@ def method_facts(blocks: Blocks, tracer: Tracer) -> list[MethodFact]:
             continue
         place = 0 if block.kind == 'transition' or not facts else place + 1
         own = {n: m for n, m in convs.items() if '.' not in n}
-        plain = [n for n in own if n not in scaled]
+        path = {n for n in convs if n in own or n.startswith(('downsample', 'shortcut'))}
+        plain = [n for n in convs if n in path and n not in scaled]
         fact = MethodFact(block.index, float(alpha), place)
         fact.plain = tuple(f'{block.module}.{name}' for name in plain)
-        fact.activation = block.activation
-        if not plain:
+        used = {a.op for a in activations if a.block == block.index and not a.gate}
+        fact.activation = ' '.join(sorted(used)) or block.activation
+        if set(own) <= set(scaled):
             _read_factors(fact, module, [n for n in own if n in scaled], scaled)
         if block.kind == 'transition':
             fact.raw_shortcut = _reads_raw(item)

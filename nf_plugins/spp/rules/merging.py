@@ -45,7 +45,7 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
         'dead_units',
     ),
     'dead_units': ('constant_channels', 'dead_branch', 'attenuation', *_COLLAPSE, 'no_gradient'),
-    'saturated_units': ('attenuation', 'gradient_attenuation'),
+    'saturated_units': ('attenuation', 'gradient_attenuation', *_COLLAPSE),
     'high_dropout': (*_VARIANCE, *_COLLAPSE, *_DEAD, 'branch_jump'),
     'explosion': ('low_precision', 'gradient_explosion', 'not_reset', 'mean_shift', *_COLLAPSE),
     'mean_shift': (*_COLLAPSE, 'gradient_mean_shift', 'not_reset'),
