@@ -94,7 +94,8 @@ PICTURES = dict(
         ('Input', 'Standard deviation of the input'), 10.0, 'pixels of 0 to 255',
     ),
     norms=Picture(
-        'timm vit_tiny', 'missing_norm', 'res_avg_var', blocks(lambda b: None if b.kind == 'stem' else b.norms),
+        'timm vit_tiny', 'missing_norm', 'res_avg_var',
+        blocks(lambda b: None if b.kind == 'stem' else b.norms),
         ('Block index', 'Norms of the branch'), None, 'a norm is missing', 'left',
     ),
     method=Picture(

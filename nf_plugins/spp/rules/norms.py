@@ -140,7 +140,7 @@ def _misfit(wrong: list[NormFact], known: list[NormFact]) -> tuple[str, str]:
     if worst.batches is not None and worst.batches < 10:
         cause += f', as they have seen {worst.batches} batches'
     if len(wrong) < len(known) / 2:
-        return cause, f'Look at {some(n.module for n in wrong)}: compute its statistics anew'
+        return cause, f'Compute the statistics of {some(n.module for n in wrong)} anew'
     return cause, 'Measure with the data of the training, or compute the statistics anew'
 
 

@@ -113,6 +113,7 @@ def shared_weights(profile: SignalProfile, blocks: list[BlockSignal]) -> Finding
         yield Finding(
             'warning' if fact.blocks else 'info',
             _first(fact, blocks),
-            f'{fact.count} parameters are in two places: {some(fact.names)}',
+            f'{"1 parameter is" if fact.count == 1 else f"{fact.count} parameters are"} in two '
+            f'places: {some(fact.names)}',
             'If it is not meant, build each module on its own: a list [block] * n holds one module',
         )
