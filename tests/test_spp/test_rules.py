@@ -493,3 +493,36 @@ def test_a_table_that_weights_are_made_of_is_used():
     torch.manual_seed(0)
     net = timm.create_model('coatnet_pico_rw_224', img_size=64)
     assert one(net, 'no_gradient', X[..., :64, :64]) is None
+
+
+def test_a_part_that_all_blocks_share_is_meant():
+    """CoaT hands one position encoding to all its blocks; a list [block] * n is another matter."""
+
+    class Block(nn.Module):
+        def __init__(self, part):
+            super().__init__()
+            self.part, self.out = part, nn.Linear(8, 8)
+
+        def forward(self, x):
+            return x + self.out(torch.relu(self.part(x)))
+
+    part, x = nn.Linear(8, 8), torch.randn(4, 6, 8)
+    alike = nn.Sequential(*(Block(part) for _ in range(4)))
+    assert one(alike, 'shared_weights', x)['severity'] == 'info'
+    block = Block(part)
+    assert one(nn.Sequential(block, block), 'shared_weights', x)['severity'] == 'warning'
+
+
+def test_units_after_a_norm_that_starts_at_zero_are_not_dead():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            nn.init.zeros_(self.norm.weight)
+
+        def forward(self, x):
+            return x + nn.functional.silu(self.norm(self.conv(x)))
+
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), *(Block() for _ in range(3)))
+    assert one(net, 'dead_units') is None
+    assert one(net, 'zero_branch')['severity'] == 'info'

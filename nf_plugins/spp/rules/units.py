@@ -52,6 +52,9 @@ def dead_units(
             return few
         return some if a.count < SOME else share
 
+    # A norm whose weight starts at zero gives zeros: zero_branch says so.
+    meant = {b.index for b in blocks if b.zero_parameter}
+    found = [a for a in found if a.dead != 1 or a.block not in meant]
     dead = [a for a in found if (a.dead or 0) > most(a) and not a.gate]
     gates = [a for a in found if a.gate and (a.dead or 0) > 0.99 and a.count >= FEW]
     for severity, facts in (('warning', dead), ('info', gates)):

@@ -363,7 +363,8 @@ def _single_layers_beyond(
     found = []
     for layer in single:
         others = [o for o in layers if o is not layer and o.energy > 0]
-        if len(others) < 3 or _form(layer) == 'depthwise':
+        standardized = layer.normed and abs(layer.energy / layer.fan_in - 1) < 0.05
+        if len(others) < 3 or _form(layer) == 'depthwise' or standardized:
             continue
         # Libraries scale weights by the inputs of a filter, by its outputs, or not at all.
         times = min(
