@@ -57,7 +57,7 @@ def test_most_faults_are_named(network):
 HELD_OUT_QUICK = [
     ('GPT', 'strong_end'),
     ('GPT', 'forgotten_norm'),
-    ('plain network', 'strong_stem'),
+    ('plain network', 'strong_layer'),
     ('plain network', 'broken_parameter'),
     ('NFNet with GELU', 'other_gamma'),
     ('torchvision densenet', 'forgotten_norm'),

@@ -74,9 +74,10 @@ def _modules_without(profile: SignalProfile, siblings: float) -> list[tuple[int,
     for group in groups.values():
         counts = Counter(leaf for owner in group for leaf in parts[owner][2])
         usual = {leaf for leaf, n in counts.items() if n >= max(3, siblings * (len(group) - 1))}
+        repeated = Counter(parts[owner][0] for owner in group)
         for owner in group:
             index, layers, norms = parts[owner]
-            if layers and usual - norms:
+            if layers and usual - norms and repeated[index] > 1:
                 found.append((index, owner, sorted(usual - norms)))
     return found
 

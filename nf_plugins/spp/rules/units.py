@@ -6,7 +6,7 @@ from nf_plugins.registry import RULES
 
 from ..evidence import ActivationFact
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, also, called, evidence_of, is_trained, says
+from .base import Finding, Findings, also, block_at, called, evidence_of, is_trained, says
 
 FEW = 16
 SOME = 64
@@ -52,9 +52,7 @@ def dead_units(
             return few
         return some if a.count < SOME else share
 
-    # A norm whose weight starts at zero gives zeros: zero_branch says so.
-    meant = {b.index for b in blocks if b.zero_parameter}
-    found = [a for a in found if a.dead != 1 or a.block not in meant]
+    found = [a for a in found if not _is_meant(profile, a)]
     dead = [a for a in found if (a.dead or 0) > most(a) and not a.gate]
     gates = [a for a in found if a.gate and (a.dead or 0) > 0.99 and a.count >= FEW]
     for severity, facts in (('warning', dead), ('info', gates)):
@@ -73,6 +71,15 @@ def dead_units(
             )
         yield Finding(severity, min(a.block for a in facts), cause, remedy)
         return
+
+
+def _is_meant(profile: SignalProfile, activation: ActivationFact) -> bool:
+    """Whether a norm whose weight starts at zero gives the activation its zeros: zero_branch."""
+    zero = block_at(profile, activation.block).zero_parameter or ''
+    norm = zero.rpartition('.')[0]
+    if activation.dead != 1 or norm not in {n.module for n in evidence_of(profile).norms}:
+        return False
+    return activation.module.startswith(f'{norm}.') or activation.module == norm.rpartition('.')[0]
 
 
 @RULES.register_module()
