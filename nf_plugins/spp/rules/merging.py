@@ -110,6 +110,8 @@ def _explains(cause: dict, verdict: dict) -> bool:
     """An info explains no error, but where it is by design; a gate's verdict explains nothing."""
     if cause['severity'] == 'info' and verdict['severity'] != 'info':
         return cause['rule'] in ABSORBING and verdict['severity'] != 'error'
+    if verdict['rule'] == 'no_gradient' and 'exactly 0' not in verdict['cause']:
+        return cause['rule'] == 'non_finite'  # the graph is cut, whatever the values are
     placed = cause['rule'] in _PLACED or verdict['rule'] == 'low_precision'
     if placed and verdict['rule'] not in _BACKWARD:
         if cause['block'] > verdict['block']:
