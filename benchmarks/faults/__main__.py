@@ -1,8 +1,8 @@
 """Seed faults into networks and score the verdicts, also those on healthy ones.
 
-    python -m benchmarks.faults --out benchmarks/results/faults.json
+    python -m benchmarks.faults --out benchmarks/results/faults.json --split developed held_out
 
-It takes about half an hour on two free cores; parts that are in the file already are kept.
+It takes about an hour on a free core; parts that are in the file already are kept.
 """
 
 from __future__ import annotations
@@ -92,8 +92,9 @@ def write(out: Path | None, measured: Measured) -> dict[str, Any]:
     for split, parts in measured.items():
         found[split] = summary({part: [r for r in parts[part].values() if r] for part in PARTS})
     if out:
+        known = json.loads(out.read_text('utf-8')) if out.exists() else {}
         data = dict(machine=machine(), command=command('benchmarks.faults'), summary=found)
-        text = json.dumps({**data, 'measured': measured}, indent=1) + '\n'
+        text = json.dumps({**known, **data, 'measured': measured}, indent=1) + '\n'
         with as_usage_error(f'cannot write {out}'):
             atomic_write(out, text)
     return found

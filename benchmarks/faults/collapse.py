@@ -44,11 +44,11 @@ def block_ratios(net: nn.Module, x: Tensor, y: Tensor) -> tuple[float, float, fl
         ratios.append((mean.square().mean() / var.mean()).item())
     shares = []
     for m in net.backbone.modules():
-        if isinstance(m, nn.Conv2d) and m.weight.grad is not None:
+        if isinstance(m, nn.Conv2d) and m.weight.grad is not None and bool(m.weight.grad.any()):
             g = m.weight.grad.flatten(1)
             shares.append((g.mean(1).square().sum() * g.shape[1] / g.square().sum()).item())
     net.zero_grad()
-    return loss.item(), max(ratios, default=math.nan), sum(shares) / len(shares)
+    return loss.item(), max(ratios, default=math.nan), sum(shares) / max(1, len(shares))
 
 
 def watch(
@@ -59,7 +59,7 @@ def watch(
     options = {} if kind == 'PWS' else dict(conv_cfg=dict(type='Conv2d'))
     net = Classifier(PWSResNet(18, in_channels=1, base_channels=16, **options), 128)
     x, y = digits()
-    optimizer = torch.optim.SGD(net.parameters(), lr=lr, momentum=0.9)
+    optimizer = torch.optim.SGD(net.parameters(), lr=lr)
     generator = torch.Generator().manual_seed(0)
     rows = []
     for step in range(steps + 1):

@@ -19,7 +19,9 @@ from nf_plugins.layers import ScaledWSConv2d
 
 from .faults import Fault, blocks, replace, scale_layer, scale_matters
 
-GATES = ('se.', 'squeeze', '.fc1_', 'relative', 'rel_pos', 'cpb', 'sgu', 'spatial_gating', '.gate.')
+GATES = ('se.', 'attention.fc', 'attention_last.fc', 'attn.conv', 'attn.fc', 'squeeze', '.fc1_')
+GATES += ('relative', 'rel_pos', 'cpb', 'sgu', 'spatial_gating', '.gate.')
+"""Parts of the names of layers whose output only multiplies another signal, or that make tables."""
 JUMP = ('branch_jump', 'explosion', 'low_precision')
 
 
@@ -87,7 +89,8 @@ def is_norm(m: nn.Module) -> bool:
 
 def execution_order(net: nn.Module, x: Tensor) -> list[str]:
     """Names of the modules with no children, or with weights of their own, as they ran first."""
-    net = copy.deepcopy(net).train()
+    net = copy.deepcopy(net)
+    net.train()  # some libraries' returns None
     order: dict[str, None] = {}
     for name, m in net.named_modules():
         own = next(m.parameters(recurse=False), None) is not None
@@ -375,8 +378,8 @@ def hot_attention(site):
     """The queries are 40 times too large, more where the weights are small."""
     names = [n for n in site.order if n.endswith(('qkv', '.q', '.query', 'wqkv', '.to_q'))]
     names = [n for n in names if isinstance(site.module(n), nn.Linear | nn.Conv2d)]
-    if not names:
-        return None
+    if not names or any(n.endswith(('norm_q', 'q_norm', 'pool_q')) for n in site.norms()):
+        return None  # a norm takes the scale away
     name = site.pick(names)
     rows = len(site.module(name).weight) // (3 if 'qkv' in name else 1)
 

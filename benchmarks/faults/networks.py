@@ -98,6 +98,7 @@ HEALTHY = {
 """Name -> constructor of a published network, at its own initialisation."""
 
 CLASSICS = ('alexnet', 'vgg11', 'squeezenet1_1', 'squeezenet1_0')
+CLASSICS += ('SkipInitResNet', 'SkipInitResNet-50')
 """Published networks without norms: what is said of their variance is true."""
 
 

@@ -151,7 +151,7 @@ def summary(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     placed = [r for r in faults if r['localised'] is not None]
     said = [v for r in faults for v in r['verdicts'] if v['severity'] != 'info']
     wrong = sum(len(r['wrong']) for r in faults)
-    modern = [r for r in twins if r['network'].partition(' ')[2] not in CLASSICS]
+    modern = [r for r in twins if r['network'].rpartition(' ')[2] not in CLASSICS]
     good = [r for r in results['trainings'] if r['recipe'] == 'good']
     bad = [r for r in results['trainings'] if r['recipe'] != 'good']
     return dict(

@@ -66,7 +66,7 @@ HELD_OUT_NETWORKS: dict[str, Callable[[], nn.Module]] = {
         NFRegNet(
             dict(base='b0', depths=(1, 2, 2, 1), width_mult=0.25, final_ratio=None), in_channels=1
         ),
-        112,
+        110,
     ),
     'Fixup': lambda: Classifier(FixupResNet(26, **SMALL), 256),
     'DenseNet': _densenet,

@@ -289,9 +289,9 @@ def analyze(
         if broken_output or not profile.is_finite():
             if seed is not None:
                 seed_all(seed)
-            feed = Feed(part, inputs, mode, call, False)
+            again = Feed(part, inputs, mode, call, False)
             profile.non_finite_module = first_non_finite(
-                part, feed.tensors, lambda *_: feed.run(), before.note_write
+                part, again.tensors, lambda *_: again.run(), before.note_write
             )
     if profile.evidence is not None and (broken := non_finite_names(part)):
         profile.evidence.parameters.append(broken)  # of the network as it was given

@@ -118,6 +118,7 @@ class LayerFact:
         copies: Share of the filters that are a multiple of another one.
         inner: Whether all that reads its output are other layers of the same branch.
         last: Whether no other layer reads its output.
+        normed: Whether all that reads its output is a norm.
     """
 
     module: str
@@ -130,6 +131,7 @@ class LayerFact:
     copies: float = 0.0
     inner: bool = False
     last: bool = False
+    normed: bool = False
 
 
 @dataclass
@@ -180,7 +182,8 @@ class ParameterFact:
         count: How many there are.
         total: Of how many.
         blocks: Indices of the blocks that they are in.
-        reason: Why, in words, where it is known.
+        reason: Why, where it is known: 'detached' or 'unused'; of shared ones 'part', where a part
+            of blocks is the same in several.
     """
 
     kind: str

@@ -15,6 +15,7 @@ from nf_plugins.layers import ScaledWSConv2d
 
 from .evidence import (
     MOST_NAMES,
+    ActivationFact,
     DropFact,
     Evidence,
     InputFact,
@@ -143,6 +144,7 @@ def describe(
     inner, after = _layers_after(tracer.nodes)
     for node, layer in observer.layers:
         layer.inner, layer.last = node in inner, node not in after
+        layer.normed = bool(node.users) and all(user.op in NORMS for user in node.users)
     for facts in (observer.activations, observer.attentions, observer.norms, observer.layers):
         for node, fact in facts:
             fact.block = block_of(node)
@@ -160,7 +162,7 @@ def describe(
         [fact for _, fact in observer.norms],
         [fact for _, fact in observer.layers],
         find_drops(model),
-        method_facts(blocks, tracer),
+        method_facts(blocks, tracer, [fact for _, fact in observer.activations]),
         parameter_facts(model, tracer, observer, blocks, gradients),
     )
 
@@ -347,14 +349,32 @@ def parameter_facts(
     unused = [name for name in lost if name not in used]
     add('no_gradient', [n for n in used if n in matrices] or used, len(trainable), 'detached')
     add('no_gradient', [n for n in unused if n in matrices], len(trainable), 'unused')
+    twice, parts = _shared(model)
+    reason = 'part' if parts == len(twice) else ''
+    add('shared', twice, len(parameters), reason)
+    return facts
+
+
+def _shared(model: nn.Module) -> tuple[list[str], int]:
+    """Parameters in two places, as 'first = second', and how many of them a shared part has.
+
+    A part is a module that several blocks hold as an attribute; a block itself is none.
+    """
+    places: dict[int, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        places.setdefault(id(module), []).append(name)
+    repeated = sorted(name for names in places.values() if len(names) > 1 for name in names)
     first: dict[int, str] = {}
-    twice = []
+    twice, parts = [], 0
     for name, p in model.named_parameters(remove_duplicate=False):
         if id(p) in first and p.numel() > max(p.shape, default=1):
             twice.append(f'{first[id(p)]} = {name}')
+            outer = next((path for path in repeated if name.startswith(f'{path}.')), None)
+            owner = model.get_submodule(outer.rpartition('.')[0]) if outer else None
+            containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+            parts += owner is not None and not isinstance(owner, containers)
         first.setdefault(id(p), name)
-    add('shared', twice, len(parameters))
-    return facts
+    return twice, parts
 
 
 def _was_used(name: str, parameter: Tensor, tracer: Tracer, observer: Observer) -> bool:
@@ -428,7 +448,9 @@ def non_finite_names(model: nn.Module) -> ParameterFact | None:
 
 
 # ------------------------------------------------------------------ the normalizer-free method
-def method_facts(blocks: Blocks, tracer: Tracer) -> list[MethodFact]:
+def method_facts(
+    blocks: Blocks, tracer: Tracer, activations: list[ActivationFact]
+) -> list[MethodFact]:
     """Read how the blocks of a normalizer-free network scale their signal: ours, and timm's."""
     modules = tracer.modules
     facts: list[MethodFact] = []
@@ -444,11 +466,13 @@ def method_facts(blocks: Blocks, tracer: Tracer) -> list[MethodFact]:
             continue
         place = 0 if block.kind == 'transition' or not facts else place + 1
         own = {n: m for n, m in convs.items() if '.' not in n}
-        plain = [n for n in own if n not in scaled]
+        path = {n for n in convs if n in own or n.startswith(('downsample', 'shortcut'))}
+        plain = [n for n in convs if n in path and n not in scaled]
         fact = MethodFact(block.index, float(alpha), place)
         fact.plain = tuple(f'{block.module}.{name}' for name in plain)
-        fact.activation = block.activation
-        if not plain:
+        used = {a.op for a in activations if a.block == block.index and not a.gate}
+        fact.activation = ' '.join(sorted(used)) or block.activation
+        if set(own) <= set(scaled):
             _read_factors(fact, module, [n for n in own if n in scaled], scaled)
         if block.kind == 'transition':
             fact.raw_shortcut = _reads_raw(item)

@@ -45,10 +45,10 @@ SYMPTOMS: dict[str, tuple[str, ...]] = {
         'dead_units',
     ),
     'dead_units': ('constant_channels', 'dead_branch', 'attenuation', *_COLLAPSE, 'no_gradient'),
-    'saturated_units': ('attenuation', 'gradient_attenuation'),
+    'saturated_units': ('attenuation', 'gradient_attenuation', *_COLLAPSE),
     'high_dropout': (*_VARIANCE, *_COLLAPSE, *_DEAD, 'branch_jump'),
     'explosion': ('low_precision', 'gradient_explosion', 'not_reset', 'mean_shift', *_COLLAPSE),
-    'mean_shift': (*_COLLAPSE, 'gradient_mean_shift', 'not_reset'),
+    'mean_shift': (*_COLLAPSE, 'gradient_mean_shift', 'not_reset', 'dead_units'),
     'collapsed_images': ('collapsed_tokens', 'dead_units'),
     'collapsed_tokens': ('dead_units',),
     'attenuation': ('gradient_attenuation', 'mean_shift', *_COLLAPSE, 'constant_channels'),
@@ -110,7 +110,10 @@ def _explains(cause: dict, verdict: dict) -> bool:
     """An info explains no error, but where it is by design; a gate's verdict explains nothing."""
     if cause['severity'] == 'info' and verdict['severity'] != 'info':
         return cause['rule'] in ABSORBING and verdict['severity'] != 'error'
-    if cause['rule'] in _PLACED and verdict['rule'] not in _BACKWARD:
+    if verdict['rule'] == 'no_gradient' and 'exactly 0' not in verdict['cause']:
+        return cause['rule'] == 'non_finite'  # the graph is cut, whatever the values are
+    placed = cause['rule'] in _PLACED or verdict['rule'] == 'low_precision'
+    if placed and verdict['rule'] not in _BACKWARD:
         if cause['block'] > verdict['block']:
             return False
     # Units die of features that are alike, or make them so: what comes first is the cause.

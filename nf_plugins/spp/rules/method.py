@@ -127,44 +127,15 @@ def off_theory(
 ) -> Findings:
     """A normalizer-free network does not follow its method: alpha, beta, gamma, plain layers."""
     facts = evidence_of(profile).method
-    if not facts:
-        return
-    texts: list[tuple[MethodFact, str, str]] = []
-    large = [f for f in facts if not is_usual(f.alpha, alpha)]
-    if large:
-        a = large[0].alpha
-        texts.append(
-            (
-                large[0],
-                f'alpha is {a:g} in {_blocks(profile, large)}, so that each block adds {a * a:.3g} '
-                f'to the variance instead of {ALPHA**2:.3g}',
-                f'alpha = {ALPHA}',
-            )
-        )
-    plain = [f for f in facts if f.plain]
-    if plain:
-        names = some(name for f in plain for name in f.plain)
-        texts.append(
-            (
-                plain[0],
-                f'{names} is a plain convolution among standardized ones',
-                "make it a standardized one (conv_cfg=dict(type='ScaledWS'))"
-                if option(profile, 'conv_cfg')
-                else 'make it a standardized one',
-            )
-        )
+    texts = _alphas(profile, facts, alpha) + _plain_layers(profile, facts)
     texts += _gammas(profile, facts, tolerance)
-    if not large:
+    if all(is_usual(f.alpha, alpha) for f in facts):
         texts += _betas(profile, facts, tolerance)
     raw = [f for f in facts if f.raw_shortcut]
     if raw:
-        texts.append(
-            (
-                raw[0],
-                f'the shortcut of {_blocks(profile, raw)} reads the raw signal',
-                'let it read the activation divided by beta, as the branch does',
-            )
-        )
+        cause = f'the shortcut of {_blocks(profile, raw)} reads the raw signal'
+        remedy = 'let it read the activation divided by beta, as the branch does'
+        texts.append((raw[0], cause, remedy))
     if texts:
         yield Finding(
             'warning',
@@ -173,6 +144,34 @@ def off_theory(
             + '; '.join(text for _, text, _ in texts),
             'Follow the method: ' + '; '.join(dict.fromkeys(remedy for *_, remedy in texts)),
         )
+
+
+Texts = list[tuple[MethodFact, str, str]]
+"""The first block, cause and remedy of each deviation from the method."""
+
+
+def _alphas(profile: SignalProfile, facts: list[MethodFact], alpha: float) -> Texts:
+    unusual = [f for f in facts if not is_usual(f.alpha, alpha)]
+    if not unusual:
+        return []
+    a = unusual[0].alpha
+    cause = (
+        f'alpha is {a:g} in {_blocks(profile, unusual)}, so that each block adds {a * a:.3g} '
+        f'to the variance instead of {ALPHA**2:.3g}'
+    )
+    return [(unusual[0], cause, f'alpha = {ALPHA}')]
+
+
+def _plain_layers(profile: SignalProfile, facts: list[MethodFact]) -> Texts:
+    plain = [f for f in facts if f.plain]
+    if not plain:
+        return []
+    names = [name for f in plain for name in f.plain]
+    is_plain = 'is a plain convolution' if len(names) == 1 else 'are plain convolutions'
+    remedy = 'make it a standardized one' if len(names) == 1 else 'make them standardized ones'
+    if option(profile, 'conv_cfg'):
+        remedy += " (conv_cfg=dict(type='ScaledWS'))"
+    return [(plain[0], f'{some(names)} {is_plain} among standardized ones', remedy)]
 
 
 def _blocks(profile: SignalProfile, facts: list[MethodFact]) -> str:
@@ -185,9 +184,7 @@ def _gamma_of(fact: MethodFact) -> float | None:
     return GAMMA[gates[0]] if len(set(gates)) == 1 else None
 
 
-def _gammas(
-    profile: SignalProfile, facts: list[MethodFact], tolerance: float
-) -> list[tuple[MethodFact, str, str]]:
+def _gammas(profile: SignalProfile, facts: list[MethodFact], tolerance: float) -> Texts:
     wrong = [
         (f, g, gamma)
         for f in facts
@@ -208,9 +205,7 @@ def _gammas(
     return [(fact, cause, f'gamma = {right:.4g}')]
 
 
-def _betas(
-    profile: SignalProfile, facts: list[MethodFact], tolerance: float
-) -> list[tuple[MethodFact, str, str]]:
+def _betas(profile: SignalProfile, facts: list[MethodFact], tolerance: float) -> Texts:
     """Compare gamma / beta of each block with the expected variance of its input."""
     variance, wrong = 1.0, []
     for fact in facts:

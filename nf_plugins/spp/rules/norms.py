@@ -74,9 +74,10 @@ def _modules_without(profile: SignalProfile, siblings: float) -> list[tuple[int,
     for group in groups.values():
         counts = Counter(leaf for owner in group for leaf in parts[owner][2])
         usual = {leaf for leaf, n in counts.items() if n >= max(3, siblings * (len(group) - 1))}
+        repeated = Counter(parts[owner][0] for owner in group)
         for owner in group:
             index, layers, norms = parts[owner]
-            if layers and usual - norms:
+            if layers and usual - norms and repeated[index] > 1:
                 found.append((index, owner, sorted(usual - norms)))
     return found
 
@@ -140,7 +141,7 @@ def _misfit(wrong: list[NormFact], known: list[NormFact]) -> tuple[str, str]:
     if worst.batches is not None and worst.batches < 10:
         cause += f', as they have seen {worst.batches} batches'
     if len(wrong) < len(known) / 2:
-        return cause, f'Look at {some(n.module for n in wrong)}: compute its statistics anew'
+        return cause, f'Compute the statistics of {some(n.module for n in wrong)} anew'
     return cause, 'Measure with the data of the training, or compute the statistics anew'
 
 

@@ -111,8 +111,9 @@ def shared_weights(profile: SignalProfile, blocks: list[BlockSignal]) -> Finding
     """One parameter in two places."""
     for fact in _facts(profile, 'shared'):
         yield Finding(
-            'warning' if fact.blocks else 'info',
+            'warning' if fact.blocks and fact.reason != 'part' else 'info',
             _first(fact, blocks),
-            f'{fact.count} parameters are in two places: {some(fact.names)}',
+            f'{"1 parameter is" if fact.count == 1 else f"{fact.count} parameters are"} in two '
+            f'places: {some(fact.names)}',
             'If it is not meant, build each module on its own: a list [block] * n holds one module',
         )

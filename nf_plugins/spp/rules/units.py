@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from nf_plugins.registry import RULES
 
+from ..evidence import ActivationFact
 from ..profile import BlockSignal, SignalProfile
-from .base import Finding, Findings, also, called, evidence_of, is_trained, says
+from .base import Finding, Findings, also, block_at, called, evidence_of, is_trained, says
 
 FEW = 16
+SOME = 64
 """With fewer values per unit, units that never fire may be so by chance or by the input."""
 
 
@@ -39,15 +41,19 @@ def dead_units(
     blocks: list[BlockSignal],
     *,
     share: float = 0.3,
+    some: float = 0.5,
     few: float = 0.9,
 ) -> Findings:
     """Units of a ReLU-like activation that never fire."""
     found = [a for a in evidence_of(profile).activations if a.dead is not None]
-    dead = [
-        a
-        for a in found
-        if (a.dead or 0) > (share if a.count >= FEW and a.positions > 1 else few) and not a.gate
-    ]
+
+    def most(a: ActivationFact) -> float:
+        if a.count < FEW or a.positions == 1:
+            return few
+        return some if a.count < SOME else share
+
+    found = [a for a in found if not _is_meant(profile, a)]
+    dead = [a for a in found if (a.dead or 0) > most(a) and not a.gate]
     gates = [a for a in found if a.gate and (a.dead or 0) > 0.99 and a.count >= FEW]
     for severity, facts in (('warning', dead), ('info', gates)):
         if not facts:
@@ -58,13 +64,22 @@ def dead_units(
             f'fire on {worst.count} values each'
         )
         cause += also(a.module for a in facts)
-        remedy = 'Look at the bias, or at the norm, before it: the units get negative values alone'
+        remedy = 'Look at the bias, or at the norm, before it: the units get only negative values'
         if is_trained(profile):
             remedy = (
                 'They get no gradient any more: a lower learning rate or warmup keeps them alive'
             )
         yield Finding(severity, min(a.block for a in facts), cause, remedy)
         return
+
+
+def _is_meant(profile: SignalProfile, activation: ActivationFact) -> bool:
+    """Whether a norm whose weight starts at zero gives the activation its zeros: zero_branch."""
+    zero = block_at(profile, activation.block).zero_parameter or ''
+    norm = zero.rpartition('.')[0]
+    if activation.dead != 1 or norm not in {n.module for n in evidence_of(profile).norms}:
+        return False
+    return activation.module.startswith(f'{norm}.') or activation.module == norm.rpartition('.')[0]
 
 
 @RULES.register_module()

@@ -16,6 +16,7 @@ from .base import (
     Finding,
     Findings,
     beyond_siblings,
+    block_at,
     called,
     evidence_of,
     is_normalized,
@@ -238,8 +239,10 @@ def branch_jump(
     if trained:
         remedy = 'A block that outgrew the others: look at its weights and at its learning rate'
         severity = 'info' if all(b.pre_norm for b in blocks) else 'warning'
+    elif layers and all(others != SIBLINGS for *_, others in layers):
+        remedy = 'Initialise it so that it keeps the variance: look for a factor that is missing'
     elif not layers:
-        names = [b.name for b in blocks if b.index in jumps]
+        names = [block_at(profile, i).name or f'block {i}' for i in sorted(jumps)]
         remedy = f'Look at the scales and biases in {some(names)}, and compare with a sibling'
     yield Finding(severity, index, '; '.join(parts), remedy)
 
@@ -360,7 +363,8 @@ def _single_layers_beyond(
     found = []
     for layer in single:
         others = [o for o in layers if o is not layer and o.energy > 0]
-        if len(others) < 3 or _form(layer) == 'depthwise':
+        standardized = layer.normed and abs(layer.energy / layer.fan_in - 1) < 0.05
+        if len(others) < 3 or _form(layer) == 'depthwise' or standardized:
             continue
         # Libraries scale weights by the inputs of a filter, by its outputs, or not at all.
         times = min(

@@ -9,7 +9,7 @@ from .base import Finding, Findings, also, evidence_of, is_trained, says
 
 
 @RULES.register_module()
-@says('warning')
+@says('warning', 'info')
 def zero_weights(
     profile: SignalProfile, blocks: list[BlockSignal], *, share: float = 0.1
 ) -> Findings:
@@ -17,17 +17,19 @@ def zero_weights(
     layers = evidence_of(profile).layers
     partly = [layer for layer in layers if share < layer.zero_rows < 1]
     wholly = [layer for layer in layers if layer.zero_rows == 1 and layer.inner and layer.rows > 1]
-    if not partly and not wholly:
-        return
     facts = sorted([*partly, *wholly], key=lambda layer: layer.block)
+    if not facts:
+        return
     worst = max(facts, key=lambda layer: layer.zero_rows)
     zero = round(worst.zero_rows * worst.rows)
     cause = f'{zero} of the {worst.rows} filters of {worst.module} are zero'
     cause += also(layer.module for layer in facts)
-    remedy = 'Initialise them, or remove the channels'
+    severity, remedy = 'warning', 'Initialise them, or remove the channels'
     if is_trained(profile):
         remedy = 'They have been pruned or have decayed: remove the channels, or use less decay'
-    yield Finding('warning', facts[0].block, cause, remedy)
+        if not any(layer.inner for layer in facts):  # some of what starts at zero gets no gradient
+            severity, remedy = 'info', 'They are ends of branches: they may have started at zero'
+    yield Finding(severity, facts[0].block, cause, remedy)
 
 
 @RULES.register_module()
