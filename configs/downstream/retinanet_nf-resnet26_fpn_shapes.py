@@ -1,0 +1,32 @@
+# A small RetinaNet on drawn shapes: draw them with
+# `python -m nf_plugins.datasets.coco_shapes data/coco_shapes`.
+_base_ = [
+    './retinanet_nf-resnet50_fpn_1x_coco.py',
+    '../_base_/datasets/coco_shapes.py',
+    '../_base_/schedules/coco_shapes.py',
+]
+
+model = dict(
+    data_preprocessor=dict(mean=[128.0] * 3, std=[50.0] * 3, pad_size_divisor=1),
+    backbone=dict(depth=26, base_channels=16),
+    neck=[
+        dict(
+            _scope_='nf_plugins',
+            type='nf_plugins.ReLUNeck',
+            act_cfg=dict(type='nf_plugins.GammaAct', act='ReLU'),
+            avgpool=False,
+        ),
+        dict(type='FPN', in_channels=[64, 128, 256, 512], out_channels=32, num_outs=4),
+    ],
+    bbox_head=dict(
+        num_classes=3,
+        in_channels=32,
+        feat_channels=32,
+        stacked_convs=2,
+        anchor_generator=dict(octave_base_scale=4, strides=[4, 8, 16, 32]),
+    ),
+    test_cfg=dict(max_per_img=20),
+)
+default_hooks = dict(logger=dict(interval=10), visualization=dict(draw=False))
+randomness = dict(seed=0)
+custom_hooks = [dict(type='nf_plugins.SPPHook')]
