@@ -1,6 +1,6 @@
 # Mask R-CNN with FPN on NF-ResNet-50, on COCO (8 GPUs x 2 images): mmdet's
-# mask-rcnn_r50_fpn_1x_coco.py with another backbone; its FPN and heads have no norms. Ours, and we have
-# not trained it. For results like mmdet's, start with backbone weights from ImageNet.
+# mask-rcnn_r50_fpn_1x_coco.py with another backbone; its FPN and heads have no norms. Ours, and
+# we have not trained it. For results like mmdet's, start with backbone weights from ImageNet.
 _base_ = [
     'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     'mmdet::_base_/datasets/coco_instance.py',

@@ -1,17 +1,29 @@
 # A small Mask R-CNN with PWS on drawn shapes: draw them with
 # `python -m nf_plugins.datasets.coco_shapes data/coco_shapes`. All of it trains from scratch.
 _base_ = [
-    './mask-rcnn_pws-resnet50_fpn_2x_coco.py',
+    'mmdet::_base_/models/mask-rcnn_r50_fpn.py',
     '../_base_/datasets/coco_shapes.py',
+    'mmdet::_base_/default_runtime.py',
     '../_base_/schedules/coco_shapes.py',
 ]
+custom_imports = dict(imports=['nf_plugins'], allow_failed_imports=False)
 
 conv_cfg = dict(type='nf_plugins.PWS', gamma=0.1, equiv=True, mode='fan_in', initalpha=True)
 norm_cfg = dict(type='GN', num_groups=1)
 channels = [16, 32, 64, 128]
 model = dict(
     data_preprocessor=dict(mean=[128.0] * 3, std=[50.0] * 3, pad_size_divisor=1),
-    backbone=dict(depth=18, stem_channels=16, base_channels=16, frozen_stages=-1),
+    backbone=dict(
+        _delete_=True,
+        _scope_='nf_plugins',
+        type='nf_plugins.PWSResNet',
+        depth=18,
+        stem_channels=16,
+        base_channels=16,
+        out_indices=(0, 1, 2, 3),
+        conv_cfg=dict(type='nf_plugins.PWS', gamma=1e-4, mode='fan_in', initalpha=True),
+        norm_cfg=norm_cfg,
+    ),
     neck=[
         dict(
             _scope_='nf_plugins',
@@ -34,7 +46,9 @@ model = dict(
         bbox_roi_extractor=dict(out_channels=32, finest_scale=14),
         bbox_head=dict(in_channels=32, fc_out_channels=64, num_classes=3),
         mask_roi_extractor=dict(out_channels=32, finest_scale=14),
-        mask_head=dict(in_channels=32, conv_out_channels=32, num_convs=2, num_classes=3),
+        mask_head=dict(
+            in_channels=32, conv_out_channels=32, num_convs=2, num_classes=3, conv_cfg=conv_cfg
+        ),
     ),
     train_cfg=dict(
         rpn=dict(sampler=dict(num=64)),

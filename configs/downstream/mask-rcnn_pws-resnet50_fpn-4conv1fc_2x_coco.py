@@ -1,5 +1,5 @@
-# The same with a box head of four convolutions with PWS and one layer. The PWS authors publish 39.5 box
-# AP and 35.6 mask AP (group norm 39.1 and 35.3). We have not trained it.
+# The same with a box head of four convolutions with PWS and one layer. The PWS authors publish
+# 39.5 box AP and 35.6 mask AP (group norm 39.1 and 35.3). We have not trained it.
 _base_ = './mask-rcnn_pws-resnet50_fpn_2x_coco.py'
 
 model = dict(

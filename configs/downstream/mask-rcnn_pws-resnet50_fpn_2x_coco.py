@@ -1,8 +1,8 @@
-# Mask R-CNN with FPN on a PWS ResNet-50, on COCO (1 GPU x 2 images), after the PWS authors' config for
-# mmdet 2: PWS in the backbone (gamma 1e-4), in FPN and in the mask head (gamma 0.1, relative to the
-# variance), one norm after the stem and one at each output of the backbone. The RPN head and the two
-# layers of the box head have no norm. They publish 38.9 box AP and 35.3 mask AP (group norm 38.2 and
-# 34.5, batch norm 38.0 and 34.4). We have not trained it.
+# Mask R-CNN with FPN on a PWS ResNet-50, on COCO (1 GPU x 2 images), after the PWS authors'
+# config for mmdet 2: PWS in the backbone (gamma 1e-4), in FPN and in the mask head (gamma 0.1,
+# relative to the variance), one norm after the stem and one at each output of the backbone. The
+# RPN head and the two layers of the box head have no norm. They publish 38.9 box AP and 35.3 mask
+# AP (group norm 38.2 and 34.5, batch norm 38.0 and 34.4). We have not trained it.
 # As published, the stem and the first stage are frozen, so it needs weights of ImageNet:
 # init_cfg=dict(type='Pretrained', checkpoint=..., prefix='backbone.') of the backbone. To train
 # without, set frozen_stages=-1.

@@ -1,14 +1,24 @@
 # A small RetinaNet on drawn shapes: draw them with
 # `python -m nf_plugins.datasets.coco_shapes data/coco_shapes`.
 _base_ = [
-    './retinanet_nf-resnet50_fpn_1x_coco.py',
+    'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../_base_/datasets/coco_shapes.py',
+    'mmdet::_base_/default_runtime.py',
     '../_base_/schedules/coco_shapes.py',
 ]
+custom_imports = dict(imports=['nf_plugins'], allow_failed_imports=False)
 
 model = dict(
     data_preprocessor=dict(mean=[128.0] * 3, std=[50.0] * 3, pad_size_divisor=1),
-    backbone=dict(depth=26, base_channels=16),
+    backbone=dict(
+        _delete_=True,
+        _scope_='nf_plugins',
+        type='nf_plugins.NFResNet',
+        depth=26,
+        base_channels=16,
+        act_cfg=dict(type='ReLU'),
+        out_indices=(0, 1, 2, 3),
+    ),
     neck=[
         dict(
             _scope_='nf_plugins',

@@ -1,7 +1,8 @@
 # SSD on VOC07+12 at 320x320 with PWS (gamma 1e-3), after the PWS authors' TensorFlow code: their
-# schedule, sizes of the feature maps and anchors. Ours: the backbone is a PWS ResNet-50 instead of
-# their VGG-16, images and losses are those of mmdet's SSD, and the last layers are plain convolutions
-# (theirs have PWS, in one of their configs also a layer norm). We have not trained it.
+# schedule, sizes of the feature maps and anchors. Ours: the backbone is a PWS ResNet-50 instead
+# of their VGG-16, images and losses are those of mmdet's SSD, and the last layers are plain
+# convolutions (theirs have PWS, in one of their configs also a layer norm). We have not trained
+# it.
 _base_ = [
     'mmdet::_base_/models/ssd300.py',
     '../_base_/datasets/voc0712_320.py',

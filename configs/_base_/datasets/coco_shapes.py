@@ -1,5 +1,5 @@
-# Drawn shapes of 64x64 in COCO's format. `python -m nf_plugins.datasets.coco_shapes data/coco_shapes`
-# draws them.
+# Drawn shapes of 64x64 in COCO's format. `python -m nf_plugins.datasets.coco_shapes
+# data/coco_shapes` draws them.
 data_root = 'data/coco_shapes/'
 metainfo = dict(classes=('disc', 'square', 'triangle'))
 

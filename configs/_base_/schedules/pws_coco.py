@@ -1,6 +1,6 @@
-# PWS in detection. Published (the authors' config for mmdet 2): 1 GPU x 2 images, lr 0.0025 after 500
-# iterations of linear warmup, weight decay 1e-4 of all parameters except alpha, 24 epochs, lr / 10
-# after 16 and 22. Their README says 12 epochs.
+# PWS in detection. Published (the authors' config for mmdet 2): 1 GPU x 2 images, lr 0.0025 after
+# 500 iterations of linear warmup, weight decay 1e-4 of all parameters except alpha, 24 epochs, lr
+# / 10 after 16 and 22. Their README says 12 epochs.
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.0025, momentum=0.9, weight_decay=1e-4),
     constructor='nf_plugins.NFOptimWrapperConstructor',
