@@ -166,9 +166,12 @@ def test_the_published_settings_of_ssd_with_pws():
 @needs_ops
 @pytest.mark.filterwarnings('ignore')  # of mmdet
 @pytest.mark.parametrize('name', DETECTORS)
-def test_the_detector_trains_and_detects(name):
+def test_the_detector_trains_and_detects(name, monkeypatch):
+    from mmdet.models.dense_heads import SSDHead
     from mmdet.testing import demo_mm_inputs
 
+    # It reads this attribute, which it does not have: open-mmlab/mmdetection issue 11063.
+    monkeypatch.setattr(SSDHead, 'loss_cls', None, raising=False)
     cfg = load(name)
     model = MODELS.build(cfg.model)
     assert sum(p.numel() for p in model.parameters()) == listed_parameters(name)
