@@ -61,8 +61,10 @@ demo: setup  ## train, test, inspect and film an NF-ResNet on the embedded digit
 	@echo "Signal propagation after training:    $(CURDIR)/$(DEMO)/spp_trained/spp.png"
 	@echo "Signal propagation while training:    $(CURDIR)/$(DEMO)/training.html, .gif and .mp4"
 
-test: setup lint docs  ## all tests
+test: setup lint docs  ## all tests; those of detectors where `make ops` was run
 	$(PYTEST) --durations=25
+	if [ -e $(OPS)/.built ]; then PYTHONPATH=$(OPS) $(PYTEST) tests/test_downstream; \
+		else echo "Detectors are not trained: 'make ops' builds mmcv's compiled operators."; fi
 
 check: setup lint  ## the quick tests
 	$(PYTEST) -m "not slow and not versions"

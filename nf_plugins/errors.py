@@ -59,10 +59,10 @@ DISTRIBUTIONS = {
 def _advice(module: str | None) -> str:
     """Name what to install for a module that is missing."""
     if module == 'mmcv._ext':
-        command = 'MMCV_WITH_OPS=1 pip install --no-binary onedl-mmcv --no-build-isolation'
-        return (
-            f'; it needs mmcv with its compiled operators: {command} --force-reinstall onedl-mmcv'
-        )
+        # Without --no-cache-dir, pip takes the wheel without operators that it has built before.
+        command = 'MMCV_WITH_OPS=1 pip install --no-cache-dir --no-binary onedl-mmcv'
+        command += ' --no-build-isolation --force-reinstall --no-deps onedl-mmcv'
+        return f'; it needs mmcv with its compiled operators: {command}, or make ops in a checkout'
     distribution = DISTRIBUTIONS.get((module or '').partition('.')[0])
     return f'; pip install {distribution}' if distribution else ''
 

@@ -29,7 +29,7 @@ from nf_plugins.spp.rules import SEVERITIES, names_of
 from nf_plugins.utils.checks import check_choice, check_integer, check_pair, check_type
 from nf_plugins.utils.files import atomic_write
 
-from .update_statistics import UpdateStatistics
+from .update_statistics import UpdateStatistics, pointwise_factors
 
 
 class TrainingStopped(RuntimeError):
@@ -51,8 +51,9 @@ class SPPHook(Hook):
     ``spp/<metric>/<block>``, and with them, per block, ``largest`` (absolute value),
     ``grad_norm`` (of the gradient that the optimizer gets), ``weight_norm`` and
     ``update_ratio`` (norm of the last update by that of the weights); a record has these under
-    ``update``. ``tools/spp_video.py WORK_DIR`` makes the curves move. A second hook of this
-    class in the same training has ``spp_2`` instead of ``spp``, and so on.
+    ``update``. The factors ``a`` of DyT and Derf are ``pointwise_factor`` there, and
+    ``pointwise_factors`` in a record. ``tools/spp_video.py WORK_DIR`` makes the curves move. A
+    second hook of this class in the same training has ``spp_2`` instead of ``spp``, and so on.
 
     A record is written before the checkpoint of the same moment. A resumed training moves
     the records that are later than its checkpoint to ``spp/superseded``, so that each
@@ -210,6 +211,10 @@ class SPPHook(Hook):
                 name: {k: v if math.isfinite(v) else None for k, v in values.items()}
                 for name, values in update.items()
             }
+        factors = pointwise_factors(unwrap(runner.model))
+        if factors:
+            finite = {name: a if math.isfinite(a) else None for name, a in factors.items()}
+            record['pointwise_factors'] = finite
         if is_main_process():
             folder = Path(runner.log_dir) / self._folder
             text = json.dumps(record, indent=1, allow_nan=False) + '\n'
@@ -219,6 +224,7 @@ class SPPHook(Hook):
             for metric in (*METRICS, 'largest')
             for block in profile.blocks
         }
+        scalars |= {f'{self._folder}/pointwise_factor/{name}': a for name, a in factors.items()}
         for name, values in update.items():
             scalars |= {f'{self._folder}/{key}/{name}': value for key, value in values.items()}
         finite = {k: v for k, v in scalars.items() if v is not None and math.isfinite(v)}

@@ -1,4 +1,4 @@
-"""Norms of gradients, weights and updates of the blocks of a network."""
+"""Norms of gradients, weights and updates of the blocks of a network, and factors of its layers."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from nf_plugins.layers import Derf, DyT
 
 
 class UpdateStatistics:
@@ -86,6 +88,19 @@ class UpdateStatistics:
         for hook in self._hooks:
             hook.remove()
         self._hooks, self._before, self._gradients, self._model = [], {}, {}, None
+
+
+def pointwise_factors(model: nn.Module) -> dict[str, float]:
+    """Return the factor ``a`` of each DyT and Derf of a network, by the module's path.
+
+    Example:
+        >>> from nf_plugins.layers import DyT
+        >>> pointwise_factors(nn.Sequential(nn.Linear(4, 4), DyT(4, alpha=0.25)))
+        {'1': 0.25}
+    """
+    layers = {name: m.alpha for name, m in model.named_modules() if isinstance(m, (DyT, Derf))}
+    values = torch.cat([*layers.values()]).float().tolist() if layers else []
+    return dict(zip(layers, values))
 
 
 def _total(norms: list[Tensor]) -> Tensor:

@@ -22,11 +22,11 @@ def norms(model):
 
 
 def decay(model, wrapper):
-    """Name of each parameter -> its weight decay."""
+    """Name of each parameter that is not frozen -> its weight decay."""
     settings = {
         id(p): group['weight_decay'] for group in wrapper.param_groups for p in group['params']
     }
-    return {name: settings[id(p)] for name, p in model.named_parameters()}
+    return {name: settings[id(p)] for name, p in model.named_parameters() if p.requires_grad}
 
 
 def listed_parameters(name):

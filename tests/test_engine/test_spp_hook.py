@@ -454,6 +454,26 @@ def test_each_block_has_norms_of_gradient_weights_and_update(tmp_path):
             assert step == pytest.approx(0.01 * values['grad_norm'], rel=1e-3)
 
 
+@pytest.mark.parametrize('kind', ['DyT', 'Derf'])
+def test_the_factors_of_pointwise_norms_over_a_training(kind, tmp_path):
+    arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)
+    norm = dict(type=f'nf_plugins.{kind}', alpha=0.7)
+    vit = dict(type='VisionTransformer', arch=arch, img_size=16, patch_size=4, in_channels=1)
+    vit.update(_delete_=True, norm_cfg=norm, out_type='avg_featmap')
+    options = {'model.backbone': vit, 'model.neck': None, 'model.head.in_channels': 16}
+    options['train_dataloader.batch_size'] = 64
+    runner = train(tmp_path, hook=dict(by_epoch=False, interval=2), **options)
+    first, *later = records(tmp_path)
+    names = [n for n, m in runner.model.backbone.named_modules() if type(m).__name__ == kind]
+    assert len(names) == 6
+    assert first['pointwise_factors'] == dict.fromkeys(names, pytest.approx(0.7))
+    assert len(later) == 3
+    for name in names:
+        now = runner.model.backbone.get_submodule(name).alpha.item()
+        assert later[-1]['pointwise_factors'][name] == pytest.approx(now)
+        assert now != pytest.approx(0.7, abs=1e-6)
+
+
 def test_warnings_are_logged_once_each():
     hook = SPPHook(warn_on=['zero_branch', 'error'])
     verdicts = [
