@@ -61,7 +61,9 @@ def config_path(name: str) -> str:
     if len(found) == 1:
         return str(configs / found[0])
     close = found or difflib.get_close_matches(wanted[1:], [*names, *map(_last, names)], 3)
-    hint = f'; close names: {", ".join(close)}' if close else ''
+    # Without .py, as some tools take such a name for published weights, too.
+    told = ', '.join(other.removesuffix('.py') for other in close)
+    hint = f'; close names: {told}' if close else ''
     raise FileNotFoundError(f'no config of nf_plugins is named {name}{hint}')
 
 

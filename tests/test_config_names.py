@@ -42,7 +42,8 @@ def test_other_names_are_refused_and_close_ones_told(name):
         config_path(name)
     assert 'no config of nf_plugins is named' in str(error.value)
     if 'resnet51' in name:
-        assert 'close names: nf-resnet50_8xb32_in1k.py' in str(error.value)
+        told = str(error.value).partition('close names: ')[2]
+        assert told.startswith('nf-resnet50_8xb32_in1k, ') and '.py' not in told
     with pytest.raises(UsageError, match='no config at'):
         find_config(name)
 

@@ -165,6 +165,45 @@ def test_folders_for_training_and_validation(tmp_path, monkeypatch):
     assert sorted(os.listdir(tmp_path)) == ['data', 'my.py', 'w.pth']
 
 
+def rates(cfg, iterations):
+    """The learning rates of a training, as a factor of the first setting."""
+    from mmengine.registry import PARAM_SCHEDULERS
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    schedulers = []
+    for options in cfg.param_scheduler:
+        options = {k: v for k, v in options.items() if k != 'convert_to_iter_based'}
+        kind = PARAM_SCHEDULERS.get(options.pop('type'))
+        build = kind.build_iter_from_epoch
+        schedulers.append(build(optimizer=optimizer, epoch_length=iterations, **options))
+    found = []
+    for _ in range(iterations * cfg.train_cfg.max_epochs):
+        found.append(optimizer.param_groups[0]['lr'])
+        optimizer.step()
+        for scheduler in schedulers:
+            scheduler.step()
+    return found
+
+
+@pytest.mark.parametrize(
+    ('folder', 'count', 'iterations'),
+    [('data', 12, 1), ('data', 26, 2), ('data/train', 10, 1), ('data/train', 110, 11)],
+)
+def test_few_images(folder, count, iterations, tmp_path, monkeypatch, capsys):
+    """The full rate is reached: mmengine's warm-up would keep a hundredth in a single iteration."""
+    monkeypatch.chdir(tmp_path)
+    for kind in COLORS:
+        (tmp_path / folder / kind).mkdir(parents=True)
+        for number in range(count):
+            (tmp_path / folder / kind / f'{number}.jpg').touch()
+    if folder == 'data/train':
+        images(tmp_path / 'data/val', 1)
+    assert run_tool(TOOL, TEST, 'my.py', '--data-root', 'data') == 0
+    assert max(rates(load_config('my.py'), iterations)) == pytest.approx(1.0)
+    told = f'{10 * iterations} times. For 100 updates, run this again with --epochs'
+    assert (told in capsys.readouterr().err) == (iterations < 10)
+
+
 @pytest.mark.parametrize(
     ('arguments', 'message'),
     [

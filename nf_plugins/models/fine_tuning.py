@@ -24,6 +24,7 @@ def fine_tuning_config(
     classes: Sequence[str] = (),
     epochs: int = 10,
     batch_size: int = 32,
+    images: int | None = None,
 ) -> Config:
     """A whole config that fine-tunes published weights.
 
@@ -39,6 +40,8 @@ def fine_tuning_config(
         classes: Their names; none to take those of the folders.
         epochs: Epochs.
         batch_size: Images in a batch.
+        images: Images for training. If they are one batch, there is no warm-up; None if the number
+            is not known.
     """
     base = published_config(entry, num_classes)
     cfg: dict[str, Any] = {
@@ -50,7 +53,7 @@ def fine_tuning_config(
     model.head.topk = (1,)
     cfg.update(model=model, data_preprocessor=base.data_preprocessor)
     cfg.update(_data(base, data_root, parts, classes, batch_size))
-    cfg.update(_schedule(entry, epochs, batch_size))
+    cfg.update(_schedule(entry, epochs, batch_size, images))
     hooks = base.default_hooks
     hooks.logger.interval = 10
     hooks.checkpoint.update(max_keep_ckpts=2, save_best='accuracy/top1')
@@ -93,7 +96,7 @@ def _data(
     )
 
 
-def _schedule(entry: Published, epochs: int, batch_size: int) -> dict[str, Any]:
+def _schedule(entry: Published, epochs: int, batch_size: int, images: int | None) -> dict[str, Any]:
     optim_wrapper: dict[str, Any] = dict(
         optimizer=dict(
             type='SGD', lr=LR * batch_size / 32, momentum=0.9, nesterov=True, weight_decay=2e-5
@@ -109,7 +112,8 @@ def _schedule(entry: Published, epochs: int, batch_size: int) -> dict[str, Any]:
     if entry.family in AGC_FAMILIES:
         clip_grad = dict(type='agc', clip_factor=0.01, eps=1e-3, skip=['head.fc.weight'])
         optim_wrapper.update(type='nf_plugins.AGCOptimWrapper', clip_grad=clip_grad)
-    warmup = min(1, epochs - 1)
+    # LinearLR over a single iteration would keep its first factor for the whole training.
+    warmup = 0 if images is not None and images <= batch_size else min(1, epochs - 1)
     schedulers: list[dict] = [
         dict(
             type='CosineAnnealingLR',

@@ -203,6 +203,20 @@ def test_dead_branches_and_constant_channels():
     assert '50%' in verdict['message']
 
 
+def test_gains_that_have_hardly_left_zero():
+    """No weight decay need have been at work: the advice names a short training, too."""
+    net = built(NFResNet, depth=26)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if name.endswith('skip_gain'):
+                parameter.fill_(1.0)
+            elif name.endswith('conv3.gain'):
+                parameter.fill_(1e-9)
+    verdict = verdicts(net, state='trained')['dead_branch']
+    assert 'weight decay has shrunk them' in verdict['remedy']
+    assert 'started at zero and have hardly moved: train for longer' in verdict['remedy']
+
+
 @pytest.mark.parametrize('where', ['weight', 'overflow', 'input'])
 def test_the_module_that_first_made_a_non_finite_value(where):
     net, x = built(NFResNet, depth=26, skipinit=1.0), X.clone()

@@ -10,6 +10,7 @@ validation; ``nf_train.txt`` and ``nf_val.txt`` list which.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,8 @@ IMAGES = ('.jpg', '.jpeg', '.png', '.ppm', '.bmp', '.pgm', '.tif')
 """What mmpretrain's CustomDataset takes for an image."""
 SHARE = 5
 """One image of so many is for validation where there is no folder for it."""
+UPDATES = 100
+"""A training with fewer updates of the weights is too short for most data."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -54,12 +57,17 @@ def class_folders(folder: Path) -> list[str]:
     )
 
 
+def images_in(folder: Path) -> list[Path]:
+    """The images of a folder and of the folders in it."""
+    files = (path for path in folder.rglob('*') if path.suffix.lower() in IMAGES)
+    return sorted(path for path in files if path.is_file())
+
+
 def split_images(root: Path, classes: list[str]) -> dict[str, str]:
     """Lists of the images for training and for validation, as CustomDataset reads them."""
     lines: dict[str, list[str]] = dict(train=[], val=[])
     for label, name in enumerate(classes):
-        files = (path for path in (root / name).rglob('*') if path.suffix.lower() in IMAGES)
-        images = sorted(path.relative_to(root).as_posix() for path in files if path.is_file())
+        images = [path.relative_to(root).as_posix() for path in images_in(root / name)]
         if len(images) < 2:
             raise UsageError(f'{root / name} has {len(images)} images: at least 2 are needed')
         for number, image in enumerate(images):
@@ -119,6 +127,26 @@ def check_classes(root: Path, classes: list[str], wanted: int | None) -> int:
     return len(classes)
 
 
+def count_training_images(root: Path, lists: dict[Path, str]) -> int | None:
+    """The number of images for training; None where there is no folder yet."""
+    if lists:
+        return next(iter(lists.values())).count('\n')
+    return len(images_in(root / 'train')) if root.exists() else None
+
+
+def warn_of_few_updates(images: int, epochs: int, batch_size: int) -> None:
+    """Say how to train for longer if there are few images."""
+    per_epoch = math.ceil(images / batch_size)
+    if per_epoch * epochs < UPDATES:
+        more = math.ceil(UPDATES / per_epoch)
+        say(
+            f'{images} images for training: {epochs} epochs update the weights only '
+            f'{per_epoch * epochs} times. For {UPDATES} updates, run this again with '
+            f'--epochs {more}',
+            error=True,
+        )
+
+
 @command_line
 def main() -> None:
     args = parse_args()
@@ -132,7 +160,9 @@ def main() -> None:
     with as_usage_error(f'cannot read {root}'):
         classes, parts, lists = find_data(root, dst)
     number = check_classes(root, classes, args.num_classes)
-    options: dict[str, Any] = dict(epochs=args.epochs, batch_size=args.batch_size)
+    with as_usage_error(f'cannot read {root}'):
+        images = count_training_images(root, lists)
+    options: dict[str, Any] = dict(epochs=args.epochs, batch_size=args.batch_size, images=images)
     cfg = fine_tuning_config(entry, number, os.fspath(root), parts, classes, **options)
     if args.weights:
         cfg.load_from = f'{entry.source}://{os.path.abspath(os.path.expanduser(args.weights))}'
@@ -144,6 +174,8 @@ def main() -> None:
         atomic_write_all({dst: cfg.pretty_text, **lists})
     say('written:', dst, *lists)
     say(f'{number} classes; train with: python tools/train.py {dst}')
+    if images:
+        warn_of_few_updates(images, args.epochs, args.batch_size)
 
 
 if __name__ == '__main__':

@@ -97,7 +97,11 @@ def dead_branch(
         cause += f'; the weights of {some(small)} are nearly zero'
         remedy = 'Initialise them as those of the siblings are'
         if is_trained(profile):
-            remedy = 'They have decayed: use less weight decay, and none for gains and norms'
+            remedy = (
+                'Either weight decay has shrunk them: use less, and none for gains and norms. Or '
+                'they started at zero and have hardly moved: train for longer, or with a larger '
+                'learning rate'
+            )
     elif is_trained(profile):
         cause += f'; its gain is {first.branch_gain:.3g} after training'
         remedy = 'The gain has decayed, or has not left its start: use no weight decay for gains'
