@@ -12,16 +12,16 @@ _base_ = [
 model = dict(
     backbone=dict(
         depth=26,
-        base_channels=12,
+        base_channels=8,
         in_channels=1,
         stem='cifar',
         strides=(2, 2, 2, 2),
         skipinit=1.0,
     ),
-    neck=dict(in_channels=384),
+    neck=dict(in_channels=256),
     head=dict(
         num_classes=10,
-        in_channels=384,
+        in_channels=256,
         loss=dict(_delete_=True, type='CrossEntropyLoss', loss_weight=1.0),
         topk=(1,),
     ),
