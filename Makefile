@@ -107,8 +107,9 @@ fashion-mnist:  ## unpack the Debian package dataset-fashion-mnist into data/fas
 		gunzip -c $(FASHION_MNIST)/$$name-ubyte.gz > $$file.part && mv $$file.part $$file || exit; \
 	done
 
-study: setup  ## networks with and without norms on digits: 20 minutes on 2 cores; resumable
+study: setup  ## test the papers' claims on Fashion-MNIST, and write docs/study.md; resumable
 	python -m benchmarks.study
+	python -m benchmarks.study.page
 
 bench: setup  ## what norms and their absence cost: time, memory, clipping; a quarter of an hour
 	python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json

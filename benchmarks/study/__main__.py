@@ -2,9 +2,9 @@
 
     python -m benchmarks.study --out benchmarks/results/study
 
-Each part of the study is a grid of short trainings (runs.py). Finished runs are kept in results.json.
-So after an interruption, the same command goes on. At the end it writes the figures;
-`python -m benchmarks.study.page` writes docs/study.md from the results.
+Each part of the study is a grid of short trainings (runs.py). Finished runs are kept in
+results.json. So after an interruption, the same command goes on. Afterwards,
+`python -m benchmarks.study.page` writes docs/study.md and the figures from the results.
 """
 
 from __future__ import annotations

@@ -142,7 +142,9 @@ def batch(more: bool) -> Iterator[Run]:
 
 
 def agc(more: bool) -> Iterator[Run]:
-    sizes, clips = ((16, 64, 256), (None, 0.5, 0.1, 0.02)) if more else ((16, 64), (None, 0.1, 0.02))
+    sizes, clips = (
+        ((16, 64, 256), (None, 0.5, 0.1, 0.02)) if more else ((16, 64), (None, 0.1, 0.02))
+    )
     for size, clip, lr in product(sizes, clips, (0.2, 0.8, 3.2)):
         yield Run('agc', 'nf' if clip is None else 'nf-agc', 2, size, lr, 25, clip_factor=clip)
 
@@ -162,7 +164,11 @@ PARTS = {
 
 
 def runs_of(parts: list[str], seeds: list[int], more: bool) -> list[Run]:
-    """Return the runs of some parts. All runs of a seed come before those of the next one."""
-    return [
-        replace(run, seed=seed) for seed in seeds for part in parts for run in PARTS[part].runs(more)
+    """Return the runs of some parts: all of a seed before those of the next, deep ones last."""
+    runs = [
+        replace(run, seed=seed)
+        for seed in seeds
+        for part in parts
+        for run in PARTS[part].runs(more)
     ]
+    return sorted(runs, key=lambda run: (seeds.index(run.seed), run.blocks > 8))
