@@ -41,10 +41,10 @@ def random_direction(model: nn.Module, seed: int = 0) -> Direction:
     for each filter or row i of a weight, so that networks whose weights have different scales can
     be compared. Biases, gains and the parameters of norms do not change, as in the authors' code.
 
-    A standardized weight is applied as if it had mean 0 and a fixed norm. So its scale and its mean
-    have no effect on the loss. There, the mean is removed from the direction, and :math:`\|w_i\|` is
-    the norm of :math:`w_i` without its mean. A step of length 1 then changes the filter that is
-    applied as much as a step of length 1 changes a filter without standardization.
+    A standardized weight is applied as if it had mean 0 and a fixed norm. So its scale and its
+    mean have no effect on the loss. There, the mean is removed from the direction, and
+    :math:`\|w_i\|` is the norm of :math:`w_i` without its mean. A step of length 1 then turns the
+    filter that is applied as far as it turns a filter without standardization.
 
     Args:
         model: The network.
@@ -103,9 +103,8 @@ def loss_along(
     Example:
         >>> net = nn.Linear(1, 1, bias=False)
         >>> _ = nn.init.constant_(net.weight, 2.0)
-        >>> line = loss_along(net, lambda: net.weight.square().sum(), [{'weight': torch.ones(1, 1)}],
-        ...                   [[-2.0, 0.0, 1.0]])
-        >>> line.tolist()
+        >>> ones = {'weight': torch.ones(1, 1)}
+        >>> loss_along(net, lambda: net.weight.square().sum(), [ones], [[-2, 0, 1]]).tolist()
         [0.0, 4.0, 9.0]
     """
     if len(directions) != len(coordinates):
