@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from pathlib import Path
 from typing import NamedTuple
+from warnings import catch_warnings, simplefilter
 
 import torch
 from mmpretrain.datasets.mnist import read_image_file, read_label_file
@@ -49,7 +50,8 @@ def load_data(folder: Path | None = None) -> Data:
         raise UsageError(f'no Fashion-MNIST in {folder}: `make fashion-mnist` unpacks it there')
     found = []
     for split in ('train', 't10k'):
-        with as_usage_error(f'cannot read the {split} images of {folder}'):
+        with as_usage_error(f'cannot read the {split} images of {folder}'), catch_warnings():
+            simplefilter('ignore')  # the arrays are read-only, and are not written
             images = read_image_file(str(folder / f'{split}-images-idx3-ubyte'))
             labels = read_label_file(str(folder / f'{split}-labels-idx1-ubyte'))
         small = F.avg_pool2d(F.pad(images[:, None].float(), (2, 2, 2, 2)), 2)

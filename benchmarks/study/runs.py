@@ -38,7 +38,17 @@ def _earlier(kind: str) -> dict[str, Any]:
 NETWORKS = {
     'nf': Network('NF', _NF),
     'nf-agc': Network('NF with AGC', _NF),
-    'nf-no-ws': Network('NF without Scaled WS', _NF, {'backbone.conv_cfg': None}),
+    # Plain convolutions whose weights have the variance of the standardized ones, 1 / fan-in.
+    'nf-no-ws': Network(
+        'NF without Scaled WS',
+        _NF,
+        {
+            'backbone.conv_cfg': None,
+            'backbone.init_cfg': dict(
+                type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='linear'
+            ),
+        },
+    ),
     'pws': Network('PWS', 'pws_resnet/pws-resnet26_fashion-mnist.py'),
     'bn': Network('batch norm', _V2.format('bn')),
     'relu-bn': Network('batch norm, ReLU first', _V2.format('bn'), {'backbone.order': 'relu_bn'}),

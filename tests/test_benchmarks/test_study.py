@@ -258,8 +258,10 @@ JUDGED = [
     ('The signal', [predicted('plain', 10, ['explosion']), predicted('nf', 50)], True),
     ('The signal', [predicted('plain', 10, ['explosion']), predicted('nf', 10)], False),
     ('The signal', [predicted('plain', 50, ['explosion']), predicted('nf', 50)], False),
-    ('AGC allows', [row('agc', 'nf', lr=0.2), row('agc', 'nf-agc', lr=0.8, clip_factor=0.1)], True),
-    ('AGC allows', [row('agc', 'nf', lr=0.8), row('agc', 'nf-agc', lr=0.8, clip_factor=0.1)], False),
+    *(
+        ('AGC allows', [row('agc', 'nf', lr=x), row('agc', 'nf-agc', lr=0.8, clip_factor=0.1)], yes)
+        for x, yes in ((0.2, True), (0.8, False))
+    ),
     (
         'NF networks are better',
         [row('batch', n, a, batch_size=s)
