@@ -1,4 +1,4 @@
-# A narrow NF-ResNet-26 on Fashion-MNIST, for a few epochs on a CPU (docs/study.md has its accuracy).
+# A narrow NF-ResNet-26 on Fashion-MNIST, for a few epochs on a CPU.
 # Two settings differ from those of long trainings. The SkipInit gains start at 1, because AGC lets
 # a gain of 0 grow by 1e-4 of the learning rate in a step. AGC clips at 0.1, because the batch is
 # small.

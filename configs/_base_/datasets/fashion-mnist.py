@@ -1,6 +1,6 @@
-# Fashion-MNIST: 60,000 training and 10,000 test images of clothes, 28x28, grey. mmpretrain reads the
-# four unpacked files in data/fashion_mnist. `make fashion-mnist` makes them from the Debian package
-# dataset-fashion-mnist. Without them, mmpretrain downloads them.
+# Fashion-MNIST: 60,000 training and 10,000 test images of clothes, 28x28, grey. mmpretrain reads
+# the four unpacked files in data/fashion_mnist. `make fashion-mnist` makes them from the Debian
+# package dataset-fashion-mnist. Without them, mmpretrain downloads them.
 dataset_type = 'FashionMNIST'
 data_root = 'data/fashion_mnist'
 # Mean and standard deviation of the training images.
