@@ -89,6 +89,7 @@ def without_times(rows):
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
+@pytest.mark.slow
 def test_killed_twice_and_resumed(study, monkeypatch, tmp_path):
     """kill -9 in the middle of a training keeps what is finished; the end is the same."""
     whole = study(out='whole')
@@ -127,6 +128,7 @@ def test_killed_twice_and_resumed(study, monkeypatch, tmp_path):
     assert study() and len(trained) == len(TINY) - len(kept)
 
 
+@pytest.mark.slow
 def test_rows_and_page(study, tmp_path, monkeypatch, capsys):
     rows = {row['part'] + row['network']: row for row in study()}
     assert rows['depthplain']['failed'] == 'non-finite'
@@ -218,9 +220,9 @@ def test_clipped_units_are_those_that_agc_clips():
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.LazyLinear(4))
     model(torch.randn(2, 1, 5, 5)).square().sum().backward()
     counts = {}
-    training.count_clipped(model, 0.05, counts)
+    training.count_clipped(model, 2.0, counts)
     clipped, units = map(sum, zip(*counts.values()))
-    share = adaptive_clip_grad_(model.parameters(), 0.05, 1e-3)
+    share = adaptive_clip_grad_(model.parameters(), 2.0, 1e-3)
     assert 0 < share < 1
     assert clipped / units == pytest.approx(float(share))
 
