@@ -131,8 +131,9 @@ $(OPS)/.built: requirements/ops.txt $(VENV)/.requirements
 	rm -rf $(OPS)/source
 	touch $@
 
-study: setup  ## networks with and without norms on digits: 20 minutes on 2 cores; resumable
+study: setup  ## test the papers' claims on Fashion-MNIST, and write docs/study.md; resumable
 	python -m benchmarks.study
+	python -m benchmarks.study.page
 
 bench: setup  ## what norms and their absence cost: time, memory, clipping; a quarter of an hour
 	python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json

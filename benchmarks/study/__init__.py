@@ -1,1 +1,1 @@
-"""Study of networks with and without norms on the digits."""
+"""Study of the papers' claims on Fashion-MNIST."""

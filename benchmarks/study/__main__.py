@@ -1,89 +1,91 @@
-"""Compare networks with and without norms on real data, over batch sizes and learning rates.
+"""Test the papers' claims about networks without norms on Fashion-MNIST.
 
-    python -m benchmarks.study --out benchmarks/results/study_digits
+    python -m benchmarks.study --out benchmarks/results/study
 
-This trains the networks of the digits configs (batch norm, group norm, PWS, NF with and without
-AGC, and a plain one) on the digits of scikit-learn, and writes results.json, table.md and figures.
-Finished runs are kept in results.json. So after an interruption, the same command goes on.
+Each part of the study is a grid of short trainings (runs.py). Finished runs are kept in
+results.json. So after an interruption, the same command goes on. Afterwards,
+`python -m benchmarks.study.page` writes docs/study.md and the figures from the results.
 """
 
 from __future__ import annotations
 
-import io
+import argparse
 import sys
 import time
-from argparse import Namespace
 from pathlib import Path
 
 from mmengine.utils import ProgressBar
 
+from benchmarks.common import ROOT
+from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import UsageError, as_usage_error
-from nf_plugins.utils.files import atomic_write_all
 
-from .arguments import parse_args, runs_of, setting_of
-from .figures import accuracy_figure, lr_figure, spp_figure
-from .results import Grid, Results, describe, only_one
-from .runs import Setting, load_data
-from .tables import table
+from .data import load_data
+from .results import Results, only_one
+from .runs import PARTS, runs_of
 from .workers import run_all, work
 
+OUT = ROOT / 'benchmarks/results/study'
 
-def report(results: Results, args: Namespace, setting: Setting) -> str:
-    """Write the table and the figures, and return the table."""
-    wanted = set(runs_of(args))
-    rows = {run: row for run, row in results.rows().items() if run in wanted}
-    grid = Grid(rows, args)
-    text = table(grid, setting)
-    files: dict[Path, bytes | str] = {args.out / 'table.md': text}
-    figures = dict(accuracy=accuracy_figure(grid), lr=lr_figure(grid))
-    figures['spp'] = spp_figure(grid, setting)
-    for name, figure in figures.items():
-        if figure is not None:
-            buffer = io.BytesIO()
-            figure.savefig(buffer, format='png')
-            files[args.out / f'{name}.png'] = buffer.getvalue()
-    with as_usage_error(f'cannot write into {args.out}'):
-        atomic_write_all(files)
-    if figures['spp'] is None:
-        batch_size, lr = setting.reference
-        text += f'\nNo spp.png: it needs the run of batch size {batch_size}, lr {lr:g}, seed 0.\n'
-    return text
+
+def natural(text: str) -> int:
+    """Convert the text of an argument to an integer that is not negative."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a natural number')
+    return int(text)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = ArgumentParser(description='Test claims about networks without norms.')
+    parser.add_argument('--parts', nargs='+', choices=list(PARTS), default=list(PARTS))
+    parser.add_argument('--seeds', nargs='+', type=natural, default=[0, 1, 2])
+    parser.add_argument('--more', action='store_true', help='more learning rates and batch sizes')
+    parser.add_argument(
+        '--workers', type=natural, default=2, help='processes of one thread; 0: only this process'
+    )
+    parser.add_argument('--out', type=Path, default=OUT)
+    parser.add_argument('--worker', action='store_true', help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    for key in ('parts', 'seeds'):
+        if len(set(getattr(args, key))) < len(getattr(args, key)):
+            raise UsageError(f'--{key} has a value twice: {getattr(args, key)}')
+    return args
+
+
+def train_all(results: Results, args: argparse.Namespace) -> None:
+    """Train what is not yet in the results."""
+    wanted = runs_of(args.parts, args.seeds, args.more)
+    finished = results.rows()
+    runs = [run for run in wanted if run not in finished]
+    print(f'{len(runs)} runs to do, {len(wanted) - len(runs)} are there', flush=True)
+    if not runs:
+        return
+    load_data()  # else each worker would find out that it is missing
+    bar = ProgressBar(len(runs), file=sys.stderr)
+    before, start = results.content['wall_seconds'], time.time()
+    for row in run_all(runs, args.workers):
+        if 'error' in row:
+            print(file=sys.stderr)
+            raise UsageError(row['error'])
+        results.content['runs'].append(row)
+        results.content['wall_seconds'] = round(before + time.time() - start, 1)
+        results.save()
+        bar.update()
+    print(file=sys.stderr)
 
 
 @command_line
 def main() -> None:
     args = parse_args()
     if args.worker:
-        work(Setting(**{**args.worker, 'reference': tuple(args.worker['reference'])}))
+        work()
         return
-    setting = setting_of(args)
     with as_usage_error(f'cannot write into {args.out}'):
         args.out.mkdir(parents=True, exist_ok=True)
     with only_one(args.out):
-        results = Results(args.out / 'results.json', setting)
-        finished = results.rows()
-        runs = [run for run in runs_of(args) if run not in finished]
-        with as_usage_error('cannot read the digits'):
-            load_data(setting)
-        for network in args.networks:
-            if network not in results.content['networks']:
-                results.content['networks'][network] = describe(network)
-        results.save()
-        print(f'{len(runs)} runs to do, {len(runs_of(args)) - len(runs)} are there', flush=True)
-        if runs:
-            bar = ProgressBar(len(runs), file=sys.stderr)
-            before, start = results.content['wall_seconds'], time.time()
-            for row in run_all(runs, setting, args.workers):
-                if 'error' in row:
-                    print(file=sys.stderr)
-                    raise UsageError(row['error'])
-                results.content['runs'].append(row)
-                results.content['wall_seconds'] = round(before + time.time() - start, 1)
-                results.save()
-                bar.update()
-            print(file=sys.stderr)
-        print(report(results, args, setting))
+        results = Results(args.out / 'results.json')
+        train_all(results, args)
 
 
 if __name__ == '__main__':

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
-import itertools
+import io
 import math
-import statistics
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from nf_plugins.spp import BlockSignal, SignalProfile
-from nf_plugins.spp.plot import COLOURS, MARKERS, METRICS, plot_metric
+from nf_plugins.errors import as_usage_error
+from nf_plugins.spp.plot import COLOURS, MARKERS
+from nf_plugins.spp.rules import RULES, thresholds_of
+from nf_plugins.spp.rules.variance import SURE
+from nf_plugins.utils.files import atomic_write_all
 
-from .results import Grid
-from .runs import NETWORKS, Run, Setting
+from .results import Rows
+from .runs import NETWORKS, PARTS, Run
+
+LIMIT = SURE * thresholds_of(RULES['explosion'])['growth']
+"""Growth of the variance from which on the rule `explosion` says "error"."""
 
 
 def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> Any:
+    """Make a figure and its axes."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -27,139 +35,226 @@ def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any
     return figure, axes
 
 
-def draw_lines(ax: Any, grid: Grid, points: dict[str, list[tuple[float, int, float]]]) -> None:
-    """Draw a line for each network through its means at (x, batch size, learning rate).
+def style(network: str, networks: list[str]) -> dict[str, Any]:
+    """Return colour and marker of a network; after seven, the markers are hollow."""
+    number = networks.index(network)
+    colour = COLOURS[number % len(COLOURS)]
+    hollow = dict(markerfacecolor='white') if number >= len(COLOURS) else {}
+    return dict(color=colour, marker=MARKERS[number % len(MARKERS)], **hollow)
 
-    A bar reaches from the worst to the best seed. The lines are shifted a little, so that their
-    bars do not overlap.
-    """
+
+def depth_figure(rows: Rows) -> Any:
+    """Draw predicted against actual failure: a panel for each depth."""
+    blocks, networks = sorted(rows.values('blocks')), rows.values('network')
+    figure, axes = new_figure(1, len(blocks), (3.6 * len(blocks) + 0.6, 4.6), sharey=True)
+    largest = 1e12
+    for ax, number in zip(axes.flat, blocks):
+        for network in networks:
+            found = rows.where(blocks=number, network=network).rows
+            if not found:
+                continue
+            x = [min(r['prediction']['growth'] or largest, largest) for r in found]
+            y = [r['accuracy'] for r in found]
+            line = dict(linestyle='', markersize=6, alpha=0.85, label=NETWORKS[network].label)
+            ax.plot(x, y, **style(network, networks), **line)
+        ax.axvspan(LIMIT, 3 * largest, color='#D55E00', alpha=0.08, linewidth=0)
+        ax.axhline(10, color='0.5', linewidth=0.8, linestyle=':')
+        ax.set_xscale('log')
+        ax.set_xlim(0.3, 3 * largest)
+        ax.set_title(f'{Run("depth", "nf", number).convs} convolutions', fontsize=10)
+        ax.set_xlabel('Growth of the signal before the first step')
+    axes[0, 0].set_ylabel('Test accuracy after 30 steps (%)')
+    axes[0, -1].text(
+        largest, 97, 'failure predicted', color='#A04000', fontsize=9, ha='right', va='top'
+    )
+    axes[0, 0].set_ylim(0, 100)
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+def draw_means(ax: Any, rows: Rows, key: str, networks: list[str], value: str = 'accuracy') -> None:
+    """Draw the mean over the seeds against a key, with bars from the worst to the best seed."""
+    for number, network in enumerate(networks):
+        mine = rows.where(network=network)
+        xs = sorted(mine.values(key))
+        move = 1.03 ** (number - (len(networks) - 1) / 2)
+        cells = [mine.where(**{key: x}) for x in xs]
+        means = [cell.mean(value) for cell in cells]
+        bars = [
+            [max(0.0, m - min(r[value] for r in c.rows)) for m, c in zip(means, cells)],
+            [max(0.0, max(r[value] for r in c.rows) - m) for m, c in zip(means, cells)],
+        ]
+        label = NETWORKS[network].label
+        if value == 'batch_accuracy':
+            label += ', statistics of the batch'
+        dashed = dict(linestyle='--') if value == 'batch_accuracy' else {}
+        ax.errorbar(
+            [x * move for x in xs], means, bars, capsize=2, linewidth=1.4, markersize=5,
+            label=label, **style(network, networks), **dashed,
+        )  # fmt: skip
+
+
+def batch_figure(rows: Rows) -> Any:
+    """Draw accuracy against batch size, with running statistics and with those of the batch."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
-    for number, (network, line) in enumerate(points.items()):
-        move = 1.05 ** (number - (len(points) - 1) / 2)
-        x = [point[0] for point in line]
-        found = [grid.accuracies(network, b, lr) for _, b, lr in line]
-        mean = [statistics.fmean(values) for values in found]
-        # The mean of equal values may differ from them by a rounding error.
-        below = [max(0.0, m - min(values)) for m, values in zip(mean, found)]
-        above = [max(0.0, max(values) - m) for m, values in zip(mean, found)]
-        style = list(NETWORKS).index(network)
-        ax.errorbar(
-            [value * move for value in x],
-            mean,
-            [below, above],
-            color=COLOURS[style],
-            marker=MARKERS[style],
-            markersize=4.5,
-            linewidth=1.4,
-            capsize=2,
-            label=NETWORKS[network].label,
-        )
-        ticks = x
+    figure, axes = new_figure(1, 1, (5.6, 4))
+    ax = axes[0, 0]
+    draw_means(ax, rows, 'batch_size', rows.values('network'))
+    draw_means(ax, rows.where(network='bn'), 'batch_size', ['bn'], 'batch_accuracy')
+    for line in ax.containers[-1:]:
+        for part in (line[0], *line[1], *line[2]):
+            part.set_color(COLOURS[rows.values('network').index('bn')])
     ax.set_xscale('log')
-    ax.xaxis.set_major_locator(FixedLocator(ticks))
+    ax.xaxis.set_major_locator(FixedLocator(sorted(rows.values('batch_size'))))
     ax.xaxis.set_minor_locator(NullLocator())
     ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
-
-
-def accuracy_axis(axes: Any) -> None:
-    """Set a logarithmic axis of the test error with labels of accuracy, so 98 and 99 % differ."""
-    from matplotlib.ticker import FixedLocator, NullLocator
-
-    ticks = [0, 50, 80, 90, 95, 98, 99, 100]
-    lowest = min(ax.dataLim.y0 for ax in axes.flat)
-    bottom = max((t for t in ticks[:4] if t < lowest), default=0)
-    for ax in axes.flat:
-        ax.set_yscale('function', functions=(_stretch, _unstretch))
-        ax.set_ylim(bottom, 100.05)
-        ax.yaxis.set_major_locator(FixedLocator(ticks))
-        ax.yaxis.set_minor_locator(NullLocator())
-
-
-_ZERO = 100.3  # so that 100 % has a place on the axis, about one test image above 99.7 %
-
-
-def _stretch(accuracy: Any) -> Any:
-    import numpy as np
-
-    return -np.log(np.maximum(_ZERO - np.asarray(accuracy, float), 0.01))
-
-
-def _unstretch(value: Any) -> Any:
-    import numpy as np
-
-    return _ZERO - np.exp(-np.asarray(value, float))
-
-
-def accuracy_figure(grid: Grid) -> Any:
-    """Draw accuracy against batch size."""
-    figure, axes = new_figure(1, 2, (10, 4.2), sharey=True)
-    common = grid.common_lr()
-    titles = ('at the best learning rate of each', f'at the learning rate {common:g}')
-    for ax, title, best in zip(axes.flat, titles, (True, False)):
-        points: dict[str, list] = {}
-        for n, b in itertools.product(grid.networks, grid.batch_sizes):
-            lr = grid.best_lr(n, b) if best else common
-            points.setdefault(n, []).append((b, b, lr))
-        draw_lines(ax, grid, points)
-        ax.set_title(title, fontsize=10)
-        ax.set_xlabel('Batch size')
-    axes[0, 0].set_ylabel('Test accuracy (%)')
-    finish(figure, axes)
+    ax.set_xlabel('Batch size (equal numbers of images)')
+    ax.set_ylabel('Test accuracy (%)')
+    ax.legend(frameon=False, fontsize=9)
     return figure
 
 
-def lr_figure(grid: Grid) -> Any:
-    """Draw accuracy against learning rate, with a panel for each batch size."""
-    number = len(grid.batch_sizes)
-    columns = 2 if number in (2, 4) else min(3, number)
-    rows = math.ceil(number / columns)
-    figure, axes = new_figure(
-        rows, columns, (4.2 * columns + 0.4, 3 * rows + 0.8), sharey=True, sharex=True
-    )
-    for ax in axes.flat[number:]:
-        ax.set_visible(False)
-    for ax, b in zip(axes.flat, grid.batch_sizes):
-        draw_lines(ax, grid, {n: [(lr, b, lr) for lr in grid.lrs] for n in grid.networks})
-        ax.set_title(f'batch size {b}', fontsize=10)
+def clip_label(clip_factor: float | None) -> str:
+    """Name a threshold of AGC."""
+    return 'no AGC' if clip_factor is None else f'AGC, {clip_factor:g}'
+
+
+def agc_figure(rows: Rows) -> Any:
+    """Draw accuracy against learning rate for each threshold of AGC; a panel per batch size."""
+    sizes = sorted(rows.values('batch_size'))
+    figure, axes = new_figure(1, len(sizes) + 1, (3.6 * len(sizes) + 4.2, 3.9))
+    clips = sorted(rows.values('clip_factor'), key=lambda c: -(c or math.inf))
+    for ax, size in zip(axes.flat, sizes):
+        for number, clip in enumerate(clips):
+            mine = rows.where(batch_size=size, clip_factor=clip)
+            lrs = sorted(mine.values('lr'))
+            cells = [[r['accuracy'] for r in mine.where(lr=lr).rows] for lr in lrs]
+            ax.plot(
+                lrs, [sum(c) / len(c) for c in cells], color=COLOURS[number],
+                marker=MARKERS[number], label=clip_label(clip), linewidth=1.4, markersize=5,
+            )  # fmt: skip
+            for lr, cell in zip(lrs, cells):
+                ax.plot([lr] * 2, [min(cell), max(cell)], color=COLOURS[number], linewidth=1)
+        ax.set_xscale('log', base=2)
+        ax.set_xticks(sorted(rows.values('lr')), [f'{lr:g}' for lr in sorted(rows.values('lr'))])
+        ax.set_ylim(0, 80)
+        ax.set_title(f'batch size {size}', fontsize=10)
         ax.set_xlabel('Learning rate')
-        ax.tick_params(labelbottom=True)
-    for ax in axes[:, 0]:
-        ax.set_ylabel('Test accuracy (%)')
-    finish(figure, axes)
+    axes[0, 0].set_ylabel('Test accuracy (%)')
+    axes[0, 0].legend(frameon=False, fontsize=9)
+    draw_clipped(axes[0, -1], rows)
     return figure
 
 
-def finish(figure: Any, axes: Any) -> None:
-    accuracy_axis(axes)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        title='mean over the seeds; bars from the worst to the best seed',
-        title_fontsize=9,
-        loc='outside lower center',
-        ncols=6,
-        frameon=False,
-    )
+def shares(rows: Rows) -> dict[str, float]:
+    """Return the share of the units that AGC clipped, by stage and kind of parameter."""
+    counts: dict[str, list[int]] = {}
+    for row in rows.rows:
+        for name, (clipped, units) in row.get('clipped', {}).items():
+            count = counts.setdefault(name, [0, 0])
+            count[0] += clipped
+            count[1] += units
+    return {name: clipped / units for name, (clipped, units) in counts.items()}
 
 
-def spp_figure(grid: Grid, setting: Setting) -> Any | None:
-    """Draw signal propagation at the start and at the end; None if there are no such runs."""
-    profiles: dict[str, list[SignalProfile]] = dict(start=[], end=[])
-    for network in grid.networks:
-        row = grid.rows.get(Run(network, *setting.reference, 0))
-        for when in profiles if row else ():
-            blocks = [BlockSignal.from_dict({'shape': (), **b}) for b in row['spp'][when]]
-            label = NETWORKS[network].label
-            profiles[when].append(SignalProfile(blocks, 'train', label=label))
-    if not profiles['start']:
-        return None
-    figure, axes = new_figure(2, 3, (10.5, 6.4))
-    for (when, drawn), row in zip(profiles.items(), axes):
-        for ax, metric in zip(row, METRICS):
-            plot_metric(ax, drawn, metric)
-            ax.set_title(f'{when} of the training', fontsize=9)
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=6, frameon=False)
+KINDS = ('weight', 'bias', 'gain', 'SkipInit gains')
+
+
+def draw_clipped(ax: Any, rows: Rows) -> None:
+    """Draw which parameters AGC clips: a line for each kind, over the stages."""
+    found = shares(rows.where(clip_factor=0.1))
+    stages = ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'classifier']
+    for number, kind in enumerate(KINDS):
+        points = [(x, found.get(f'{stage} {kind}')) for x, stage in enumerate(stages)]
+        points = [(x, 100 * y) for x, y in points if y is not None]
+        ax.plot(*zip(*points), color=COLOURS[3 + number], marker=MARKERS[3 + number], label=kind)
+    ax.set_xticks(range(len(stages)), stages, rotation=30, fontsize=9)
+    ax.set_ylim(0, 105)
+    ax.set_ylabel('Clipped units (%)')
+    ax.set_title('clipped with AGC, 0.1', fontsize=10)
+    ax.legend(frameon=False, fontsize=9)
+
+
+def mean_share(frame: dict) -> list[float]:
+    """Return, for each block, the share of the mean in the mean square of the gradient."""
+    pairs = zip(frame['grad_avg_sq_mean'], frame['grad_avg_var'])
+    return [math.nan if a is None or b is None else a / max(a + b, 1e-30) for a, b in pairs]
+
+
+def collapse_figure(rows: Rows) -> Any:
+    """Draw the gradient's mean over the blocks, a line for each moment, and the losses."""
+    from matplotlib import colormaps
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    first = rows.where(seed=0)
+    networks = first.values('network')
+    figure, axes = new_figure(2, len(networks), (3 * len(networks) + 0.8, 5.2), sharey='row')
+    steps = max(row['steps'] for row in first.rows)
+    colours = ScalarMappable(Normalize(0, steps), colormaps['viridis'])
+    for (top, bottom), row in zip(axes.T, first.rows):
+        for frame in row['film']:
+            share = mean_share(frame)
+            top.plot(range(len(share)), share, color=colours.to_rgba(frame['step']), linewidth=1.2)
+        top.set_yscale('log')
+        top.set_title(NETWORKS[row['network']].label, fontsize=10)
+        top.set_xlabel('Block')
+        for seed in rows.values('seed'):
+            (one,) = rows.where(seed=seed, network=row['network']).rows or [None]
+            if one is not None:
+                moments = [(f['step'], f['loss']) for f in one['film'] if f['loss'] is not None]
+                bottom.plot(*zip(*moments), color='0.3', linewidth=1.2)
+                if one['failed'] == 'non-finite':
+                    bottom.plot(*moments[-1], 'x', color='#D55E00', markersize=8)
+        bottom.axhline(math.log(10), color='0.5', linewidth=0.8, linestyle=':')
+        bottom.set_yscale('log')
+        bottom.set_xlabel('Step')
+    axes[0, 0].set_ylabel("Share of the mean in the gradient's square")
+    axes[1, 0].set_ylabel('Training loss')
+    figure.colorbar(colours, ax=axes[0], label='step')
     return figure
+
+
+FIGURES = dict(depth=depth_figure, batch=batch_figure, agc=agc_figure, collapse=collapse_figure)
+
+
+def write_figures(rows: Rows, folder: Path, parts: Iterable[str] = PARTS) -> None:
+    """Write the figures of the parts that have results."""
+    files: dict[Path, bytes | str] = {}
+    for part in parts:
+        mine = rows.where(part=part)
+        if part in FIGURES and mine.rows:
+            content = io.BytesIO()
+            FIGURES[part](mine).savefig(content, format='png')
+            files[folder / f'{part}.png'] = content.getvalue()
+    for row in rows.where(part='collapse', network='plain', seed=0).rows[:1]:
+        files[folder / 'collapse.gif'] = film(row)
+    with as_usage_error(f'cannot write into {folder}'):
+        atomic_write_all(files)
+
+
+def film(row: dict) -> bytes:
+    """Make a film of signal and gradient while a network trains."""
+    from nf_plugins.spp import BlockSignal, SignalProfile
+    from nf_plugins.spp.report.film import render
+    from nf_plugins.spp.report.records import Record
+
+    records = []
+    for frame in row['film']:
+        curves = {name: value for name, value in frame.items() if name not in ('step', 'loss')}
+        blocks = [
+            BlockSignal(i, f'block {i}', 'residual', (), *map(_number, values))
+            for i, values in enumerate(zip(curves['avg_sq_mean'], curves['avg_var']))
+        ]
+        for name in ('grad_avg_sq_mean', 'grad_avg_var'):
+            for block, value in zip(blocks, curves[name]):
+                setattr(block, name, _number(value))
+        profile = SignalProfile(blocks, 'train', state='trained')
+        records.append(Record(profile, 0, frame['step'], 'results.json'))
+    return render(records, 'gif', title=NETWORKS[row['network']].label)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,129 +1,96 @@
-"""Results of the study: the file of all runs, and means over the seeds."""
+"""Results of the study: the file of all runs."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import re
 import statistics
-from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import command, machine, quiet
+from benchmarks.common import command, machine
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.utils.files import atomic_write
 
-from .runs import NETWORKS, Run, Setting, build
+from .runs import NETWORKS, PARTS, Run
 
-SCHEMA = 'nf_plugins.study_digits/1'
+SCHEMA = 'nf_plugins.study/1'
+FIELDS = [field.name for field in fields(Run)]
 
 
 class Results:
     """File results.json with one row per run; it is written atomically after each run."""
 
-    def __init__(self, path: Path, setting: Setting) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.content: dict[str, Any] = dict(
-            schema=SCHEMA,
-            setting=json.loads(json.dumps(asdict(setting))),
-            wall_seconds=0.0,
-            networks={},
-            runs=[],
-        )
+        self.content: dict[str, Any] = dict(schema=SCHEMA, wall_seconds=0.0, runs=[])
         if path.exists():
             with as_usage_error(f'cannot read {path}'):
                 found = json.loads(path.read_text())
                 if not isinstance(found, dict) or found.get('schema') != SCHEMA:
                     raise ValueError(f'it is no file of schema {SCHEMA}')
-                self._check(found['setting'])
                 self.content.update(found)
                 self.rows()
-        self.content.update(
-            command=command('benchmarks.study'),
-            machine=machine(),
-        )
-
-    def _check(self, setting: dict) -> None:
-        ours = self.content['setting']
-        differ = [
-            f'{key} {setting.get(key)} (now {ours.get(key)})'
-            for key in {**ours, **setting}
-            if ours.get(key) != setting.get(key)
-        ]
-        if differ:
-            raise ValueError(f'it has another setting: {", ".join(differ)}; take another --out')
 
     def rows(self) -> dict[Run, dict]:
-        rows = {Run(*(row[key] for key in Run._fields)): row for row in self.content['runs']}
+        """Return the rows by their runs."""
+        rows = {Run(**{key: row[key] for key in FIELDS}): row for row in self.content['runs']}
         if unknown := {run.network for run in rows} - set(NETWORKS):
             raise ValueError(f'it has an unknown network, {min(unknown)}')
         return rows
 
     def save(self) -> None:
-        order = list(NETWORKS)
+        """Write the file, with the machine of the last run."""
+        self.content.update(command=command('benchmarks.study'), machine=machine())
+        parts, networks = list(PARTS), list(NETWORKS)
         self.content['runs'].sort(
-            key=lambda r: (order.index(r['network']), *map(r.get, Run._fields[1:]))
+            key=lambda r: (
+                parts.index(r['part']),
+                networks.index(r['network']),
+                *(r[key] or 0 for key in FIELDS[2:]),
+            )
         )
-        # One row per line.
         text = json.dumps(self.content, indent=1)
-        text = re.sub(r'\n {3,}', ' ', text)
+        text = re.sub(r'\n {3,}', ' ', text)  # one row per line
         text = re.sub(r'\n  ([]}])', r' \1', text)
         with as_usage_error(f'cannot write {self.path}'):
             atomic_write(self.path, text + '\n')
 
 
-def describe(network: str) -> dict:
-    with quiet():
-        model, _ = build(network, 0.1, 0.01)
-    parameters = sum(p.numel() for p in model.parameters())
-    about = NETWORKS[network]
-    return dict(label=about.label, config=f'configs/{about.config}', parameters=parameters)
+class Rows:
+    """Rows that are selected by the values of their keys."""
 
-
-class Grid:
-    """Rows of a grid of runs, and their means over the seeds."""
-
-    def __init__(self, rows: dict[Run, dict], args: Namespace) -> None:
+    def __init__(self, rows: list[dict]) -> None:
         self.rows = rows
-        self.networks, self.batch_sizes = args.networks, args.batch_sizes
-        self.lrs, self.seeds = args.lrs, args.seeds
 
-    def accuracies(self, network: str, batch_size: int, lr: float) -> list[float]:
-        return [self.rows[Run(network, batch_size, lr, s)]['accuracy'] for s in self.seeds]
+    def where(self, **values: Any) -> Rows:
+        """Return the rows that have these values."""
+        return Rows([r for r in self.rows if all(r[k] == v for k, v in values.items())])
 
-    def mean(self, network: str, batch_size: int, lr: float) -> float:
-        return statistics.fmean(self.accuracies(network, batch_size, lr))
+    def values(self, key: str) -> list[Any]:
+        """Return the different values of a key, in their order in the file."""
+        return list(dict.fromkeys(row[key] for row in self.rows))
 
-    def spread(self, network: str, batch_size: int, lr: float) -> float:
-        values = self.accuracies(network, batch_size, lr)
-        return statistics.stdev(values) if len(values) > 1 else 0.0
+    def mean(self, key: str = 'accuracy') -> float:
+        """Return the mean over the rows."""
+        return statistics.fmean(row[key] for row in self.rows)
 
-    def best_lr(self, network: str, batch_size: int) -> float:
-        return max(self.lrs, key=lambda lr: self.mean(network, batch_size, lr))
+    def spread(self, key: str = 'accuracy') -> float:
+        """Return the standard deviation over the rows."""
+        return statistics.stdev([r[key] for r in self.rows]) if len(self.rows) > 1 else 0.0
 
-    def working_lrs(self, network: str, batch_size: int) -> list[float]:
-        """Return the learning rates with a mean accuracy of at least 90 %."""
-        return [lr for lr in self.lrs if self.mean(network, batch_size, lr) >= 90]
+    def failed(self) -> int:
+        """Count the runs that have learnt nothing."""
+        return sum(row['failed'] is not None for row in self.rows)
 
-    def common_lr(self) -> float:
-        """Return the learning rate with the highest mean over all networks and batch sizes."""
-        pairs = list(itertools.product(self.networks, self.batch_sizes))
-        return max(self.lrs, key=lambda lr: sum(self.mean(n, b, lr) for n, b in pairs))
-
-    def failures(self, **where: Any) -> tuple[int, int, int]:
-        """Count all runs, runs that became non-finite, and runs that learnt nothing."""
-        runs = [
-            row
-            for run, row in self.rows.items()
-            if all(getattr(run, key) == value for key, value in where.items())
-        ]
-        kinds = [row['diverged'] for row in runs]
-        return len(runs), kinds.count('non-finite'), kinds.count('chance')
+    def best_lr(self) -> float:
+        """Return the learning rate of the highest mean accuracy on the validation images."""
+        lrs = sorted(self.values('lr'))
+        return max(lrs, key=lambda lr: self.where(lr=lr).mean('val_accuracy'))
 
 
 @contextmanager

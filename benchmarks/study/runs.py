@@ -1,28 +1,11 @@
-"""Networks of the study, and the training of one network."""
+"""The trainings of the study: networks, one kind of run, and a short grid of runs for each part."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import math
-import statistics
-import time
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, NamedTuple
-
-import torch
-from mmengine.config import Config
-from mmengine.optim import build_optim_wrapper
-from mmengine.registry import DATASETS, MODELS
-from torch import Tensor, nn
-from torch.nn import functional as F
-
-from benchmarks.common import ROOT, quiet
-from nf_plugins.config import load_config
-from nf_plugins.spp import analyze
-from nf_plugins.spp.plot import METRICS
-
-CONFIGS = ROOT / 'configs'
 
 
 class Network(NamedTuple):
@@ -31,219 +14,171 @@ class Network(NamedTuple):
     Args:
         label: Its name in tables and figures.
         config: Path of the config in the folder of the configs.
-        change: Changes of the config's model, such as half the width to save time.
-        agc: Whether adaptive gradient clipping is used.
+        change: Changes of the config's model.
     """
 
     label: str
     config: str
-    change: dict[str, Any]
-    agc: bool = False
+    change: dict[str, Any] = {}
 
 
-_HALF = {'backbone.stem_channels': 8, 'backbone.base_channels': 8, 'head.in_channels': 64}
-# In these short runs, a SkipInit gain that starts at 0, as in the configs, would stay close to 0.
-# With AGC a step changes it by at most lr * clip_factor * eps, times ten because of the momentum.
-_HALF_NF = {
-    'backbone.base_channels': 8,
-    'neck.in_channels': 256,
-    'head.in_channels': 256,
-    'backbone.skipinit': 1.0,
+_NF = 'nf_resnet/nf-resnet26_fashion-mnist.py'
+_V2 = 'baselines/resnetv2-26-{}_fashion-mnist.py'
+_RELU = dict(type='ReLU')
+_EARLIER = {  # what the two earlier methods do not have
+    'neck.act_cfg': dict(_delete_=True, **_RELU),
+    'backbone': dict(_delete_=True, base_channels=8, in_channels=1, stem='cifar'),
 }
-_NF = 'nf_resnet/nf-resnet_digits.py'
+
+
+def _earlier(kind: str) -> dict[str, Any]:
+    return {**_EARLIER, 'backbone': {**_EARLIER['backbone'], 'type': f'nf_plugins.{kind}'}}
+
+
 NETWORKS = {
-    'bn': Network('batch norm', 'baselines/resnet-bn_digits.py', _HALF),
-    'gn': Network(
-        'group norm',
-        'baselines/resnet-gn_digits.py',
-        {**_HALF, 'backbone.norm_cfg.num_groups': 4},
+    'nf': Network('NF', _NF),
+    'nf-agc': Network('NF with AGC', _NF),
+    # Plain convolutions whose weights have the variance of the standardized ones, 1 / fan-in.
+    'nf-no-ws': Network(
+        'NF without Scaled WS',
+        _NF,
+        {
+            'backbone.conv_cfg': None,
+            'backbone.init_cfg': dict(
+                type='Kaiming', layer='Conv2d', mode='fan_in', nonlinearity='linear'
+            ),
+        },
     ),
-    'pws': Network('PWS', 'pws_resnet/pws-resnet_digits.py', {**_HALF, 'neck.in_channels': 64}),
-    'nf-agc': Network('NF, AGC', _NF, _HALF_NF, agc=True),
-    'nf': Network('NF, no AGC', _NF, _HALF_NF),
-    'plain': Network('plain', 'baselines/resnet-plain_digits.py', _HALF),
+    'pws': Network('PWS', 'pws_resnet/pws-resnet26_fashion-mnist.py'),
+    'bn': Network('batch norm', _V2.format('bn')),
+    'relu-bn': Network('batch norm, ReLU first', _V2.format('bn'), {'backbone.order': 'relu_bn'}),
+    'gn': Network('group norm', _V2.format('gn')),
+    'wsgn': Network('WS and group norm', _V2.format('wsgn')),
+    'skipinit': Network('SkipInit', _NF, _earlier('SkipInitResNet')),
+    'fixup': Network('Fixup', _NF, _earlier('FixupResNet')),
+    'plain': Network('plain', _V2.format('plain')),
+    # For the collapse: Scaled WS in the plain network, without alpha, beta and SkipInit gains.
+    'ws': Network(
+        'Scaled WS alone',
+        _V2.format('plain'),
+        {'backbone.conv_cfg': dict(type='nf_plugins.ScaledWS', gamma=1.7139588594436646)},
+    ),
+    # NF with one part of the method changed.
+    'skip0': Network('SkipInit gains start at 0', _NF, {'backbone.skipinit': 0.0}),
+    'no-skip': Network('no SkipInit gains', _NF, {'backbone.skipinit': None}),
+    'no-gain': Network(
+        'no gains of the filters',
+        _NF,
+        {'backbone.conv_cfg': dict(type='nf_plugins.ScaledWS', gain_init=None)},
+    ),
+    'no-gamma': Network(
+        'no gamma of the activations',
+        _NF,
+        {'backbone.act_cfg.gamma': 1.0, 'neck.act_cfg': dict(_delete_=True, **_RELU)},
+    ),
+    'no-beta': Network('no beta', _NF, {'backbone.rescale_input': False}),
+    'alpha1': Network('alpha 1', _NF, {'backbone.alpha': 1.0}),
+    'drop-path': Network('stochastic depth 0.1', _NF, {'backbone.drop_path_rate': 0.1}),
 }
-
-
-METRIC_NAMES = ('index', 'name', 'kind', *METRICS)
+ABLATION = ['nf-agc', 'nf', 'nf-no-ws', *list(NETWORKS)[12:]]
+CLIP_FACTOR = 0.1
+"""Threshold of AGC where it is not varied."""
 
 
 @dataclass(frozen=True)
-class Setting:
-    """Setting that all runs of a study share.
+class Run:
+    """One training.
 
     Args:
-        epochs: Passes over the training images. They determine the number of steps.
-        min_steps: Least number of steps, for large batches.
-        image_size: Side of the images.
-        clip_factor: Threshold of AGC.
-        test_images: Number of test images.
-        reference: Batch size and learning rate of the runs for which, with seed 0, signal
-            propagation is measured.
-        chance: Test accuracy in percent; a run that is not better has learnt nothing.
+        part: The part of the study.
+        network: A key of :data:`NETWORKS`.
+        blocks: Blocks in each of the four stages.
+        batch_size: Images in a batch.
+        lr: Learning rate after the warm-up.
+        steps: Number of steps.
+        seed: Seed of the weights and of the order of the images.
+        clip_factor: Threshold of AGC, or None.
     """
 
-    epochs: float = 2.0
-    min_steps: int = 120
-    image_size: int = 12
-    clip_factor: float = 0.1
-    test_images: int = 359
-    reference: tuple[int, float] = (64, 0.05)
-    chance: float = 15.0
-
-    def steps(self, images: int, batch_size: int) -> int:
-        return max(self.min_steps, round(self.epochs * images / batch_size))
-
-
-class Run(NamedTuple):
-    """Run of a study: its network, batch size, learning rate and seed."""
-
+    part: str
     network: str
-    batch_size: int
-    lr: float
-    seed: int
+    blocks: int = 2
+    batch_size: int = 32
+    lr: float = 0.1
+    steps: int = 60
+    seed: int = 0
+    clip_factor: float | None = None
+
+    @property
+    def convs(self) -> int:
+        """Convolutions: the stem, three of each block, and one of each transition."""
+        return 1 + 4 * (3 * self.blocks + 1)
 
 
-class Data(NamedTuple):
-    """Normalised digits in memory.
+class Part(NamedTuple):
+    """Part of the study.
 
     Args:
-        train: ``(9, N, 1, H, W)``, the images at each of the nine positions of the config's random
-            crop with one pixel of padding; index 4 is not shifted.
-        train_labels: ``(N,)``.
-        test: ``(M, 1, H, W)``.
-        test_labels: ``(M,)``.
+        title: What it is about.
+        runs: Makes its runs with seed 0; True makes more of them.
     """
 
-    train: Tensor
-    train_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
+    title: str
+    runs: Callable[[bool], Iterator[Run]]
 
 
-@functools.cache
-def config_of(network: str) -> Config:
-    about = NETWORKS[network]
-    options = {f'model.{key}': value for key, value in about.change.items()}
-    return load_config(str(CONFIGS / about.config), options)
+def depth(more: bool) -> Iterator[Run]:
+    networks = list(NETWORKS)[:11]
+    sizes = [(2, (0.05, 0.2)), (8, (0.05, 0.2)), (33, (0.05, 0.2) if more else (0.05,))]
+    for blocks, lrs in sizes:
+        for network, lr in product(networks, lrs):
+            clip = CLIP_FACTOR if network == 'nf-agc' else None
+            yield Run('depth', network, blocks, 16, lr, 30, clip_factor=clip)
 
 
-@functools.cache
-def load_images(image_size: int) -> Data:
-    """Load the images of the digits configs into memory, at another size."""
-    cfg = config_of('nf')
-    mean, std = cfg.data_preprocessor.mean[0], cfg.data_preprocessor.std[0]
-    pipeline = copy.deepcopy(cfg.test_pipeline)
-    pipeline[0].scale = (image_size, image_size)
-    found = []
-    for loader in (cfg.train_dataloader, cfg.val_dataloader):
-        items = list(DATASETS.build({**loader.dataset, 'pipeline': pipeline}))
-        images = torch.stack([item['inputs'] for item in items]).float()
-        found += [images, torch.tensor([int(item['data_samples'].gt_label) for item in items])]
-    train, train_labels, test, test_labels = found
-    padded = F.pad(train, (1, 1, 1, 1))
-    crops = [
-        padded[:, :, y : y + image_size, x : x + image_size] for y in range(3) for x in range(3)
+def ablation(more: bool) -> Iterator[Run]:
+    for network, lr in product(ABLATION, (0.05, 0.2) if more else (0.1,)):
+        clip = CLIP_FACTOR if network == 'nf-agc' else None
+        yield Run('ablation', network, 4, 32, lr, 60, clip_factor=clip)
+
+
+def batch(more: bool) -> Iterator[Run]:
+    images = 8192 if more else 1536
+    for size in (2, 8, 32, 128, *((512, 1024) if more else ())):
+        for network in ('nf-agc', 'bn'):
+            clip = CLIP_FACTOR if network == 'nf-agc' else None
+            # The learning rate is in proportion to the batch, as in the papers.
+            yield Run('batch', network, 2, size, 0.1 * size / 32, images // size, clip_factor=clip)
+
+
+def agc(more: bool) -> Iterator[Run]:
+    sizes, clips = (
+        ((16, 64, 256), (None, 0.5, 0.1, 0.02)) if more else ((16, 64), (None, 0.1, 0.02))
+    )
+    for size, clip, lr in product(sizes, clips, (0.2, 0.8, 3.2)):
+        yield Run('agc', 'nf' if clip is None else 'nf-agc', 2, size, lr, 25, clip_factor=clip)
+
+
+def collapse(more: bool) -> Iterator[Run]:
+    for network, lr in product(('plain', 'ws', 'pws', 'nf'), (0.05, 0.1, 0.2) if more else (0.1,)):
+        yield Run('collapse', network, 2, 32, lr, 45)
+
+
+PARTS = {
+    'depth': Part('Depth', depth),
+    'ablation': Part('What each part of the method contributes', ablation),
+    'batch': Part('Batch size', batch),
+    'agc': Part('Adaptive gradient clipping', agc),
+    'collapse': Part('The collapse', collapse),
+}
+
+
+def runs_of(parts: list[str], seeds: list[int], more: bool) -> list[Run]:
+    """Return the runs of some parts: all of a seed before those of the next, deep ones last."""
+    runs = [
+        replace(run, seed=seed)
+        for seed in seeds
+        for part in parts
+        for run in PARTS[part].runs(more)
     ]
-    train = (torch.stack(crops) - mean) / std
-    return Data(train, train_labels, (test - mean) / std, test_labels)
-
-
-def load_data(setting: Setting) -> Data:
-    """Load the images of a setting."""
-    data, kept = load_images(setting.image_size), slice(setting.test_images)
-    return data._replace(test=data.test[kept], test_labels=data.test_labels[kept])
-
-
-def build(network: str, lr: float, clip_factor: float) -> tuple[nn.Module, Any]:
-    """Build a network of a config, and its optimizer with the config's parameter groups."""
-    cfg = config_of(network)
-    model = MODELS.build(copy.deepcopy(cfg.model))
-    model.init_weights()
-    optim_wrapper = copy.deepcopy(cfg.optim_wrapper)
-    optim_wrapper.optimizer.lr = lr
-    if NETWORKS[network].agc:
-        optim_wrapper.type = 'nf_plugins.AGCOptimWrapper'
-        optim_wrapper.clip_grad = dict(
-            type='agc', clip_factor=clip_factor, eps=1e-3, skip=['head.fc.weight']
-        )
-    optimizer = build_optim_wrapper(model, optim_wrapper)
-    optimizer.initialize_count_status(model, 0, 1)
-    return model, optimizer
-
-
-def schedule(step: int, steps: int) -> float:
-    """Compute the factor of the learning rate, as in the config.
-
-    It rises linearly from 0.1 to 1 in a tenth of the steps, and then falls to 0 as a cosine.
-    """
-    warmup = steps / 10
-    if step < warmup:
-        return 0.1 + 0.9 * step / warmup
-    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
-
-
-def signal(model: nn.Module, data: Data) -> list[dict]:
-    """Measure signal propagation on 256 training images."""
-    blocks = [b.to_dict() for b in analyze(model, data.train[4, :256], mode='train').blocks]
-    return [{name: block[name] for name in METRIC_NAMES} for block in blocks]
-
-
-def train(run: Run, setting: Setting) -> dict:
-    """Train and test one network, and return a row of the results."""
-    data = load_data(setting)
-    start, cpu_start = time.perf_counter(), time.process_time()
-    torch.manual_seed(run.seed)
-    with quiet():
-        model, optimizer = build(run.network, run.lr, setting.clip_factor)
-    with_signal = (run.batch_size, run.lr) == setting.reference and run.seed == 0
-    spp = dict(start=signal(model, data)) if with_signal else None
-    torch.manual_seed(run.seed)
-    images = len(data.train_labels)
-    steps = setting.steps(images, run.batch_size)
-    passes = math.ceil(steps * run.batch_size / images)
-    order = torch.cat([torch.randperm(images) for _ in range(passes)])
-    crops = torch.randint(9, order.shape)
-    losses: list[float] = []
-    model.train()
-    for step in range(steps):
-        for group in optimizer.param_groups:
-            group['lr'] = run.lr * schedule(step, steps)
-        chosen = slice(step * run.batch_size, (step + 1) * run.batch_size)
-        batch = data.train[crops[chosen], order[chosen]]
-        loss = F.cross_entropy(model(batch), data.train_labels[order[chosen]])
-        losses.append(loss.item())
-        if not math.isfinite(losses[-1]):
-            break
-        optimizer.update_params(loss)
-    model.eval()
-    with torch.no_grad():
-        logits = model(data.test)
-    # A network whose outputs are not finite counts as guessing.
-    finite = math.isfinite(losses[-1]) and bool(torch.isfinite(logits).all())
-    correct = (logits.argmax(1) == data.test_labels).double().mean().item()
-    accuracy = 100 * correct if finite else 10.0
-    tail = losses[-max(1, steps // 10) :]
-    row = dict(
-        **run._asdict(),
-        steps=steps,
-        accuracy=round(accuracy, 3),
-        train_loss=float(f'{statistics.fmean(tail):.5g}') if finite else None,
-        diverged=None if accuracy > setting.chance else 'chance' if finite else 'non-finite',
-    )
-    if spp is not None:
-        row['spp'] = dict(**spp, end=signal(model, data))
-    return dict(
-        **row,
-        seconds=round(time.perf_counter() - start, 2),
-        cpu_seconds=round(time.process_time() - cpu_start, 2),
-    )
-
-
-def attempt(run: Run, setting: Setting) -> dict:
-    """Return a row of the results, or the error of the run."""
-    try:
-        return train(run, setting)
-    except Exception as error:
-        what = f'{run.network}, batch size {run.batch_size}, {setting.image_size} pixels'
-        return dict(error=f'cannot train {what}: {error}')
+    return sorted(runs, key=lambda run: (seeds.index(run.seed), run.blocks > 8))

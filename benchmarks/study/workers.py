@@ -17,23 +17,24 @@ import torch
 from benchmarks.common import ROOT
 from nf_plugins.errors import UsageError
 
-from .runs import Run, Setting, attempt
+from .runs import Run
+from .training import attempt
 
 COMMAND = [sys.executable, '-W', 'ignore', '-m', 'benchmarks.study', '--worker']
 
 
-def work(setting: Setting) -> None:
+def work() -> None:
     """Read runs from stdin as lines of JSON and write rows to stdout, until the input ends."""
     rows = os.fdopen(os.dup(1), 'w')
     os.dup2(2, 1)  # texts that libraries print must not be between the rows
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the study itself ends its workers
     torch.set_num_threads(1)
     for line in sys.stdin:
-        rows.write(json.dumps(attempt(Run(*json.loads(line)), setting)) + '\n')
+        rows.write(json.dumps(attempt(Run(**json.loads(line)))) + '\n')
         rows.flush()
 
 
-def run_all(runs: list[Run], setting: Setting, workers: int) -> Iterator[dict]:
+def run_all(runs: list[Run], workers: int) -> Iterator[dict]:
     """Yield rows in the order in which the runs finish.
 
     The workers read from pipes. So if this process is killed, they end after their present run.
@@ -42,7 +43,7 @@ def run_all(runs: list[Run], setting: Setting, workers: int) -> Iterator[dict]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         try:
-            yield from (attempt(run, setting) for run in runs)
+            yield from (attempt(run) for run in runs)
         finally:
             torch.set_num_threads(threads)
         return
@@ -50,10 +51,9 @@ def run_all(runs: list[Run], setting: Setting, workers: int) -> Iterator[dict]:
     done: queue.SimpleQueue[dict | None] = queue.SimpleQueue()
     for run in runs:
         todo.put(run)
-    command = [*COMMAND, json.dumps(asdict(setting))]
     processes = [
         subprocess.Popen(
-            command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            COMMAND, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         for _ in range(min(workers, len(runs)))
     ]
@@ -61,7 +61,7 @@ def run_all(runs: list[Run], setting: Setting, workers: int) -> Iterator[dict]:
     def serve(process: subprocess.Popen) -> None:
         try:
             while True:
-                process.stdin.write(json.dumps(todo.get_nowait()) + '\n')
+                process.stdin.write(json.dumps(asdict(todo.get_nowait())) + '\n')
                 process.stdin.flush()
                 line = process.stdout.readline()
                 while line and not line.startswith('{'):  # a line that an import has printed

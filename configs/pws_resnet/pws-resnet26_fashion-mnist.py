@@ -10,13 +10,13 @@ model = dict(
     backbone=dict(
         depth=(2, 2, 2, 2),
         in_channels=1,
-        stem_channels=12,
-        base_channels=12,
+        stem_channels=8,
+        base_channels=8,
         stem='cifar',
         strides=(2, 2, 2, 2),
         conv_cfg=dict(gamma=1e-3, initalpha=False),
     ),
-    neck=dict(in_channels=384),
-    head=dict(num_classes=10, in_channels=384, topk=(1,)),
+    neck=dict(in_channels=256),
+    head=dict(num_classes=10, in_channels=256, topk=(1,)),
 )
 randomness = dict(seed=0)

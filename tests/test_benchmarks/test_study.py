@@ -1,32 +1,35 @@
-"""The study on the digits: a few steps of it, its tables, its workers."""
+"""The study on Fashion-MNIST: its data, its networks, a tiny grid that is killed, its page."""
 
-import argparse
-import dataclasses
 import json
-import math
 import os
 import re
 import signal
 import subprocess
 import sys
-import time
-from collections import Counter
+from dataclasses import replace
 
 import matplotlib.image
 import numpy as np
 import pytest
 import torch
-from mmengine.config import Config
-from mmengine.registry import MODELS
+from torch import nn
 
 from benchmarks.common import quiet
-from benchmarks.study import arguments, figures, results, runs, tables, workers
+from benchmarks.study import claims, data, figures, page, results, runs, training, workers
 from benchmarks.study.__main__ import main
-from nf_plugins.datasets import Digits
+from benchmarks.study.runs import NETWORKS, PARTS, Part, Run
+from nf_plugins.errors import UsageError
+from nf_plugins.functional import adaptive_clip_grad_
 
 from ..conftest import ROOT
 
-TINY = ['--quick', '--networks', 'plain', 'nf-agc', '--workers', '0']
+TINY = [
+    Run('depth', 'nf', 1, 4, 0.1, 2),
+    Run('depth', 'plain', 1, 4, 1e4, 4),
+    Run('agc', 'nf-agc', 1, 4, 0.1, 2, clip_factor=0.1),
+    Run('batch', 'bn', 1, 2, 0.1, 2),
+    Run('collapse', 'pws', 1, 4, 0.1, 2),
+]
 TIMES = ('seconds', 'cpu_seconds')
 
 
@@ -38,37 +41,48 @@ def _one_thread():
     torch.set_num_threads(threads)
 
 
-@pytest.fixture(autouse=True)
-def _fresh():
-    """No config is cached: reading one sets the default scope, as in a process of its own."""
-    runs.config_of.cache_clear()
+def write_idx(path, values):
+    sizes = b''.join(n.to_bytes(4, 'big') for n in values.shape)
+    path.write_bytes(bytes([0, 0, 8, values.ndim]) + sizes + values.tobytes())
 
 
 @pytest.fixture
-def run(monkeypatch, tmp_path):
-    """Run the tool in this process, and count the trainings."""
-    trained = []
+def images(tmp_path, monkeypatch):
+    """A folder with 60 training and 20 test images of noise, brighter for larger labels."""
+    folder, random = tmp_path / 'fashion_mnist', np.random.RandomState(0)
+    folder.mkdir()
+    for split, number in (('train', 60), ('t10k', 20)):
+        labels = np.arange(number, dtype=np.uint8) % 10
+        noise = random.randint(0, 30, (number, 28, 28)) + 20 * labels[:, None, None]
+        write_idx(folder / f'{split}-images-idx3-ubyte', noise.astype(np.uint8))
+        write_idx(folder / f'{split}-labels-idx1-ubyte', labels)
+    monkeypatch.setattr(data, 'DATA', folder)
+    monkeypatch.setattr(data, 'VALIDATION', 10)
+    data.load_data.cache_clear()
+    training.config_of.cache_clear()  # reading a config sets the default scope
+    yield folder
+    data.load_data.cache_clear()
 
-    def counted(which, setting, original=runs.train):
-        trained.append(which)
-        return original(which, setting)
 
-    monkeypatch.setattr(runs, 'train', counted)
+@pytest.fixture
+def study(images, monkeypatch, tmp_path):
+    """Run the tool in this process on the tiny grid."""
+    parts = dict.fromkeys(run.part for run in TINY)
+    for part in parts:
+        grid = [run for run in TINY if run.part == part]
+        monkeypatch.setitem(PARTS, part, Part('', lambda more, grid=grid: iter(grid)))
 
-    def run(*args, out=tmp_path / 'out', status=0):
-        trained.clear()
-        monkeypatch.setattr(sys, 'argv', ['study', '--out', str(out), *map(str, args)])
+    def study(*args, out='out', status=0):
+        words = ['study', '--workers', 0, '--seeds', 0, '--out', tmp_path / out]
+        words += ['--parts', *parts, *args]
+        monkeypatch.setattr(sys, 'argv', [*map(str, words)])
         with pytest.raises(SystemExit) as stop:
             main()
         assert stop.value.code == status
-        return trained
+        path = tmp_path / out / 'results.json'
+        return json.loads(path.read_text())['runs'] if path.exists() else []
 
-    run.out = tmp_path / 'out'
-    return run
-
-
-def read(folder):
-    return json.loads((folder / 'results.json').read_text())
+    return study
 
 
 def without_times(rows):
@@ -76,281 +90,289 @@ def without_times(rows):
 
 
 @pytest.mark.slow
-def test_a_quick_study_and_its_resumption(run, capsys):
-    assert len(run(*TINY)) == 8
-    assert '8 runs to do, 0 are there' in capsys.readouterr().out
-    names = ['accuracy.png', 'lr.png', 'results.json', 'spp.png', 'table.md']
-    assert sorted(os.listdir(run.out)) == names
-    for name in names:
-        if name.endswith('png'):
-            assert matplotlib.image.imread(run.out / name).std() > 0.05
-    content, table = read(run.out), (run.out / 'table.md').read_text()
-    assert content['schema'] == 'nf_plugins.study_digits/1'
-    assert content['machine']['torch'] == torch.__version__
-    assert content['setting']['min_steps'] == 2
-    rows = content['runs']
-    keys = [(r['network'], r['batch_size'], r['lr'], r['seed']) for r in rows]
-    assert keys == [
-        (n, b, lr, 0) for n in ('nf-agc', 'plain') for b in (4, 64) for lr in (0.05, 0.2)
-    ]
-    assert [key[:3] for key, r in zip(keys, rows) if 'spp' in r] == [
-        (n, 64, 0.05) for n in ('nf-agc', 'plain')
-    ]
-    for row in rows:
-        for when in ('start', 'end') if 'spp' in row else ():
-            blocks = row['spp'][when]
-            assert [b['index'] for b in blocks] == list(range(9))
-            assert all(b['avg_var'] > 0 for b in blocks)
-    for network in ('nf-agc', 'plain'):
-        label = runs.NETWORKS[network].label
-        best = max(r['accuracy'] for r in rows if (r['network'], r['batch_size']) == (network, 4))
-        (line, *_) = [x for x in table.splitlines() if x.startswith(f'| {label} ')]
-        assert line.split('|')[2].split()[0] == f'{best:.1f}'
+def test_killed_twice_and_resumed(study, monkeypatch, tmp_path):
+    """kill -9 in the middle of a training keeps what is finished; the end is the same."""
+    whole = study(out='whole')
+    assert len(whole) == len(TINY)
 
-    # Half of the rows are lost.
-    content['runs'] = rows[::2]
-    (run.out / 'results.json').write_text(json.dumps(content))
-    done = run(*TINY)
-    assert sorted(done) == sorted(runs.Run(*key) for key in keys[1::2])
-    again = read(run.out)['runs']
-    assert again[::2] == rows[::2]
-    assert without_times(again) == without_times(rows)
-    assert (run.out / 'table.md').read_text() == table
-    assert run(*TINY) == []
+    def killed(runs_before):
+        """Run the study in a child process that dies in the middle of a training."""
+        pid = os.fork()
+        if pid:
+            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        left = [runs_before]
+
+        def backward(self, loss, original=training.F.cross_entropy):
+            left[0] -= 1
+            if left[0] < 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(self, loss)
+
+        training.F.cross_entropy = backward
+        try:
+            study()
+        finally:
+            os._exit(1)
+
+    for steps, rows in ((3, 1), (4, 2)):
+        assert killed(steps) == -signal.SIGKILL
+        kept = json.loads((tmp_path / 'out' / 'results.json').read_text())['runs']
+        assert len(kept) >= rows
+    assert len(kept) < len(TINY)
+    trained = []
+    monkeypatch.setattr(
+        workers, 'attempt', lambda run: trained.append(run) or training.attempt(run)
+    )
+    assert without_times(study()) == without_times(whole)
+    assert len(trained) == len(TINY) - len(kept)
+    assert study() and len(trained) == len(TINY) - len(kept)
 
 
 @pytest.mark.slow
-def test_a_study_grows(run):
-    run(*TINY, '--batch-sizes', 4, '--lrs', 0.05)
-    assert 'spp.png' not in os.listdir(run.out)
-    assert [
-        which.seed for which in run(*TINY, '--batch-sizes', 4, '--lrs', 0.05, '--seeds', 0, 1)
-    ] == [1, 1]
-    assert 'over 2 seeds' in (run.out / 'table.md').read_text()
+def test_rows_and_page(study, tmp_path, monkeypatch, capsys):
+    rows = {row['part'] + row['network']: row for row in study()}
+    assert rows['depthplain']['failed'] == 'non-finite'
+    assert rows['depthplain']['accuracy'] == 10
+    assert rows['depthnf']['prediction']['errors'] == []
+    assert rows['agcnf-agc']['clipped']['stem weight'][1] == 2 * 8
+    assert rows['batchbn']['batch_accuracy'] is not None
+    assert [len(f['grad_avg_var']) for f in rows['collapsepws']['film']] == [5]
+    words = ['page', '--results', tmp_path / 'out', '--page', tmp_path / 'study.md']
+    monkeypatch.setattr(sys, 'argv', [*map(str, words)])
+    with pytest.raises(SystemExit) as stop:
+        page.main()
+    assert stop.value.code == 0
+    text = (tmp_path / 'study.md').read_text()
+    assert '5 runs with one seed' in text
+    assert '| plain | fails |' in text.replace('|  |', '|')
+    assert '## Adaptive gradient clipping' in text and '## What each part' not in text
+    for name in ('depth', 'batch', 'agc', 'collapse'):
+        assert matplotlib.image.imread(tmp_path / 'out' / f'{name}.png').std() > 0.05
 
 
-@pytest.mark.slow
-def test_divergence_is_counted(run):
+def test_the_page_has_the_results():
+    """docs/study.md is what the script writes from benchmarks/results."""
+    found = results.Results(ROOT / 'benchmarks/results/study/results.json')
+    assert (ROOT / 'docs/study.md').read_text() == page.page(found)
+    assert set(found.rows()) <= set(runs.runs_of(list(PARTS), [0, 1, 2], more=True)) | set(
+        runs.runs_of(list(PARTS), [0, 1, 2], more=False)
+    )
+
+
+def test_the_data(images):
+    found = data.load_data()
+    assert [len(part.labels) for part in found] == [50, 10, 20]
+    assert found.test.images.shape == (20, 1, 16, 16)
+    raw = np.frombuffer((images / 't10k-images-idx3-ubyte').read_bytes()[16:], np.uint8)
+    padded = np.pad(raw.reshape(20, 28, 28).astype(float), ((0, 0), (2, 2), (2, 2)))
+    small = padded.reshape(20, 16, 2, 16, 2).mean((2, 4))
+    ours = found.test.images[:, 0].double().numpy()
+    np.testing.assert_allclose(np.corrcoef(ours.ravel(), small.ravel())[0, 1], 1, atol=1e-6)
+    training_images = torch.cat([found.train.images, found.val.images])
+    assert abs(training_images.mean()) < 1e-4
+    assert abs(training_images.std() - 1) < 1e-4
+
+
+def test_missing_and_damaged_data(images):
+    (images / 't10k-images-idx3-ubyte').write_bytes(b'\0\0\10\3')
+    with pytest.raises(UsageError, match='cannot read the t10k images'):
+        data.load_data()
+    (images / 'train-images-idx3-ubyte').unlink()
+    with pytest.raises(UsageError, match='no Fashion-MNIST in .*make fashion-mnist'):
+        data.load_data()
+
+
+def test_batches_are_passes_over_the_images():
     torch.manual_seed(0)
-    absurd = ['--batch-sizes', 16, '--min-steps', 5, '--seeds', 0, 1]
-    run(*TINY, *absurd, '--lrs', 1e-4, 1e6)
-    rows = {tuple(r[k] for k in ('network', 'lr', 'seed')): r for r in read(run.out)['runs']}
-    for seed in (0, 1):
-        row = rows['plain', 1e6, seed]
-        assert row['diverged'] == 'non-finite'
-        assert row['train_loss'] is None
-        assert row['accuracy'] == 10
-    table = (run.out / 'table.md').read_text()
-    chance = sum(rows['plain', 1e-4, seed]['accuracy'] <= 15 for seed in (0, 1))
-    assert '| plain | none |' in table
-    line = [x for x in table.splitlines() if x.startswith('| plain ')][-1]
-    assert line == f'| plain | {chance} of 2 (0) | 2 of 2 (2) | {2 + chance} of 4 (2) |'
+    found = torch.cat(data.batches(10, 4, 5))
+    assert len(found) == 20
+    assert sorted(found[:10].tolist()) == sorted(found[10:].tolist()) == list(range(10))
 
 
-def test_equal_seeds_are_drawn():
-    """Their mean is not exactly their value: an error bar of -1e-14 is refused by matplotlib."""
-    args = argparse.Namespace(networks=['bn'], batch_sizes=[4], lrs=[0.2], seeds=[0, 1, 2])
-    row = dict(accuracy=98.607, diverged=None)
-    grid = results.Grid(dict.fromkeys(arguments.runs_of(args), row), args)
-    assert grid.mean('bn', 4, 0.2) != 98.607
-    figures.accuracy_figure(grid)
-
-
-def test_chance_level():
-    which = runs.Run('plain', 16, 1e-3, 0)
-    quick = dict(epochs=0.01, min_steps=2, test_images=50)
-    assert runs.train(which, runs.Setting(**quick, chance=100))['diverged'] == 'chance'
-    assert runs.train(which, runs.Setting(**quick, chance=-1))['diverged'] is None
-
-
-@pytest.mark.slow
-def test_it_learns():
-    """The whole loop: a normalised network knows most digits after 60 steps."""
-    row = runs.train(runs.Run('bn', 32, 0.05, 0), runs.Setting(epochs=0.1, min_steps=60))
-    assert row['steps'] == 60
-    assert row['accuracy'] > 70
-    assert row['train_loss'] < 1.5
-
-
-def test_the_data():
-    data = runs.load_data(runs.Setting(image_size=8))
-    assert data.train.shape == (9, 1438, 1, 8, 8)
-    assert data.test.shape == (359, 1, 8, 8)
-    assert data.train[4].mean().abs() < 0.01
-    assert abs(data.train[4].std() - 1) < 0.01
-    digits = Digits('test')
-    raw = np.stack([digits[i]['img'] for i in range(len(digits))])
-    np.testing.assert_allclose(data.test[:, 0] * 95.79 + 77.79, raw, atol=1e-3)
-    assert data.test_labels.tolist() == [digits[i]['gt_label'] for i in range(len(digits))]
-    # Index 0 is the crop of the upper left: the picture moves down and to the right.
-    assert torch.equal(data.train[0, ..., 1:, 1:], data.train[4, ..., :-1, :-1])
-    assert torch.allclose(data.train[0, ..., 0, :], torch.tensor(-77.79 / 95.79))
-
-
-@pytest.mark.parametrize('network', ['bn', 'gn', 'pws', 'nf', 'nf-agc', 'plain'])
-def test_the_networks_are_those_of_the_configs(network):
-    """The same modules at half the width, and the config's parameter groups."""
-    about = runs.NETWORKS[network]
+@pytest.mark.parametrize('network', NETWORKS)
+def test_the_networks(network):
+    """The convolutions that are counted, the clipping, and no weight decay of gains and biases."""
+    training.config_of.cache_clear()
+    clip = 0.1 if network == 'nf-agc' else None
+    run = Run('', network, 1, lr=0.3, clip_factor=clip)
     with quiet():
-        model, optimizer = runs.build(network, 0.3, 0.1)
-        shipped = MODELS.build(Config.fromfile(ROOT / 'configs' / about.config).model)
-    ours, theirs = (Counter(type(m) for m in net.modules()) for net in (model, shipped))
-    assert ours == theirs
-    for (name, p), (_, q) in zip(model.named_parameters(), shipped.named_parameters()):
-        shape = tuple(2 * n for n in p.shape)
-        assert all(n in (m, m // 2) for n, m in zip(p.shape, q.shape)), name
-        assert q.numel() <= math.prod(shape)
-    assert about.agc == (type(optimizer).__name__ == 'AGCOptimWrapper')
-    decays = {
-        id(p): group['weight_decay'] for group in optimizer.param_groups for p in group['params']
-    }
-    for name, p in model.named_parameters():
-        decayed = name.endswith('weight') and p.dim() > 1
-        assert decays[id(p)] == (5e-4 if decayed else 0), name
+        model, optimizer = training.build(run)
+    convs = [m for m in model.modules() if 'Conv' in type(m).__name__ or 'WS' in type(m).__name__]
+    assert len({id(m.weight) for m in convs if hasattr(m, 'weight')}) == run.convs
+    assert (type(optimizer).__name__ == 'AGCOptimWrapper') == (clip is not None)
     assert {group['lr'] for group in optimizer.param_groups} == {0.3}
+    with torch.no_grad():
+        assert model(torch.randn(2, 1, 16, 16)).shape == (2, 10)
+    features = model.backbone(torch.randn(2, 1, 16, 16))[0]
+    assert features.shape == (2, 256, 2, 2)
 
 
 def test_the_schedule():
-    factors = [runs.schedule(step, 100) for step in range(100)]
+    factors = [training.schedule(step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == 1 == max(factors)
     assert factors[55] == pytest.approx(0.5)
     assert 0 < factors[-1] < 0.001
 
 
-FILES = {
-    'garbage/results.json': '{',
-    'other/results.json': '{"schema": "nf_plugins.spp/1"}',
-    'list/results.json': '[]',
-    'a_file': '',
-}
+def test_clipped_units_are_those_that_agc_clips():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.LazyLinear(4))
+    model(torch.randn(2, 1, 5, 5)).square().sum().backward()
+    counts = {}
+    training.count_clipped(model, 2.0, counts)
+    clipped, units = map(sum, zip(*counts.values()))
+    share = adaptive_clip_grad_(model.parameters(), 2.0, 1e-3)
+    assert 0 < share < 1
+    assert clipped / units == pytest.approx(float(share))
+
+
+@pytest.mark.parametrize(('network', 'fails'), [('nf', False), ('bn', False), ('plain', True)])
+def test_prediction(network, fails, images):
+    """Before a step is taken, the rules tell a network that explodes from others."""
+    torch.manual_seed(0)
+    with quiet():
+        model, _ = training.build(Run('depth', network, 6))
+    found = training.prediction(model, data.load_data())
+    assert bool(found['errors']) == fails, found
+    assert (found['growth'] > figures.LIMIT) == fails
+
+
+def row(part, network, accuracy=60.0, **more):
+    base = dict(vars(Run(part, network)), accuracy=accuracy, val_accuracy=accuracy)
+    return {**base, 'failed': 'chance' if accuracy <= 15 else None, **more}
+
+
+def predicted(network, accuracy, errors=(), **more):
+    return row('depth', network, accuracy, prediction=dict(errors=list(errors)), **more)
+
+
+def film(share):
+    return [dict(step=0, grad_avg_sq_mean=[share], grad_avg_var=[1 - share])]
+
+
+JUDGED = [
+    ('NF networks train', [predicted(n, a) for n in ('nf', 'nf-agc') for a in (50, 60)], True),
+    ('NF networks train', [predicted('nf', 50), predicted('nf-agc', 11)], False),
+    ('NF networks train', [predicted('nf', 50)], None),
+    ('A deep network', [predicted('plain', 50), predicted('plain', 10, blocks=33)], True),
+    ('A deep network', [predicted('plain', 10), predicted('plain', 30, blocks=33)], False),
+    ('The signal', [predicted('plain', 10, ['explosion']), predicted('nf', 50)], True),
+    ('The signal', [predicted('plain', 10, ['explosion']), predicted('nf', 10)], False),
+    ('The signal', [predicted('plain', 50, ['explosion']), predicted('nf', 50)], False),
+    *(
+        ('AGC allows', [row('agc', 'nf', lr=x), row('agc', 'nf-agc', lr=0.8, clip_factor=0.1)], yes)
+        for x, yes in ((0.2, True), (0.8, False))
+    ),
+    (
+        'NF networks are better',
+        [row('batch', n, a, batch_size=s)
+         for n, a, s in [('nf-agc', 60, 2), ('bn', 40, 2), ('nf-agc', 60, 64), ('bn', 60, 64)]],
+        True,
+    ),
+    ('The reason', [row('batch', 'bn', 40, batch_size=2, batch_accuracy=42)], False),
+    (
+        'The average gradient',
+        [row('collapse', 'plain', 10, film=film(0.9)),
+         *(row('collapse', n, film=film(0.1)) for n in ('pws', 'ws'))],
+        True,
+    ),
+    ('Scaled WS', [row('ablation', n, a) for n, a in
+                   [('nf', 60), ('nf', 61), ('nf-no-ws', 50), ('nf-no-ws', 51)]], True),
+    ('Scaled WS', [row('ablation', n, a) for n, a in
+                   [('nf', 60), ('nf', 50), ('nf-no-ws', 50), ('nf-no-ws', 55)]], False),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(('start', 'rows', 'expected'), JUDGED)
+def test_claims_can_be_refuted(start, rows, expected):
+    table = claims.claims_table(results.Rows(rows))
+    (line,) = [x for x in table.splitlines() if x.startswith(f'| {start}')]
+    assert line.endswith({True: '| yes |', False: '| **no** |', None: '| open |'}[expected]), line
+
+
+def test_the_default_study():
+    found = runs.runs_of(list(PARTS), [0, 1, 2], more=False)
+    assert len(found) == len(set(found))
+    more = runs.runs_of(list(PARTS), [0, 1, 2], more=True)
+    assert {run.part for run in found} == set(PARTS) == {run.part for run in more}
+    assert {run.convs for run in found if run.part == 'depth'} == {29, 101, 401}
+    assert [run.seed for run in found] == sorted(run.seed for run in found)
+
+
+FILES = {'garbage/results.json': '{', 'other/results.json': '{"schema": "x"}', 'a_file': ''}
 BAD_INPUT = [
-    (['--networks', 'vgg'], 'invalid choice'),
-    (['--batch-sizes', '0'], "invalid positive int value: '0'"),
-    (['--batch-sizes', '2.5'], 'invalid positive int value'),
-    (['--batch-sizes', '4', '4'], '--batch-sizes has a value twice'),
-    (['--lrs', '-1'], 'invalid positive float value|expected at least one'),
-    (['--lrs', 'nan'], 'invalid positive float value'),
-    (['--lrs', 'inf'], 'invalid positive float value'),
-    (['--seeds', '-1'], 'seeds'),
-    (['--epochs', '0'], 'invalid positive float'),
-    (['--workers', 'two'], 'invalid natural value'),
-    (['--colour', 'red'], 'unrecognized arguments'),
-    (['--out', 'a_file'], 'cannot write into a_file'),
+    (['--parts', 'width'], 'invalid choice'),
+    (['--seeds', '-1'], "'-1' is not a natural number|expected at least one"),
+    (['--seeds', '1', '1'], '--seeds has a value twice'),
+    (['--workers', 'two'], "'two' is not a natural number"),
     (['--out', 'a_file/out'], 'cannot write into a_file/out'),
     (['--out', 'garbage'], 'cannot read garbage/results.json'),
-    (['--out', 'other'], 'no file of schema nf_plugins.study_digits/1'),
-    (['--out', 'list'], 'no file of schema nf_plugins.study_digits/1'),
+    (['--out', 'other'], 'no file of schema nf_plugins.study/1'),
 ]
 
 
 @pytest.mark.parametrize(('args', 'message'), BAD_INPUT)
-def test_bad_input(args, message, run, tmp_path, monkeypatch, capsys):
+def test_bad_input(args, message, study, tmp_path, monkeypatch, capsys):
     for name, content in FILES.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(content)
     monkeypatch.chdir(tmp_path)
-    assert run(*TINY, *args, out='out', status=2) == []
+    study(*args, status=2)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert line.startswith('error: ')
     assert re.search(message, line), line
 
 
-def test_another_setting_is_refused(run, capsys):
-    few = ['--batch-sizes', 4, '--lrs', 0.05]
-    run(*TINY, *few)
-    before = (run.out / 'results.json').read_bytes()
-    capsys.readouterr()
-    assert run(*TINY, *few, '--epochs', 3, '--clip-factor', 0.5, status=2) == []
-    error = capsys.readouterr().err
-    assert 'another setting: epochs 0.01 (now 3.0), clip_factor 0.1 (now 0.5); take' in error
-    assert (run.out / 'results.json').read_bytes() == before
-
-
-def test_the_page_has_the_results():
-    """docs/study_digits.md says what benchmarks/results has."""
-    folder = ROOT / 'benchmarks/results/study_digits'
-    page = (ROOT / 'docs/study_digits.md').read_text()
-    content = read(folder)
-    assert content['setting'] == json.loads(json.dumps(dataclasses.asdict(runs.Setting())))
-    rows = {runs.Run(*(row[k] for k in runs.Run._fields)): row for row in content['runs']}
-    sizes = [4, 16, 64, 256, 512]  # one more than the tool takes by itself
-    args = argparse.Namespace(
-        networks=list(runs.NETWORKS), **{**arguments.FULL, 'batch_sizes': sizes}
-    )
-    assert sorted(rows) == sorted(arguments.runs_of(args))
-    seconds = dict.fromkeys(sizes, 0.0)
-    for run, row in rows.items():
-        seconds[run.batch_size] += row['cpu_seconds']
-    total, without = sum(seconds.values()), sum(seconds.values()) - seconds[256]
-    assert f'The 450 runs took {total:.0f} CPU seconds' in page
-    assert f'batch size 256 took {without:.0f} CPU seconds, or {without / 120:.0f} minutes' in page
-    assert set(arguments.FULL['batch_sizes']) == {*sizes} - {256} and without / 120 < 20
-    table = tables.table(results.Grid(rows, args), runs.Setting())
-    assert (folder / 'table.md').read_text() == table
-    lines = {line.lstrip('#') for line in page.splitlines()}
-    for line in table.splitlines():
-        assert line.lstrip('#') in lines
-    for name in ('accuracy', 'lr', 'spp'):
-        assert (folder / f'{name}.png').exists()
-        assert f'(../benchmarks/results/study_digits/{name}.png)' in page
-
-
-def test_two_studies_at_once(run, capsys):
-    run.out.mkdir()
-    with results.only_one(run.out):
-        assert run(*TINY, status=2) == []
+def test_two_studies_at_once(study, tmp_path, capsys):
+    (tmp_path / 'out').mkdir()
+    with results.only_one(tmp_path / 'out'):
+        study(status=2)
     assert 'another study is writing into' in capsys.readouterr().err
 
 
-def test_a_failing_worker(run, monkeypatch, capsys):
+def test_a_failing_worker(study, monkeypatch, capsys):
     monkeypatch.setattr(workers, 'COMMAND', [sys.executable, os.devnull])  # an empty program
-    assert run(*TINY, '--workers', 1, status=2) == []
+    study('--workers', 1, status=2)
     assert 'a worker ended early' in capsys.readouterr().err
-    assert read(run.out)['runs'] == []
 
 
-@pytest.mark.parametrize('workers', [0, pytest.param(1, marks=pytest.mark.slow)])
-def test_a_run_that_is_impossible(workers, run, capsys):
-    """Batch norm of a single position."""
-    run(
-        *('--quick', '--networks', 'bn', '--batch-sizes', 1, '--image-size', 4),
-        *('--workers', workers),
-        status=2,
+def test_a_run_that_is_impossible(study, monkeypatch, capsys):
+    impossible = replace(TINY[3], batch_size=0)
+    monkeypatch.setitem(PARTS, 'batch', Part('', lambda more: iter([impossible])))
+    study(status=2)
+    assert 'error: cannot train Run(' in capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def make(folder, *args):
+    return subprocess.run(
+        ['make', '-s', '-f', ROOT / 'Makefile', 'fashion-mnist', *args],
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
-    error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert 'error: cannot train bn, batch size 1, 4 pixels: Expected more than 1 value' in error
 
 
-@pytest.mark.slow
-def test_killed_and_resumed(run, tool_env):
-    """Worker processes; kill -9 keeps what is finished, and the workers end by themselves."""
-    args = [*TINY[:-2], '--batch-sizes', '64']
-    command = [
-        sys.executable,
-        '-W',
-        'ignore',
-        '-m',
-        'benchmarks.study',
-        *args,
-        '--out',
-        str(run.out),
-    ]
-    process = subprocess.Popen(
-        command, env=tool_env, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    end = time.time() + 300
-    while time.time() < end:
-        if (run.out / 'results.json').exists() and len(read(run.out)['runs']) >= 2:
-            break
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=300)  # until the workers, too, have closed stderr
-    kept = read(run.out)['runs']
-    assert 2 <= len(kept) <= 4
-    done = run(*args, '--workers', 0)
-    assert len(done) == 4 - len(kept)
-    rows = read(run.out)['runs']
-    assert [row for row in rows if row in kept] == kept
-    run(*args, '--workers', 0, out=run.out.parent / 'whole')
-    assert without_times(read(run.out.parent / 'whole')['runs']) == without_times(rows)
+def test_the_package_is_unpacked(tmp_path):
+    import gzip
+
+    package = tmp_path / 'package'
+    package.mkdir()
+    names = [f'{s}-{k}-ubyte' for s in ('train', 't10k') for k in ('images-idx3', 'labels-idx1')]
+    for name in names:
+        (package / f'{name}.gz').write_bytes(gzip.compress(name.encode()))
+    assert make(tmp_path, f'FASHION_MNIST={package}').returncode == 0
+    folder = tmp_path / 'data/fashion_mnist'
+    assert {p.name: p.read_text() for p in folder.iterdir()} == {n: n for n in names}
+    # A damaged file does not replace one that is whole.
+    (package / f'{names[0]}.gz').write_bytes(b'damaged')
+    assert make(tmp_path, f'FASHION_MNIST={package}').returncode != 0
+    assert (folder / names[0]).read_text() == names[0]
+
+
+def test_the_package_is_missing(tmp_path):
+    done = make(tmp_path, f'FASHION_MNIST={tmp_path / "missing"}')
+    assert done.returncode != 0
+    line = next(x for x in done.stderr.splitlines() if x.startswith('error'))
+    assert 'install the Debian package dataset-fashion-mnist' in line
+    assert not (tmp_path / 'data').exists()

@@ -135,3 +135,17 @@ def test_mm_options():
     for (name, p), q in zip(net.named_parameters(), twin.named_parameters()):
         if p.requires_grad:
             torch.testing.assert_close(p.grad, q[1].grad, msg=name)
+
+
+def test_depth_as_blocks_of_each_stage():
+    """The blocks of depth 50 are (3, 4, 6, 3); other depths are refused."""
+    shapes = [
+        {k: v.shape for k, v in PWSResNet(d, base_channels=4, stem_channels=4).state_dict().items()}
+        for d in (50, (3, 4, 6, 3))
+    ]
+    assert shapes[0] == shapes[1]
+    assert len(PWSResNet((1, 2), num_stages=2, strides=(1, 2), dilations=(1, 1),
+                         out_indices=(1,), base_channels=4).layer2) == 2  # fmt: skip
+    for bad in (51, (3, 4, 6), (3, 4, 6, 0), '50'):
+        with pytest.raises((TypeError, ValueError), match='depth'):
+            PWSResNet(bad)

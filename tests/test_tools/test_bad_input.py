@@ -276,11 +276,9 @@ CASES = [
     (FIGURES, ['missing.md'], 'cannot read missing.md'),
     (FIGURES, ['binary.py'], 'cannot read binary.py'),
     (FIGURES, ['page.md'], 'page.md has no picture'),
-    (STUDY, ['--epochs', 'nan'], "invalid positive float value: 'nan'"),
-    (STUDY, ['--lrs', '0'], "invalid positive float value: '0'"),
-    (STUDY, ['--seeds', '-1'], "invalid natural value: '-1'"),
+    (STUDY, ['--seeds', '-1'], "'-1' is not a natural number"),
     (STUDY, ['--seeds', '1', '1'], 'has a value twice'),
-    (STUDY, ['--networks', 'vgg'], "invalid choice: 'vgg'"),
+    (STUDY, ['--parts', 'width'], "invalid choice: 'width'"),
     (STUDY, ['--out', 'a_file/out'], 'cannot write into a_file/out'),
     (STUDY, ['--out', '/proc/out'], 'cannot write into /proc/out'),
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 # Nesterov momentum, a linear warm-up and a cosine; the parameter groups are those of the papers.
 _base_ = './param_groups.py'
 
-epochs = 7
+epochs = 8
 optim_wrapper = dict(
     optimizer=dict(type='SGD', lr=0.2, momentum=0.9, nesterov=True, weight_decay=5e-4),
 )

@@ -1,0 +1,242 @@
+"""Claims of the papers. Each has a criterion, which was written before the study was run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from .results import Rows
+
+
+class Claim(NamedTuple):
+    """Claim of a paper.
+
+    Args:
+        part: The part of the study that tests it.
+        text: What the paper says.
+        criterion: When the study confirms it.
+        judge: Returns whether the criterion holds, and what was measured. It raises LookupError if
+            runs are missing.
+    """
+
+    part: str
+    text: str
+    criterion: str
+    judge: Callable[[Rows], tuple[bool, str]]
+
+
+def some(rows: Rows) -> Rows:
+    """Return the rows.
+
+    Raises:
+        LookupError: There are none.
+    """
+    if not rows.rows:
+        raise LookupError('no such run')
+    return rows
+
+
+def deepest(rows: Rows) -> Rows:
+    return rows.where(blocks=max(some(rows).values('blocks')))
+
+
+def none_fails(*networks: str) -> Callable[[Rows], tuple[bool, str]]:
+    """No run of these networks fails at the smallest learning rate."""
+
+    def judge(rows: Rows) -> tuple[bool, str]:
+        lowest = rows.where(lr=min(some(rows).values('lr')))
+        found = [some(lowest.where(network=network)) for network in networks]
+        failed, runs = sum(f.failed() for f in found), sum(len(f.rows) for f in found)
+        accuracy = [deepest(f).mean() for f in found]
+        least = ' and '.join(f'{a:.1f} %' for a in accuracy)
+        return failed == 0, f'{failed} of {runs} runs fail; at the largest depth {least}'
+
+    return judge
+
+
+def all_fail(*networks: str) -> Callable[[Rows], tuple[bool, str]]:
+    """All runs of these networks fail at the largest depth."""
+
+    def judge(rows: Rows) -> tuple[bool, str]:
+        found = [some(deepest(rows).where(network=network)) for network in networks]
+        failed, runs = sum(f.failed() for f in found), sum(len(f.rows) for f in found)
+        return failed == runs, f'{failed} of {runs} runs fail'
+
+    return judge
+
+
+def predicted(rows: Rows) -> tuple[bool, str]:
+    rows = some(rows.where(lr=min(some(rows).values('lr'))))
+    bad = Rows([r for r in rows.rows if r['prediction']['errors']])
+    good = Rows([r for r in rows.rows if not r['prediction']['errors']])
+    holds = bad.failed() >= 0.9 * len(some(bad).rows)
+    holds &= good.failed() <= 0.1 * len(some(good).rows)
+    return holds, (
+        f'{bad.failed()} of {len(bad.rows)} runs with an error fail, '
+        f'and {good.failed()} of {len(good.rows)} without'
+    )
+
+
+def larger_rates(rows: Rows) -> tuple[bool, str]:
+    holds, said = True, []
+    for size in sorted(some(rows).values('batch_size')):
+        mine = rows.where(batch_size=size)
+        limit = {}
+        for clip in mine.values('clip_factor'):
+            cell = mine.where(clip_factor=clip)
+            limit[clip] = max(
+                (lr for lr in cell.values('lr') if not cell.where(lr=lr).failed()), default=0.0
+            )
+        without, best = limit[None], max(v for c, v in limit.items() if c is not None)
+        holds &= best > without
+        said.append(f'batch {size}: {without:g} without and {best:g} with AGC')
+    return holds, '; '.join(said)
+
+
+def _at(rows: Rows, network: str, size: int, key: str = 'accuracy') -> float:
+    return some(rows.where(network=network, batch_size=size)).mean(key)
+
+
+def small_batches(rows: Rows) -> tuple[bool, str]:
+    sizes = some(rows).values('batch_size')
+    gaps = [_at(rows, 'nf-agc', size) - _at(rows, 'bn', size) for size in (min(sizes), max(sizes))]
+    text = (
+        f'NF minus batch norm: {gaps[0]:+.1f} at batch {min(sizes)}, {gaps[1]:+.1f} at {max(sizes)}'
+    )
+    return gaps[0] >= gaps[1] + 5, text
+
+
+def running_statistics(rows: Rows) -> tuple[bool, str]:
+    size = min(some(rows).values('batch_size'))
+    running, batch = (_at(rows, 'bn', size, key) for key in ('accuracy', 'batch_accuracy'))
+    return running < batch - 5, (
+        f'{running:.1f} % with running statistics, {batch:.1f} % with those of the batch'
+    )
+
+
+def collapses(rows: Rows) -> tuple[bool, str]:
+    from .figures import mean_share
+
+    largest = {}
+    for network in ('plain', 'pws', 'ws'):
+        frames = [f for r in some(rows.where(network=network)).rows for f in r['film']]
+        largest[network] = max(share for f in frames for share in mean_share(f) if share == share)
+    plain, pws, ws = largest.values()
+    failed = rows.where(network='plain')
+    text = (
+        f'largest share {plain:.2f} in the plain network, {pws:.2f} with PWS, {ws:.2f} with '
+        f'Scaled WS; {failed.failed()} of {len(failed.rows)} plain runs fail'
+    )
+    return plain > 2 * max(pws, ws) and failed.failed() > 0, text
+
+
+def less_without(network: str) -> Callable[[Rows], tuple[bool, str]]:
+    """The accuracy is lower than that of NF, by more than both spreads."""
+
+    def judge(rows: Rows) -> tuple[bool, str]:
+        whole, other = some(rows.where(network='nf')), some(rows.where(network=network))
+        if len(whole.rows) < 2 or len(other.rows) < 2:
+            raise LookupError('one seed has no spread')
+        less = whole.mean() - other.mean()
+        spread = whole.spread() + other.spread()
+        return less > spread, f'{-less:+.1f} points; both spreads together {spread:.1f}'
+
+    return judge
+
+
+NF, AGC, PWS = 'Brock et al. 2021a', 'Brock et al. 2021b', 'arXiv 2103.11590'
+CLAIMS = [
+    Claim(
+        'depth',
+        f'NF networks train at any depth ({NF}).',
+        'No run of NF, with or without AGC, fails at the smaller learning rate.',
+        none_fails('nf', 'nf-agc'),
+    ),
+    Claim(
+        'depth',
+        'Networks with batch norm train at any depth, in both orders of norm and ReLU.',
+        'No run of them fails at the smaller learning rate.',
+        none_fails('bn', 'relu-bn'),
+    ),
+    Claim(
+        'depth',
+        'SkipInit and Fixup train at any depth (De and Smith 2020, Zhang et al. 2019).',
+        'No run of them fails at the smaller learning rate.',
+        none_fails('skipinit', 'fixup'),
+    ),
+    Claim(
+        'depth',
+        f'Without Scaled WS, a deep NF network does not train: its channels get means ({NF}).',
+        'All its runs fail at the largest depth.',
+        all_fail('nf-no-ws'),
+    ),
+    Claim(
+        'depth',
+        'A deep network without any of these methods does not train.',
+        'All plain runs fail at the largest depth.',
+        all_fail('plain'),
+    ),
+    Claim(
+        'depth',
+        f'The signal propagation plot of the untrained network shows this ({NF}).',
+        'At the smaller learning rate, at least 90 % of the runs for which a rule says "error" '
+        'fail, and at most 10 % of the others.',
+        predicted,
+    ),
+    Claim(
+        'batch',
+        f'NF networks are better than batch norm at small batches ({AGC}).',
+        'The lead of NF over batch norm is at least 5 points larger at the smallest batch than at '
+        'the largest.',
+        small_batches,
+    ),
+    Claim(
+        'batch',
+        'The reason is that running statistics do not fit.',
+        'At the smallest batch, batch norm is at least 5 points better with the statistics of the '
+        'batch than with running statistics.',
+        running_statistics,
+    ),
+    Claim(
+        'agc',
+        f'AGC allows larger learning rates ({AGC}).',
+        'At each batch size, the largest learning rate at which no run fails is larger with AGC.',
+        larger_rates,
+    ),
+    Claim(
+        'collapse',
+        f'The average gradient of an un-normalised network shifts, and it collapses; PWS and WS '
+        f'prevent this ({PWS}).',
+        'Runs of the plain network fail, and the largest share of the mean in its gradient is more '
+        'than twice that of PWS and of Scaled WS.',
+        collapses,
+    ),
+    *(
+        Claim(
+            'ablation',
+            f'{what} contributes to the accuracy.',
+            'The accuracy is lower without it, by more than both standard deviations.',
+            less_without(network),
+        )
+        for what, network in {
+            'Scaled WS': 'nf-no-ws',
+            'The gain of the filters': 'no-gain',
+            'Gamma, the gain of the activations,': 'no-gamma',
+            'Beta, the scale of the input of a block,': 'no-beta',
+            'Alpha = 0.2 (instead of 1)': 'alpha1',
+        }.items()
+    ),
+]
+
+
+def claims_table(rows: Rows) -> str:
+    """Judge all claims of which there are results, and make a table."""
+    lines = ['| claim | confirmed if | measured | confirmed |', '| --- | --- | --- | :---: |']
+    for claim in CLAIMS:
+        try:
+            holds, measured = claim.judge(rows.where(part=claim.part))
+        except LookupError:
+            holds, measured = None, 'not enough runs'
+        said = {True: 'yes', False: '**no**', None: 'open'}[holds]
+        lines.append(f'| {claim.text} | {claim.criterion} | {measured} | {said} |')
+    return '\n'.join(lines)

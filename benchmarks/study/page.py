@@ -1,0 +1,220 @@
+"""Write docs/study.md, tables and figures from the results of the study.
+
+    python -m benchmarks.study.page
+
+The text is in page.md. All its numbers that depend on the results are fields.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from benchmarks.common import ROOT
+from nf_plugins.cli.arguments import ArgumentParser
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.utils.files import atomic_write
+
+from .__main__ import OUT
+from .claims import claims_table
+from .figures import KINDS, clip_label, mean_share, shares, write_figures
+from .results import Results, Rows
+from .runs import NETWORKS, PARTS, Run, runs_of
+from .training import CHANCE
+
+TEMPLATE, PAGE = Path(__file__).with_name('page.md'), ROOT / 'docs/study.md'
+
+
+def accuracy(rows: Rows, key: str = 'accuracy') -> str:
+    """Show the mean over the seeds and, with several seeds, the standard deviation."""
+    spread = f' ± {rows.spread(key):.1f}' if len(rows.rows) > 1 else ''
+    return f'{rows.mean(key):.1f}{spread}'
+
+
+def markdown(head: list[str], lines: list[list[str]]) -> str:
+    """Make a table."""
+    table = [head, ['---', *['---:'] * (len(head) - 1)], *lines]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in table)
+
+
+def cell(rows: Rows) -> str:
+    """Show the accuracy, or that all runs or some have failed."""
+    failed = rows.failed()
+    if not rows.rows:
+        return ''
+    if failed == len(rows.rows):
+        return 'fails'
+    return accuracy(rows) + (f' ({failed} fail)' if failed else '')
+
+
+def grid(rows: Rows, columns: list[tuple[str, dict]]) -> str:
+    """Make a table of accuracies: a line for each network."""
+    lines = [
+        [NETWORKS[network].label, *(cell(rows.where(network=network, **c)) for _, c in columns)]
+        for network in rows.values('network')
+    ]
+    return markdown(['network', *(title for title, _ in columns)], lines)
+
+
+def depth_table(rows: Rows) -> str:
+    """Make the table of depths and learning rates."""
+    pairs = sorted({(r['blocks'], r['lr']) for r in rows.rows})
+    columns = [
+        (f'{Run("", "", blocks).convs} convs, lr {lr:g}', dict(blocks=blocks, lr=lr))
+        for blocks, lr in pairs
+    ]
+    return grid(rows, columns)
+
+
+def prediction_table(rows: Rows) -> str:
+    """Count the runs by what the rules said before the first step, and by what happened."""
+    lines = []
+    for title, says in (
+        ('an error: it will fail', lambda p: p['errors']),
+        ('a warning', lambda p: p['warnings'] and not p['errors']),
+        ('nothing', lambda p: not p['warnings'] and not p['errors']),
+    ):
+        found = Rows([r for r in rows.rows if says(r['prediction'])])
+        rules = Counter(
+            rule
+            for r in found.rows
+            for rule in r['prediction']['errors'] or r['prediction']['warnings']
+        )
+        named = ', '.join(f'`{rule}` {count}' for rule, count in sorted(rules.items()))
+        failed = found.failed()
+        lines.append([title, str(failed), str(len(found.rows) - failed), named])
+    head = ['the rules say before the first step', 'runs that failed', 'runs that learnt', 'rules']
+    return markdown(head, lines)
+
+
+def batch_table(rows: Rows) -> str:
+    """Make the table of batch sizes."""
+    sizes = sorted(rows.values('batch_size'))
+    text = grid(rows, [(f'batch {size}', dict(batch_size=size)) for size in sizes])
+    bn = [accuracy(rows.where(network='bn', batch_size=s), 'batch_accuracy') for s in sizes]
+    return f'{text}\n| batch norm, statistics of the batch | {" | ".join(bn)} |'
+
+
+def agc_table(rows: Rows) -> str:
+    """Make the table of the largest learning rates at which no run fails."""
+    sizes = sorted(rows.values('batch_size'))
+
+    def largest(**where: Any) -> str:
+        found = rows.where(**where)
+        lrs = [lr for lr in found.values('lr') if not found.where(lr=lr).failed()]
+        if not lrs:
+            return 'none'
+        best = found.best_lr()
+        return f'{max(lrs):g}; best {best:g}: {accuracy(found.where(lr=best))}'
+
+    lines = [
+        [clip_label(clip), *(largest(batch_size=size, clip_factor=clip) for size in sizes)]
+        for clip in sorted(rows.values('clip_factor'), key=lambda c: -(c or 1e9))
+    ]
+    return markdown(['clipping', *(f'batch {size}' for size in sizes)], lines)
+
+
+def clipped_table(rows: Rows) -> str:
+    """Make the table of the units that AGC clips."""
+    clips = sorted((c for c in rows.values('clip_factor') if c), reverse=True)
+    found = {clip: shares(rows.where(clip_factor=clip)) for clip in clips}
+    stages = ['stem', 'layer1', 'layer2', 'layer3', 'layer4', 'classifier']
+    lines = [
+        [f'{kind}, {clip_label(clip)}']
+        + [f'{100 * v:.0f} %' if (v := found[clip].get(f'{s} {kind}')) is not None else ''
+           for s in stages]
+        for kind in KINDS
+        for clip in clips
+    ]  # fmt: skip
+    return markdown(['parameters', *stages], lines)
+
+
+def collapse_table(rows: Rows) -> str:
+    """Make the table of the collapse."""
+    lines = []
+    for network in rows.values('network'):
+        mine = rows.where(network=network)
+        first = mine.rows[0]
+        share = [max(s for s in mean_share(f) if s == s) for f in first['film']]
+        lines.append(
+            [
+                NETWORKS[network].label,
+                cell(mine),
+                f'{share[0]:.2g}',
+                f'{max(share):.2g}',
+                str(first['film'][share.index(max(share))]['step']),
+            ]
+        )
+    head = ['network', 'test accuracy', 'share at step 0', 'largest share', 'at step']
+    return markdown(head, lines)
+
+
+TABLES: dict[str, Callable[[Rows], dict[str, str]]] = {
+    'depth': lambda rows: dict(depth=depth_table(rows), prediction=prediction_table(rows)),
+    'ablation': lambda rows: dict(ablation=grid(rows, _lrs(rows))),
+    'batch': lambda rows: dict(batch=batch_table(rows)),
+    'agc': lambda rows: dict(agc=agc_table(rows), clipped=clipped_table(rows)),
+    'collapse': lambda rows: dict(collapse=collapse_table(rows)),
+}
+
+
+def _lrs(rows: Rows) -> list[tuple[str, dict]]:
+    return [(f'lr {lr:g}', dict(lr=lr)) for lr in sorted(rows.values('lr'))]
+
+
+def fields(results: Results) -> dict[str, Any]:
+    """Return the fields of the text."""
+    found = results.rows()
+    rows = Rows(list(found.values()))
+    wanted = runs_of(list(PARTS), [0, 1, 2], more=False)
+    missing = sum(run not in found for run in wanted)
+    parts, seeds = rows.values('part'), len(rows.values('seed'))
+    return dict(
+        runs=len(rows.rows),
+        present='the whole default study'
+        if not missing
+        else f'{missing} of the default study are missing',
+        seeds=f'{seeds} seeds' if seeds > 1 else 'one seed',
+        minutes=f'{sum(row["cpu_seconds"] for row in rows.rows) / 60:.0f}',
+        chance=f'{CHANCE:g}',
+        cpu=results.content['machine']['cpu'],
+        torch=results.content['machine']['torch'],
+        claims=claims_table(rows),
+        **{
+            name: text
+            for part in parts
+            for name, text in TABLES[part](rows.where(part=part)).items()
+        },
+    )
+
+
+def page(results: Results) -> str:
+    """Return the page of some results. A section without results is left out."""
+    parts = Rows(list(results.rows().values())).values('part')
+
+    def section(match: re.Match) -> str:
+        return match[2] if match[1] in parts else ''
+
+    text = re.sub(
+        r'<!-- part: (\w+) -->\n(.*?)<!-- end -->\n\n', section, TEMPLATE.read_text(), flags=re.S
+    )
+    return text.format_map(fields(results))
+
+
+@command_line
+def main() -> None:
+    parser = ArgumentParser(description='Write the page and the figures of the study.')
+    parser.add_argument('--results', type=Path, default=OUT, help='folder of results.json')
+    parser.add_argument('--page', type=Path, default=PAGE, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    results = Results(args.results / 'results.json')
+    write_figures(Rows(list(results.rows().values())), args.results)
+    atomic_write(args.page, page(results))
+
+
+if __name__ == '__main__':
+    main()
