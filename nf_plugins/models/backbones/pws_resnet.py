@@ -174,6 +174,7 @@ class PWSResNet(StagedBackbone):
             if cfg is not None:
                 check_config(name, cfg)
         super().__init__(num_stages, out_indices, frozen_stages, norm_eval, init_cfg)
+        depths: tuple[int, ...]
         if isinstance(depth, int):
             bottleneck, depths = self.ARCHS[check_choice('depth', depth, self.ARCHS)]
         else:
