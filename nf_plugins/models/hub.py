@@ -237,7 +237,8 @@ def find_in_place_of_config(config: str) -> Published | None:
     """
     if config.startswith(SCHEMES):
         return find(config)
-    named = next((entry for entry in PUBLISHED if entry.name == config), None)
+    names = {name: x for x in PUBLISHED for name in (x.name.partition('.')[0], x.name)}
+    named = names.get(config)
     return None if os.path.exists(config) else named
 
 

@@ -753,3 +753,13 @@ def test_configs_of_names_are_read_by_config(tmp_path, monkeypatch):
     child_config = tmp_path / 'child.py'
     child_config.write_text("_base_ = 'nfplugins::timm/dm_nfnet_f0.dm_in1k.py'\n")
     assert Config.fromfile(child_config).model.backbone.arch.base == 'f0'
+
+
+def test_names_in_the_place_of_a_config(tmp_path, monkeypatch):
+    """A name with or without the tag of its training; a file of this name comes first."""
+    monkeypatch.chdir(tmp_path)
+    for name in ('dm_nfnet_f0', 'dm_nfnet_f0.dm_in1k', 'timm://dm_nfnet_f0'):
+        assert hub.find_in_place_of_config(name).uri == 'timm://dm_nfnet_f0.dm_in1k'
+    assert hub.find_in_place_of_config('nfnet-f0_32xb128_in1k') is None
+    (tmp_path / 'dm_nfnet_f0').write_text('model = dict()')
+    assert hub.find_in_place_of_config('dm_nfnet_f0') is None
