@@ -314,7 +314,7 @@ def make_fx(case: Case) -> Pairs:
     return outputs(case, make_fx(case.net)(case.x))
 
 
-@tool(EXPORT, '`torch.compile(fullgraph=True)`, forward and backward')
+@tool(EXPORT, '`torch.compile(fullgraph=True)`, forward and backward', slow=True)
 def compiled(case: Case) -> Pairs:
     torch.compiler.reset()
     x, y = case.x.clone().requires_grad_(), case.x.double().requires_grad_()
@@ -344,7 +344,13 @@ def quantized(case: Case, quantize: Callable[[nn.Module], Callable[[Tensor], Ten
     return [(found, twin), (found, case.expected)]
 
 
-@tool(QUANTIZATION, 'FX graph mode: `prepare_fx`, `convert_fx`', REFUSED, tolerance=BITS)
+@tool(
+    QUANTIZATION,
+    'FX graph mode: `prepare_fx`, `convert_fx`',
+    REFUSED,
+    tolerance=BITS,
+    slow=True,
+)
 def fx_quantization(case: Case) -> Pairs:
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
