@@ -141,7 +141,7 @@ def main() -> None:
     parser.add_argument('--out', type=Path, help='JSON file')
     with as_usage_error('bad arguments'):
         args = parser.parse_args()
-    trees = dict(before=args.before) if args.before else {}
+    trees = dict(before=args.before.resolve()) if args.before else {}
     trees['now'] = ROOT
     results: dict[str, Any] = {}
     results['ratio to a bare pass'] = ratios(trees, args.networks, args.rounds, args.runs)

@@ -181,7 +181,7 @@ def describe(value, seen=None):
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu()
         data = data[:1] if data.numel() > 10**6 else data
-        data = data.contiguous().reshape(-1).view(torch.uint8)
+        data = data.clone(memory_format=torch.contiguous_format).reshape(-1).view(torch.uint8)
         return (id(value), str(value.dtype), value.requires_grad, data.numpy().tobytes())
     name = type(value).__name__
     if isinstance(value, (dict, MappingProxyType)):

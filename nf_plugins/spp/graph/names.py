@@ -26,16 +26,25 @@ def block_names(residuals: list[Residual]) -> list[str]:
         if not name or times[name] > 1:
             name = _last_part(residual) or name
         names.append(name or f'block{number}')
-    return names
+    return _told_apart(names, residuals)
 
 
-def _last_part(residual: Residual) -> str:
-    """Return the child of a block's module in which the branch's last matrix product runs."""
+def _told_apart(names: list[str], residuals: list[Residual]) -> list[str]:
+    """Return longer names for blocks of one name, where these differ: parts kept in lists."""
+    longer: dict[str, list[str]] = {}
+    for name, residual in zip(names, residuals):
+        longer.setdefault(name, []).append(_last_part(residual, 2) or name)
+    differ = {name: len(set(found)) > 1 for name, found in longer.items()}
+    return [longer[name].pop(0) if differ[name] else name for name in names]
+
+
+def _last_part(residual: Residual, depth: int = 1) -> str:
+    """Return the part of a block's module in which the branch's last matrix product runs."""
     path = [n for n in path_nodes(residual.end, residual.source) if _multiplies(n)]
     inside = f'{residual.name}.' if residual.name else ''
     for node in sorted(path, key=lambda n: -n.index):
         if node.module.startswith(inside) and node.module:
-            return inside + node.module.removeprefix(inside).partition('.')[0]
+            return inside + '.'.join(node.module.removeprefix(inside).split('.')[:depth])
     return ''
 
 

@@ -6,6 +6,7 @@ addition and what came before it; :func:`residual_blocks` sees the whole pass.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -227,7 +228,7 @@ def _loops(candidates: list[Residual], branches: dict[Residual, set[Node]]) -> s
     """The additions of a recurrence: the same layers again, on a state and what feeds it.
 
     A layer's sum is in the branch of its next one, or each of its branches reads the same
-    tensor of other layers.
+    tensor of other layers, or each step reads what one layer makes of a tensor of this step.
     """
     groups: dict[tuple, list[Residual]] = {}
     for r in candidates:
@@ -238,10 +239,17 @@ def _loops(candidates: list[Residual], branches: dict[Residual, set[Node]]) -> s
         if len(group) < 2:
             continue
         feeds = [_feeds(r, branches[r]) for r in group]
-        fed = set.intersection(*feeds)
+        fed: set[Any] = set.intersection(*feeds)
+        if not fed and _is_chain(group):  # each step reads what one layer makes of its own input
+            fed = set.intersection(*({(p.module, p.op) for p in f if p.module} for f in feeds))
         if fed or any(r.node in branches[other] for r in group for other in group):
             found.update(group)
     return found
+
+
+def _is_chain(group: list[Residual]) -> bool:
+    """Whether each block reads what the one before it gives."""
+    return all(is_ancestor(a.node, b.source) for a, b in itertools.pairwise(group))
 
 
 def _feeds(residual: Residual, branch: set[Node]) -> set[Node]:

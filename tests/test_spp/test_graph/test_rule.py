@@ -4,7 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from nf_plugins.functional.standardization import kernels_c
+from nf_plugins.models import NFResNet
 from nf_plugins.spp import analyze, find_residuals
 
 
@@ -570,3 +573,98 @@ def test_what_is_added_is_measured(name):
     assert block.branch_gain == pytest.approx(
         {'stack, mean': 0.5, 'foreach, alpha': 0.5, 'addcdiv': 0.5}.get(name, 1)
     )
+
+
+class CellsOnInputs(nn.Module):
+    """A cell in a loop that reads the steps of the input itself, not of what a layer made of it."""
+
+    def __init__(self, kind):
+        super().__init__()
+        self.cell, self.head = kind(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x):
+        state = torch.zeros(len(x), 8)
+        state = (state, state) if isinstance(self.cell, nn.LSTMCell) else state
+        for step in x.unbind(1):
+            state = self.cell(step, state)
+        return self.head(state[0] if isinstance(state, tuple) else state)
+
+
+@pytest.mark.parametrize('kind', [nn.GRUCell, nn.LSTMCell, nn.RNNCell])
+@pytest.mark.parametrize('steps', [3, 6])
+def test_cells_on_raw_inputs(kind, steps):
+    assert not find_residuals(CellsOnInputs(kind), torch.randn(2, steps, 8))
+
+
+class Siamese(nn.Module):
+    """Two signals through the same layers, each of which reads the other one."""
+
+    def __init__(self):
+        super().__init__()
+        self.key, self.out = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def cross(self, x, other):
+        return x + self.out(torch.tanh(self.key(other) * x))
+
+    def forward(self, a, b):
+        return self.cross(a, b), self.cross(b, a)
+
+
+def test_two_signals_through_shared_layers_are_no_recurrence():
+    found = find_residuals(Siamese(), (torch.randn(2, 5, 8), torch.randn(2, 5, 8)))
+    assert [r.name for r in found] == ['out', 'out']
+
+
+class ListsInTheRoot(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = (nn.ModuleList(nn.Linear(8, 8) for _ in range(2)) for _ in 'ab')
+
+    def forward(self, x):
+        for first, second in zip(self.first, self.second):
+            x = x + first(x).relu()
+            x = x + second(x).relu()
+        return x
+
+
+def test_parts_in_lists_of_the_root_have_names_of_their_own():
+    names = [r.name for r in find_residuals(ListsInTheRoot(), torch.randn(2, 8))]
+    assert names == ['first.0', 'second.0', 'first.1', 'second.1']
+
+
+def test_standardized_convolutions_keep_their_kernel_and_no_weight(monkeypatch):
+    calls, forward = [], kernels_c.forward
+
+    def counted(*args):
+        calls.append(args)
+        return forward(*args)
+
+    monkeypatch.setattr(kernels_c, 'forward', counted)
+    net, x = NFResNet(26, base_channels=8), torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        net(x)
+    usual = len(calls)
+    found = find_residuals(net, x)
+    assert len(calls) == 2 * usual
+    todo, kept = [found[-1].node], set()
+    while todo:
+        node = todo.pop()
+        if node not in kept:
+            kept.add(node)
+            todo.extend(node.parents)
+    assert all(node.weight is None for node in kept)
+
+
+def test_other_modes_see_the_standardization():
+    class Names(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.names = set()
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.names.add(func.__name__.partition('.')[0])
+            return func(*args, **(kwargs or {}))
+
+    with torch.no_grad(), Names() as mode:
+        NFResNet(26, base_channels=8)(torch.randn(1, 3, 64, 64))
+    assert any('var' in name for name in mode.names)
