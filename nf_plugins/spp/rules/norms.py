@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 
 from nf_plugins.registry import RULES
 
-from ..evidence import NormFact
+from ..evidence import LayerFact, NormFact
 from ..profile import BlockSignal, SignalProfile
 from .base import Finding, Findings, also, block_at, called, evidence_of, kind_of, role, says, some
 
@@ -61,7 +61,8 @@ def _modules_without(profile: SignalProfile, siblings: float) -> list[tuple[int,
     """Modules inside a block, repeated there, that lack norms: block, path, names of the norms."""
     evidence = evidence_of(profile)
     parts: dict[str, tuple[int, set[str], set[str]]] = {}
-    for fact in (*evidence.layers, *evidence.norms):
+    facts: list[LayerFact | NormFact] = [*evidence.layers, *evidence.norms]
+    for fact in facts:
         owner, _, leaf = fact.module.rpartition('.')
         block = block_at(profile, fact.block)
         if block.module and owner.startswith(f'{block.module}.'):
