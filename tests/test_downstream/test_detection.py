@@ -230,7 +230,12 @@ def test_train_resume_test_and_look_inside(name, tmp_path, monkeypatch):
     options = ['--cfg-options', 'default_hooks.logger.interval=1', 'train_cfg.max_epochs=']
 
     def train(folder, epochs, *more):
-        arguments = [*options[:-1], f'{options[-1]}{epochs}']
+        # A visualizer of this name: mmengine keeps those of a process.
+        arguments = [
+            *options[:-1],
+            f'{options[-1]}{epochs}',
+            f'visualizer.name={name}-{folder}{epochs}',
+        ]
         assert run_tool('train', config, '--work-dir', folder, *more, *arguments) == 0
 
     def log(folder):
