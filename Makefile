@@ -116,7 +116,7 @@ fashion-mnist:  ## unpack the Debian package dataset-fashion-mnist into data/fas
 OPS_CSRC = mmcv/ops/csrc/common
 OPS_FLAGS = $$(python -c 'import sysconfig, torch.utils.cpp_extension as extension; print(*map( \
 	sysconfig.get_config_var, ("CFLAGS", "CCSHARED")), *map("-I{}".format, extension.include_paths()))')
-ops: $(OPS)/.built  ## build mmcv's compiled operators into .ops, for detection: about 10 minutes
+ops: $(OPS)/.built  ## build mmcv's compiled operators into .ops, for detection: some minutes
 $(OPS)/.built: requirements/ops.txt $(VENV)/.requirements
 	rm -rf $(OPS) && mkdir $(OPS)
 	pip download -q -c requirements/constraints.txt --no-cache-dir --no-deps \
