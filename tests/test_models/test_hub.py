@@ -194,6 +194,16 @@ def test_the_logits_are_timms(entry, server, tmp_path):
         assert relative_error(logits(ours, x), theirs(x)) < 1e-4
 
 
+def test_timm_reads_the_same_file(server, test_file, tmp_path):
+    """timm's own loader gives the same logits, from the same bytes."""
+    (tmp_path / 'model.safetensors').write_bytes(test_file)
+    theirs = timm.create_model('test_nfnet', checkpoint_path=str(tmp_path / 'model.safetensors'))
+    server.put_timm(TEST, test_file)
+    x = torch.randn(2, 3, 96, 80)
+    with torch.no_grad():
+        assert relative_error(logits(get_model(f'timm://{TEST}'), x), theirs.eval()(x)) < 1e-5
+
+
 @pytest.mark.parametrize('entry', [mark(entry) for entry in TIMM if entry.parameters >= LARGE])
 def test_the_shapes_of_larger_networks_are_timms(entry):
     with without_memory():
