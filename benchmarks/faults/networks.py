@@ -169,7 +169,7 @@ _HELD_OUT_TIMM = (
     'mvitv2_tiny densenetblur121d regnetz_b16 convnext_nano cs3darknet_focus_s gernet_s '
     'nf_ecaresnet26 vit_tiny_r_s16_p8_224 gmixer_12_224'
 )
-_HELD_OUT_TORCHVISION = 'vgg13_bn inception_v3 squeezenet1_0'
+_HELD_OUT_TORCHVISION = 'vgg13_bn squeezenet1_0'
 HELD_OUT_HEALTHY = {
     **{f'torchvision {n}': (lambda n=n: _torchvision(n)) for n in _HELD_OUT_TORCHVISION.split()},
     **{f'timm {n}': (lambda n=n: _timm(n)) for n in _HELD_OUT_TIMM.split()},
