@@ -175,7 +175,7 @@ def fields(results: Results) -> dict[str, Any]:
         runs=len(rows.rows),
         present='the whole default study'
         if not missing
-        else f'{missing} of the default study are missing',
+        else f'{len(missing)} of the default study are missing',
         seeds=f'{seeds} seeds' if seeds > 1 else 'one seed',
         minutes=f'{sum(row["cpu_seconds"] for row in rows.rows) / 60:.0f}',
         chance=f'{CHANCE:g}',
