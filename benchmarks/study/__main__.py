@@ -16,17 +16,14 @@ from pathlib import Path
 
 from mmengine.utils import ProgressBar
 
-from benchmarks.common import ROOT
 from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import UsageError, as_usage_error
 
 from .data import load_data
-from .results import Results, only_one
+from .results import OUT, Results, only_one
 from .runs import PARTS, runs_of
 from .workers import run_all, work
-
-OUT = ROOT / 'benchmarks/results/study'
 
 
 def natural(text: str) -> int:

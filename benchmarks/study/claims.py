@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from .results import Rows
@@ -229,8 +229,13 @@ CLAIMS = [
 ]
 
 
-def claims_table(rows: Rows) -> str:
-    """Judge all claims of which there are results, and make a table."""
+def claims_table(rows: Rows, unfinished: Collection[str] = ()) -> str:
+    """Judge all claims of which there are results, and make a table.
+
+    Args:
+        rows: All rows.
+        unfinished: Parts of which runs are missing; what is said of them holds so far only.
+    """
     lines = ['| claim | confirmed if | measured | confirmed |', '| --- | --- | --- | :---: |']
     for claim in CLAIMS:
         try:
@@ -238,5 +243,7 @@ def claims_table(rows: Rows) -> str:
         except LookupError:
             holds, measured = None, 'not enough runs'
         said = {True: 'yes', False: '**no**', None: 'open'}[holds]
+        if holds is not None and claim.part in unfinished:
+            said += ', so far'
         lines.append(f'| {claim.text} | {claim.criterion} | {measured} | {said} |')
     return '\n'.join(lines)

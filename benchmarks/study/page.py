@@ -19,12 +19,10 @@ from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.utils.files import atomic_write
 
-from .__main__ import OUT
 from .claims import claims_table
 from .figures import KINDS, clip_label, mean_share, shares, write_figures
-from .results import Results, Rows
-from .runs import NETWORKS, PARTS, Run, runs_of
-from .training import CHANCE
+from .results import OUT, Results, Rows
+from .runs import CHANCE, NETWORKS, PARTS, Run, runs_of
 
 TEMPLATE, PAGE = Path(__file__).with_name('page.md'), ROOT / 'docs/study.md'
 
@@ -171,19 +169,19 @@ def fields(results: Results) -> dict[str, Any]:
     found = results.rows()
     rows = Rows(list(found.values()))
     wanted = runs_of(list(PARTS), [0, 1, 2], more=False)
-    missing = sum(run not in found for run in wanted)
+    missing = [run for run in wanted if run not in found]
     parts, seeds = rows.values('part'), len(rows.values('seed'))
     return dict(
         runs=len(rows.rows),
         present='the whole default study'
         if not missing
-        else f'{missing} of the default study are missing',
+        else f'{len(missing)} of the default study are missing',
         seeds=f'{seeds} seeds' if seeds > 1 else 'one seed',
         minutes=f'{sum(row["cpu_seconds"] for row in rows.rows) / 60:.0f}',
         chance=f'{CHANCE:g}',
         cpu=results.content['machine']['cpu'],
         torch=results.content['machine']['torch'],
-        claims=claims_table(rows),
+        claims=claims_table(rows, {run.part for run in missing}),
         **{
             name: text
             for part in parts
@@ -212,8 +210,8 @@ def main() -> None:
     parser.add_argument('--page', type=Path, default=PAGE, help=argparse.SUPPRESS)
     args = parser.parse_args()
     results = Results(args.results / 'results.json')
-    write_figures(Rows(list(results.rows().values())), args.results)
     atomic_write(args.page, page(results))
+    write_figures(Rows(list(results.rows().values())), args.results)
 
 
 if __name__ == '__main__':

@@ -12,13 +12,14 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from benchmarks.common import command, machine
+from benchmarks.common import ROOT, command, machine
 from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.utils.files import atomic_write
 
 from .runs import NETWORKS, PARTS, Run
 
 SCHEMA = 'nf_plugins.study/1'
+OUT = ROOT / 'benchmarks/results/study'
 FIELDS = [field.name for field in fields(Run)]
 
 

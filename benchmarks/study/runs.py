@@ -83,6 +83,8 @@ NETWORKS = {
 ABLATION = ['nf-agc', 'nf', 'nf-no-ws', *list(NETWORKS)[12:]]
 CLIP_FACTOR = 0.1
 """Threshold of AGC where it is not varied."""
+CHANCE = 15.0
+"""Test accuracy in percent; a run that is not better has learnt nothing."""
 
 
 @dataclass(frozen=True)

@@ -22,11 +22,9 @@ from nf_plugins.functional.agc import unitwise_norm
 from nf_plugins.spp import analyze
 
 from .data import Data, Images, batches, load_data
-from .runs import NETWORKS, Run
+from .runs import CHANCE, NETWORKS, Run
 
 VAL_IMAGES, TEST_IMAGES = 500, 1000
-CHANCE = 15.0
-"""Test accuracy in percent; a run that is not better has learnt nothing."""
 CURVES = ('avg_sq_mean', 'avg_var', 'grad_avg_sq_mean', 'grad_avg_var')
 FILM_EVERY = 3
 """Steps between two frames of the film of the collapse."""
