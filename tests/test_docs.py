@@ -85,7 +85,7 @@ def test_the_pictures_are_those_of_the_commands(variables):
     figures = FIGURES['figures_of'](READING.read_text('utf-8'))
     pictures = re.findall(r'!\[[^]]*\]\(([^)]+)\)', READING.read_text('utf-8'))
     assert list(figures) == [p for p in pictures if 'fault_' not in p]
-    own = runpy.run_path(str(ROOT / 'docs/fault_figures.py'))['FIGURES']
+    own = runpy.run_path(str(ROOT / 'docs/fault_figures.py'))['PICTURES']
     faults = [p for p in pictures if 'fault_' in p]
     assert faults == [f'images/fault_{name}.png' for name in own]
     assert all(len(runs) > 1 for runs in figures.values())

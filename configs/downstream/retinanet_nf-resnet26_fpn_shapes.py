@@ -4,7 +4,7 @@ _base_ = [
     'mmdet::_base_/models/retinanet_r50_fpn.py',
     '../_base_/datasets/coco_shapes.py',
     'mmdet::_base_/default_runtime.py',
-    '../_base_/schedules/coco_shapes.py',
+    '../_base_/schedules/shapes_detection.py',
 ]
 custom_imports = dict(imports=['nf_plugins'], allow_failed_imports=False)
 

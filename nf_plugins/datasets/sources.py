@@ -51,6 +51,18 @@ SOURCES = {
         ('cifar-100-python',),
         'cifar-100-python/train and test, unpacked',
     ),
+    'FashionMNIST': Source(
+        'Fashion-MNIST',
+        'https://github.com/zalandoresearch/fashion-mnist',
+        ('train-images-idx3-ubyte', 't10k-images-idx3-ubyte'),
+        'four unpacked files, {train,t10k}-{images-idx3,labels-idx1}-ubyte',
+    ),
+    'VOCDataset': Source(
+        'PASCAL VOC 2007 and 2012',
+        'http://host.robots.ox.ac.uk/pascal/VOC',
+        ('VOC2007', 'VOC2012'),
+        'VOC2007 and VOC2012, each with JPEGImages, Annotations and ImageSets',
+    ),
     'ADE20KDataset': Source(
         'ADE20K (ADEChallengeData2016)',
         'http://sceneparsing.csail.mit.edu',

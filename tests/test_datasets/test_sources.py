@@ -61,7 +61,10 @@ def test_every_data_set_of_the_configs_is_embedded_or_has_a_source():
         if '_base_' in path.parts:
             continue
         cfg = load(path.relative_to(ROOT / 'configs').as_posix())
-        name = type_name(cfg.train_dataloader.dataset.type).rpartition('.')[2]
+        dataset = cfg.train_dataloader.dataset
+        while 'dataset' in dataset or 'datasets' in dataset:  # wrappers that repeat or join
+            dataset = dataset.dataset if 'dataset' in dataset else dataset.datasets[0]
+        name = type_name(dataset.type).rpartition('.')[2]
         assert name in embedded or name in SOURCES, path
 
 

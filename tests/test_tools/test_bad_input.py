@@ -267,7 +267,7 @@ CASES = [
     (HAIKU, ['one.npz', 'out.pth'], 'required: --config'),
     (BENCHMARK, ['--rounds', '0'], "'0' is not a positive integer"),
     (BENCHMARK, ['--networks', 'vgg'], "invalid choice: 'vgg'"),
-    (BENCHMARK, ['--sizes', 'large'], "'large' is not a positive integer"),
+    (BENCHMARK, ['--shapes', 'large'], "'large' is not a positive integer"),
     (BENCHMARK_SPP, ['--rounds', '-1'], "'-1' is not a positive integer"),
     (COVERAGE, ['--max-params', 'all'], "invalid float value: 'all'"),
     (CONV_CFG, ['--docs', 'missing.md'], 'cannot read missing.md'),

@@ -175,7 +175,7 @@ class PWSResNet(StagedBackbone):
                 check_config(name, cfg)
         super().__init__(num_stages, out_indices, frozen_stages, norm_eval, init_cfg)
         depths: tuple[int, ...]
-        if isinstance(depth, int):
+        if not isinstance(depth, Sequence) or isinstance(depth, str):
             bottleneck, depths = self.ARCHS[check_choice('depth', depth, self.ARCHS)]
         else:
             bottleneck, depths = True, check_integers('depth', depth, num_stages)
