@@ -87,6 +87,11 @@ RECIPROCALS = {'rsqrt', 'reciprocal'}
 SHAPES = ('zeros_like', 'ones_like', 'empty_like', 'full_like', 'rand', 'new_')
 
 
+def is_constant(op: str) -> bool:
+    """Whether the values of an operation's output do not depend on those of its input."""
+    return op.startswith(SHAPES) or op.endswith('_like')
+
+
 def real(factor: Any) -> float:
     """A number, or a tensor of one element, as a float; of a complex number the absolute value."""
     factor = factor.item() if isinstance(factor, Tensor) else factor

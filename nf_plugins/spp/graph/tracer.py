@@ -41,12 +41,12 @@ from .ops import (
     RECIPROCALS,
     REDUCTIONS,
     SCALINGS,
-    SHAPES,
     SLICES,
     addends,
     adds_zero,
     bends,
     is_alias,
+    is_constant,
     mixes,
     real,
     slice_range,
@@ -84,7 +84,7 @@ class Operation:
         self.adds = self.name in ADDITIONS or self.name.startswith('index_put')
         self.product: str | None = PRODUCT_ADDITIONS.get(self.name)
         self.foreach = self.name.startswith('_foreach_add')
-        self.shape = self.name.startswith(SHAPES) or self.name.endswith('_like')
+        self.shape = is_constant(self.name)
 
 
 _OPERATIONS: dict[Any, Operation] = {}
@@ -351,6 +351,8 @@ class Tracer(TorchDispatchMode):
         parents = [given[0][0]] if len(given) == 1 else list(dict.fromkeys(n for n, _ in given))
         if call.operation.shape:  # its values do not depend on the tensor
             parents = self.nodes[:1]
+        elif len(parents) > 1:  # what is written into zeros is all that is in them
+            parents = [p for p in parents if not is_constant(p.op)] or parents
         if len(parents) > 1 and op in ('mul', 'mul_') and parents[0].op in RECIPROCALS:
             parents.reverse()
         node = self.add_node(out, op, parents, channel_axis(op, out, call.args, given))
