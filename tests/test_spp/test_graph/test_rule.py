@@ -171,7 +171,25 @@ def dual_path(m, x):
     return torch.cat([x[:, :8] + y[:, :8], x[:, 8:], y[:, 8:]], 1)
 
 
+class Sparse(nn.BatchNorm1d):
+    """SparK's norm: the positions that are not masked, written into zeros."""
+
+    def forward(self, x):
+        x = x.permute(0, 2, 3, 1)
+        places = torch.ones(x.shape[:3]).nonzero(as_tuple=True)
+        out = torch.zeros_like(x)
+        out[places] = super().forward(x[places])
+        return out.permute(0, 3, 1, 2)
+
+
 SHORTCUTS = {
+    'written into zeros': (
+        lambda: projected(
+            nn.Sequential(conv(8, 16, 1), Sparse(16)),
+            nn.Sequential(conv(), Sparse(8), nn.ReLU(), conv(8, 16), Sparse(16)),
+        ),
+        1,
+    ),
     'two linear layers beside two': (lambda: projected(linear_path(), body()), 1),
     'the same with a stride': (
         lambda: projected(linear_path(16, 2), plain(conv(stride=2), conv(outputs=16))),
