@@ -77,7 +77,7 @@ def test_decayed_and_clipped(name, monkeypatch):
     decayed = ALL if any(p in name for p in OF_PWS) or '-step_' in name else BROCK
     optimizer = cfg.optim_wrapper.optimizer
 
-    has_agc = name.startswith('nfnet/') or 'nf-resnet' in name and 'fashion-mnist' in name
+    has_agc = name.startswith('nfnet/') or ('nf-resnet' in name and 'fashion-mnist' in name)
     found = set()
     for prefix, module in model.named_modules():
         for leaf, p in module.named_parameters(recurse=False):
