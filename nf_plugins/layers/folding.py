@@ -28,6 +28,10 @@ COMPUTING = ('__call__', 'forward', '_pad', 'standardize')
 """Methods that a subclass may not override, because a fold only computes the standardization."""
 
 
+PLAIN = (nn.Conv2d, Conv2dAdaptivePadding, SameConv2d)
+"""Convolutions that apply their weight as it is."""
+
+
 @torch.inference_mode(False)  # tensors that are made in this mode cannot be trained later
 @torch.no_grad()
 def fold(model: nn.Module) -> nn.Module:
@@ -71,6 +75,8 @@ def fold(model: nn.Module) -> nn.Module:
         for conv, factors in owner.conv_factors().items():
             if conv in plain:
                 raise ValueError(f'cannot fold a {type(conv).__name__} that is in two blocks')
+            if _is_of_others(conv) and all(isinstance(f, float) and f == 1 for f in factors):
+                continue  # such as mmcv's ConvWS2d: it stays, as in the networks of others
             plain[conv] = plain_convolution(conv, *factors)
     for module in model.modules():
         if isinstance(module, StandardizedConv2d) and module not in plain:
@@ -137,6 +143,12 @@ def plain_convolution(
     return plain.train(conv.training)
 
 
+def _is_of_others(conv: nn.Module) -> bool:
+    """Return whether a convolution is neither standardized by this package nor plain."""
+    kind = parametrize.type_before_parametrizations(conv)
+    return not isinstance(conv, StandardizedConv2d) and kind not in PLAIN
+
+
 def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
     """Return the class of a plain convolution, or None for a standardized one, else raise."""
     kind: type | None = parametrize.type_before_parametrizations(conv)
@@ -148,7 +160,7 @@ def _check_foldable(conv: nn.Module) -> type[nn.Conv2d] | None:
                 f'cannot fold a {name} into a plain convolution: it has its own {", ".join(own)}'
             )
         kind = None
-    elif kind not in (nn.Conv2d, Conv2dAdaptivePadding, SameConv2d):
+    elif _is_of_others(conv):
         raise ValueError(f'cannot fold a {name} into a plain convolution')
     if 'forward' in vars(conv):
         raise ValueError(f'cannot fold a {name} whose forward was replaced')
