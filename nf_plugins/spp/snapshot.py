@@ -265,6 +265,14 @@ def _refill_parameter(parameter: Tensor, flag: bool, gradient: Tensor | None) ->
         parameter.grad = gradient
 
 
+def without_copies(x: Tensor) -> Tensor:
+    """Return one value of each along expanded axes, along which all values are one."""
+    for dim, stride in enumerate(x.stride()):
+        if stride == 0:
+            x = x.narrow(dim, 0, min(1, x.shape[dim]))
+    return x
+
+
 def _alias(tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """A tensor of its own in the same memory, and its values; None where there are none."""
     try:
@@ -273,9 +281,7 @@ def _alias(tensor: Tensor) -> tuple[Tensor | None, Tensor | None]:
         if data.is_meta or data.layout != torch.strided or data.is_quantized:
             return data, None
         values = torch.view_as_real(data.resolve_conj()) if data.is_complex() else data
-        for dim, stride in enumerate(values.stride()):
-            if stride == 0:  # along an expanded axis all values are one
-                values = values.narrow(dim, 0, min(1, values.shape[dim]))
+        values = without_copies(values)
         values.untyped_storage().data_ptr()
         return data, values
     except (RuntimeError, NotImplementedError, ValueError, TypeError):  # fake, lazy, wrapped

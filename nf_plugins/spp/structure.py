@@ -26,6 +26,7 @@ from .graph import Node, Residual, Tracer, Unit
 from .graph.nodes import memory_of, path_nodes
 from .graph.ops import ACTIVATIONS, ADDITIONS, HEAVY, MOVES, NORMS, POOLINGS, SCALINGS
 from .observer import SATURATING, Observer, feeds_a_gate, multiplies
+from .snapshot import without_copies
 
 if TYPE_CHECKING:
     from .profile import BlockSignal
@@ -431,7 +432,11 @@ _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def non_finite_names(model: nn.Module) -> ParameterFact | None:
     """The parameters and buffers that are not finite themselves."""
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    numbers = {n: t.detach() for n, t in tensors.items() if t.dtype in _FLOATS and not t.is_meta}
+    numbers = {
+        n: without_copies(t.detach())
+        for n, t in tensors.items()
+        if t.dtype in _FLOATS and not t.is_meta and t.layout == torch.strided
+    }
     # One call for all of them, and a closer look only where it says that one is suspect.
     sums = torch._foreach_norm([t for t in numbers.values() if t.numel()], 1) if numbers else []
     if all(bool(torch.isfinite(total)) for total in sums):
