@@ -58,7 +58,7 @@ def change_values(data, rng):
 
 
 def mutate(data, rng):
-    if rng.random() < 0.6:
+    if rng.random() < 0.8:
         return json.dumps(change_values(data, rng)).encode()
     text = bytearray(json.dumps(data).encode())
     kind = rng.randrange(5)
