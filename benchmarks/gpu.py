@@ -9,6 +9,7 @@ time that is left is stopped, and the results of the others stay. The last line 
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -21,11 +22,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from benchmarks.common import ROOT, command, machine, quiet
 from benchmarks.cost import benchmark
 from benchmarks.cost.measuring import interleaved
+from benchmarks.spp.ratios import bare
 from nf_plugins.checkpoint import safe_load
 from nf_plugins.cli.arguments import ArgumentParser, positive
 from nf_plugins.cli.command_line import command_line
@@ -90,12 +91,7 @@ def analysis(device: str, rounds: int) -> dict:
     for name in ('BN', 'NF'):
         model = benchmark.build(name).to(device)
         model.train()  # not chained: it returns None in mmpretrain
-
-        def bare(model: nn.Module = model) -> None:
-            with torch.no_grad():
-                model(x)
-
-        jobs = dict(bare=bare, analysis=lambda: analyze(model, x))  # noqa: B023
+        jobs = {job.__name__: functools.partial(job, model, x) for job in (bare, analyze)}
         times = interleaved(jobs, rounds)
         found[name] = benchmark.summary(times, base='bare')
     return found
@@ -153,22 +149,14 @@ def one_process_of_ddp(device: str, rounds: int) -> dict:
     return dict(largest_difference=max(differences))
 
 
-def cost(device: str, rounds: int, *arguments: str) -> dict:
-    """Measure times and memory of all networks."""
+def cost(device: str, rounds: int, **options: str) -> dict:
+    """Measure times and memory of all networks, with options of the benchmark of costs."""
+    arguments = [word for name, value in options.items() for word in (f'--{name}', value)]
     if device == 'cpu':
-        arguments += ('--shapes', '8x32', '--saved-batch', '2', '--networks', 'NF')
+        arguments += ['--shapes', '8x32', '--saved-batch', '2', '--networks', 'NF']
     return benchmark.run(
         benchmark.parse_args(['--device', device, '--rounds', str(rounds), *arguments])
     )
-
-
-def eager(device: str, rounds: int) -> dict:
-    return cost(device, rounds, '--forms', 'eager')
-
-
-def compiled(device: str, rounds: int) -> dict:
-    """A compilation takes a minute, so this part comes last. On a CPU it would take several."""
-    return cost(device, rounds, '--forms', 'compiled', '--parts', 'step')
 
 
 PARTS: dict[str, Callable[[str, int], dict]] = {
@@ -177,8 +165,8 @@ PARTS: dict[str, Callable[[str, int], dict]] = {
     'analysis': analysis,
     'amp': mixed_precision,
     'ddp': one_process_of_ddp,
-    'cost': eager,
-    'compiled': compiled,
+    'cost': functools.partial(cost, forms='eager'),
+    'compiled': functools.partial(cost, forms='compiled', parts='step'),  # a minute each: last
 }
 
 

@@ -16,21 +16,19 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os.path as osp
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mmengine.logging import MMLogger
-
 from nf_plugins.cli.arguments import (
     ArgumentParser,
     add_measuring_arguments,
     measuring_options,
+    output_folder,
     with_weights_key,
 )
-from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.command_line import command_line, quiet
 from nf_plugins.config import load_config
 from nf_plugins.errors import UsageError, as_usage_error, say
 from nf_plugins.spp import (
@@ -46,7 +44,7 @@ from nf_plugins.spp.inputs import INPUTS
 from nf_plugins.spp.report.sweep_figure import plot_sweep
 from nf_plugins.spp.rules import list_rules, names_of, resolve_thresholds
 from nf_plugins.spp.sweep import Sweep, measure_sweep, parse_sweep
-from nf_plugins.utils.files import atomic_write_all, check_writable_dir
+from nf_plugins.utils.files import atomic_write_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -269,10 +267,8 @@ def write(name: str, files: dict[str, bytes | str], out_dir: Path) -> None:
 def main() -> int:
     with as_usage_error('bad arguments'):
         args = parse_args()
-    MMLogger.get_instance('mmengine').setLevel('ERROR')  # no line per initialised parameter
-    out_dir = Path(args.out_dir or osp.join('work_dirs', 'spp', Path(args.config).stem))
-    with as_usage_error(f'cannot write into {out_dir}'):
-        check_writable_dir(out_dir)
+    quiet()
+    out_dir = output_folder(args.out_dir, 'spp', args.config)
     return (run_sweep if args.sweep else run_one)(args, out_dir)
 
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mmengine.logging import MMLogger
 from mmengine.utils import ProgressBar
 
 from nf_plugins.cli.arguments import (
@@ -25,7 +24,7 @@ from nf_plugins.cli.arguments import (
     measuring_options,
     with_weights_key,
 )
-from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.command_line import command_line, quiet
 from nf_plugins.errors import UsageError, as_usage_error, say
 from nf_plugins.spp.from_config import ConfiguredBackbone
 from nf_plugins.spp.report.film import FORMATS, missing_packages, render
@@ -127,7 +126,7 @@ def measure_checkpoints(args: argparse.Namespace) -> list[Record]:
 def main() -> None:
     with as_usage_error('bad arguments'):
         args = parse_args()
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
+    quiet()
     out = Path(args.out)
     form = out.suffix[1:].lower()
     if form not in FORMATS:

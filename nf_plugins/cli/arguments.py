@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, NoReturn
 
 from mmengine.config import DictAction
 
-from nf_plugins.errors import UsageError
+from nf_plugins.errors import UsageError, as_usage_error
 from nf_plugins.spp.from_config import Options
+from nf_plugins.utils.files import check_writable_dir
 
 
 class ArgumentParser(argparse.ArgumentParser):
@@ -24,6 +26,18 @@ def positive(text: str) -> int:
     if not text.isdigit() or int(text) == 0:
         raise argparse.ArgumentTypeError(f'{text!r} is not a positive integer')
     return int(text)
+
+
+def output_folder(out_dir: str | None, tool: str, config: str) -> Path:
+    """Return the folder of a tool's files: a given one, or one named after the config.
+
+    Raises:
+        UsageError: It cannot be written into.
+    """
+    folder = Path(out_dir or Path('work_dirs', tool, Path(config).stem))
+    with as_usage_error(f'cannot write into {folder}'):
+        check_writable_dir(folder)
+    return folder
 
 
 def add_weights_key(parser: argparse.ArgumentParser) -> None:

@@ -10,6 +10,8 @@ import sys
 import warnings
 from collections.abc import Callable
 
+from mmengine.logging import MMLogger
+
 from nf_plugins.errors import CheckpointError, UsageError, printable
 
 
@@ -51,6 +53,11 @@ def command_line(main: Callable[[], int | None]) -> Callable[[], None]:
         sys.exit(status or 0)
 
     return run
+
+
+def quiet() -> None:
+    """Restrict mmengine's logger to errors; else it has a line for each initialised parameter."""
+    MMLogger.get_instance('mmengine').setLevel('ERROR')
 
 
 def _interrupted(error: BaseException | None) -> bool:

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping
 
 import torch
 from mmengine.config import Config
-from mmengine.logging import MMLogger
 from torch import Tensor, nn
 
 from nf_plugins.checkpoint.convert import Rename, convert, encode_converted
 from nf_plugins.checkpoint.state_dict import split_weights_key
 from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, with_weights_key
-from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.command_line import command_line, quiet
 from nf_plugins.config import build_model, load_config
 from nf_plugins.errors import UsageError, as_usage_error, say
 from nf_plugins.utils.files import atomic_write_all, check_writable_dir
@@ -53,7 +52,7 @@ def converter(
             )
         add_weights_key(parser)
         args = parser.parse_args()
-        MMLogger.get_instance('mmengine').setLevel('ERROR')
+        quiet()
         with as_usage_error(f'cannot write {args.dst}'):
             check_writable_dir(os.path.dirname(os.path.abspath(args.dst)))
         with as_usage_error(f'cannot read {args.src}'):

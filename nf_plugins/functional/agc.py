@@ -342,7 +342,7 @@ def _clip_sharded(
     for p, grad in rows:
         if p.to_local().numel():
             count += _clip_rows(p.to_local(), grad.to_local(), clip_factor, eps)[0]
-    squares = [_local_norms(tensors).double() ** 2 for tensors in zip(*vectors)]
+    squares = [_local_norms(tensors) ** 2 for tensors in zip(*vectors)]
     count, *squares = _sum_of_ranks([count.view(1), *squares], group[0][0])
     counts.append((count[0].long(), sum(len(p) for p, _ in rows)))
     if vectors:
@@ -356,8 +356,7 @@ def _clip_sharded(
 
 def _local_norms(tensors: Sequence[DTensor]) -> Tensor:
     """Compute the norms of the parts of vectors that this rank has."""
-    norms = [unitwise_norm(x.to_local()).view(()) for x in tensors]
-    return torch.stack([norm.double() for norm in norms])
+    return torch.stack([unitwise_norm(x.to_local()).view(()).double() for x in tensors])
 
 
 def _sum_of_ranks(values: list[Tensor], like: DTensor) -> list[Tensor]:

@@ -95,9 +95,14 @@ class Published:
         return f'{self.source}://{self.name}'
 
     @property
+    def architecture(self) -> str:
+        """The name without the tag of the training."""
+        return self.name.partition('.')[0]
+
+    @property
     def names(self) -> tuple[str, ...]:
         """What it may be called: also by the architecture, or the config."""
-        return self.name, self.name.partition('.')[0], self.config
+        return self.name, self.architecture, self.config
 
 
 _PARAMETERS = (71489284, 132634256, 193779228, 254924200, 316069172, 377214144, 438359116)
@@ -237,8 +242,7 @@ def find_in_place_of_config(config: str) -> Published | None:
     """
     if config.startswith(SCHEMES):
         return find(config)
-    names = {name: x for x in PUBLISHED for name in (x.name.partition('.')[0], x.name)}
-    named = names.get(config)
+    named = next((x for x in PUBLISHED if config in (x.name, x.architecture)), None)
     return None if os.path.exists(config) else named
 
 

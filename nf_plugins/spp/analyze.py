@@ -40,6 +40,7 @@ from .structure import (
     describe_blocks,
     find_state,
     input_facts,
+    is_broken,
     non_finite_names,
     reached_parameters,
 )
@@ -133,13 +134,6 @@ _MASKS = ('masked_fill', 'fill', 'full', 'full_like', 'new_full', 'where', 'scal
 def _numbers(values: Any) -> list[Tensor]:
     found = [x for x in tree_iter(values) if isinstance(x, Tensor) and x.numel()]
     return [x for x in found if x.is_floating_point() and not x.is_meta]
-
-
-def is_broken(x: Tensor, masked: bool = True) -> bool:
-    """Whether a tensor has values that are not finite; ``masked``: -inf is none of them."""
-    if bool(torch.isfinite(x.sum())):
-        return False
-    return not bool(torch.isfinite(x.clamp(min=0) if masked else x).all())
 
 
 def _computes(func: torch._ops.OpOverload) -> bool:

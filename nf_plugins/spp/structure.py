@@ -426,6 +426,13 @@ def reached_parameters(outputs: Iterable[Tensor]) -> set[int]:
     return found
 
 
+def is_broken(x: Tensor, masked: bool = True) -> bool:
+    """Whether a tensor has values that are not finite; ``masked``: -inf is none of them."""
+    if bool(torch.isfinite(x.sum())):
+        return False
+    return not bool(torch.isfinite(x.clamp(min=0) if masked else x).all())
+
+
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -442,11 +449,7 @@ def non_finite_names(model: nn.Module) -> ParameterFact | None:
     if all(bool(torch.isfinite(total)) for total in sums):
         return None
     masks = {n for n, _ in model.named_buffers()}  # -inf is for what is not to be attended to
-    names = [
-        n
-        for n, t in numbers.items()
-        if not bool(torch.isfinite(t.clamp(min=0) if n in masks else t).all())
-    ]
+    names = [n for n, t in numbers.items() if is_broken(t, n in masks)]
     if not names:
         return None
     return ParameterFact('non_finite', tuple(names[:MOST_NAMES]), len(names), len(numbers))

@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os.path as osp
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,20 +19,19 @@ from typing import Any
 
 import torch
 from mmengine.dataset import pseudo_collate
-from mmengine.logging import MMLogger
 from mmengine.registry import DATASETS
 from mmengine.utils import ProgressBar
 from torch import Tensor, nn
 
 from nf_plugins.checkpoint.fit import backbone_weights
-from nf_plugins.cli.arguments import ArgumentParser, positive
-from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.arguments import ArgumentParser, output_folder, positive
+from nf_plugins.cli.command_line import command_line, quiet
 from nf_plugins.config import build_model, load_config
 from nf_plugins.datasets.sources import as_usage_error_with_data
 from nf_plugins.errors import as_usage_error, say
 from nf_plugins.functional.loss_landscape import gradient_direction, loss_along, random_direction
-from nf_plugins.spp.plot import COLOURS, MARKERS
-from nf_plugins.utils.files import atomic_write_all, check_writable_dir
+from nf_plugins.spp.report.axes import COLOURS, MARKERS
+from nf_plugins.utils.files import atomic_write_all
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -169,10 +167,8 @@ def draw(rows: list[dict[str, Any]]) -> bytes:
 def main() -> None:
     with as_usage_error('bad arguments'):
         args = parse_args()
-    MMLogger.get_instance('mmengine').setLevel('ERROR')  # no line per initialised parameter
-    out_dir = Path(args.out_dir or osp.join('work_dirs', 'loss_landscape', Path(args.config).stem))
-    with as_usage_error(f'cannot write into {out_dir}'):
-        check_writable_dir(out_dir)
+    quiet()
+    out_dir = output_folder(args.out_dir, 'loss_landscape', args.config)
     rows = measure(args)
     text = json.dumps(dict(schema='nf_plugins.loss_landscape/1', networks=rows), indent=1) + '\n'
     with as_usage_error(f'cannot write into {out_dir}'):

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import MMLogger
 
 from nf_plugins.checkpoint import check_match
 from nf_plugins.checkpoint.convert import encode_converted
 from nf_plugins.checkpoint.fit import read_checkpoint, weights_for
 from nf_plugins.checkpoint.state_dict import split_weights_key
 from nf_plugins.cli.arguments import ArgumentParser, add_weights_key, positive, with_weights_key
-from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.command_line import command_line, quiet
 from nf_plugins.cli.model_config import has_data, importing_config, model_config
 from nf_plugins.config import build_model, load_config
 from nf_plugins.errors import UsageError, as_usage_error, say
@@ -85,7 +84,7 @@ def has_classes(meta: Any) -> bool:
 @command_line
 def main() -> None:
     args = parse_args()
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
+    quiet()
     dst = Path(args.dst)
     if not dst.name or dst.is_dir():
         raise UsageError(f'{args.dst!r} is no name of a file to write')

@@ -16,11 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.logging import MMLogger
 from mmengine.registry import init_default_scope
 
 from nf_plugins.cli.arguments import ArgumentParser, positive
-from nf_plugins.cli.command_line import command_line
+from nf_plugins.cli.command_line import command_line, quiet
 from nf_plugins.cli.model_config import importing_config
 from nf_plugins.config import build_model
 from nf_plugins.errors import UsageError, as_usage_error, say
@@ -150,7 +149,7 @@ def warn_of_few_updates(images: int, epochs: int, batch_size: int) -> None:
 @command_line
 def main() -> None:
     args = parse_args()
-    MMLogger.get_instance('mmengine').setLevel('ERROR')
+    quiet()
     dst, root = Path(args.dst), Path(args.data_root)
     if dst.suffix != '.py':
         raise UsageError(f'DST is a config: its name must end in .py, got {args.dst!r}')
