@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.image
 import numpy as np
@@ -22,6 +23,7 @@ from nf_plugins.errors import UsageError
 from nf_plugins.functional import adaptive_clip_grad_
 
 from ..conftest import ROOT
+from ..tools import Apart
 
 TINY = [
     Run('depth', 'nf', 1, 4, 0.1, 2),
@@ -31,6 +33,7 @@ TINY = [
     Run('collapse', 'pws', 1, 4, 0.1, 2),
 ]
 TIMES = ('seconds', 'cpu_seconds')
+FOR_VALIDATION = 10
 
 
 @pytest.fixture(autouse=True, scope='module')
@@ -57,25 +60,32 @@ def images(tmp_path, monkeypatch):
         write_idx(folder / f'{split}-images-idx3-ubyte', noise.astype(np.uint8))
         write_idx(folder / f'{split}-labels-idx1-ubyte', labels)
     monkeypatch.setattr(data, 'DATA', folder)
-    monkeypatch.setattr(data, 'VALIDATION', 10)
+    monkeypatch.setattr(data, 'VALIDATION', FOR_VALIDATION)
     data.load_data.cache_clear()
     training.config_of.cache_clear()  # reading a config sets the default scope
     yield folder
     data.load_data.cache_clear()
 
 
+GRIDS = {
+    part: Part('', lambda more, part=part: (run for run in TINY if run.part == part))
+    for part in dict.fromkeys(run.part for run in TINY)
+}
+
+
+def arguments(out):
+    """The command line of the study of the tiny grid, in one process."""
+    return ['study', '--workers', '0', '--seeds', '0', '--out', str(out), '--parts', *GRIDS]
+
+
 @pytest.fixture
 def study(images, monkeypatch, tmp_path):
     """Run the tool in this process on the tiny grid."""
-    parts = dict.fromkeys(run.part for run in TINY)
-    for part in parts:
-        grid = [run for run in TINY if run.part == part]
-        monkeypatch.setitem(PARTS, part, Part('', lambda more, grid=grid: iter(grid)))
+    for part, grid in GRIDS.items():
+        monkeypatch.setitem(PARTS, part, grid)
 
     def study(*args, out='out', status=0):
-        words = ['study', '--workers', 0, '--seeds', 0, '--out', tmp_path / out]
-        words += ['--parts', *parts, *args]
-        monkeypatch.setattr(sys, 'argv', [*map(str, words)])
+        monkeypatch.setattr(sys, 'argv', [*arguments(tmp_path / out), *map(str, args)])
         with pytest.raises(SystemExit) as stop:
             main()
         assert stop.value.code == status
@@ -85,37 +95,37 @@ def study(images, monkeypatch, tmp_path):
     return study
 
 
+def die_in_a_training(folder, out, steps):
+    """Run the study in a process of its own, which kills itself after some steps."""
+    data.DATA, data.VALIDATION = Path(folder), FOR_VALIDATION
+    PARTS.update(GRIDS)
+    left = [int(steps)]
+
+    def forward(self, loss, original=training.F.cross_entropy):
+        left[0] -= 1
+        if left[0] < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, loss)
+
+    training.F.cross_entropy = forward
+    torch.set_num_threads(1)
+    sys.argv = arguments(out)
+    main()
+
+
 def without_times(rows):
     return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 @pytest.mark.slow
-def test_killed_twice_and_resumed(study, monkeypatch, tmp_path):
+def test_killed_twice_and_resumed(study, images, monkeypatch, tmp_path):
     """kill -9 in the middle of a training keeps what is finished; the end is the same."""
     whole = study(out='whole')
     assert len(whole) == len(TINY)
-
-    def killed(runs_before):
-        """Run the study in a child process that dies in the middle of a training."""
-        pid = os.fork()
-        if pid:
-            return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        left = [runs_before]
-
-        def backward(self, loss, original=training.F.cross_entropy):
-            left[0] -= 1
-            if left[0] < 0:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return original(self, loss)
-
-        training.F.cross_entropy = backward
-        try:
-            study()
-        finally:
-            os._exit(1)
-
+    code = f'import sys; from {__name__} import die_in_a_training; die_in_a_training(*sys.argv[1:])'
     for steps, rows in ((3, 1), (4, 2)):
-        assert killed(steps) == -signal.SIGKILL
+        child = Apart(code, images, tmp_path / 'out', steps, code=True)
+        assert child.wait() == -signal.SIGKILL, child.output[-2000:]
         kept = json.loads((tmp_path / 'out' / 'results.json').read_text())['runs']
         assert len(kept) >= rows
     assert len(kept) < len(TINY)
