@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import MMLogger
-from mmengine.registry import DefaultScope
+from mmengine.utils import ManagerMeta, ManagerMixin
 from yapf.yapflib import yapf_api
 
 DATA = Path(__file__).parent / 'data'
@@ -84,25 +84,43 @@ def _seed():
     torch.manual_seed(0)
 
 
+def _global_instances() -> dict[ManagerMeta, dict[str, Any]]:
+    """What mmengine keeps for the whole process: scopes, loggers, message hubs, visualizers."""
+    kinds = [ManagerMixin]
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    return {kind: dict(kind._instance_dict) for kind in kinds}
+
+
 @contextmanager
-def same_scope_afterwards():
-    """Reset the default scope, which a Runner sets for the whole process."""
-    before = dict(DefaultScope._instance_dict)
-    yield
-    DefaultScope._instance_dict.clear()
-    DefaultScope._instance_dict.update(before)
+def same_instances_afterwards() -> Iterator[None]:
+    """Forget the global instances of a Runner.
+
+    Its default scope would decide what the names of the next test mean. Its experiment name ends
+    with the second of its start: the next Runner of the same config could have the same.
+    """
+    before = _global_instances()
+    try:
+        yield
+    finally:
+        for kind, instances in _global_instances().items():
+            for name in instances.keys() - before.get(kind, {}).keys():
+                for handler in getattr(instances[name], 'handlers', ()):  # of a logger
+                    handler.close()
+            kind._instance_dict.clear()
+            kind._instance_dict.update(before.get(kind, {}))
 
 
 @pytest.fixture(autouse=True)
-def _scope():
-    with same_scope_afterwards():
+def _instances():
+    with same_instances_afterwards():
         yield
 
 
 @pytest.fixture(autouse=True, scope='module')
-def _scope_of_the_file():
+def _instances_of_the_file():
     """Its fixtures may set a scope for its tests, but not for those of another file."""
-    with same_scope_afterwards():
+    with same_instances_afterwards():
         yield
 
 

@@ -30,7 +30,7 @@ from unittest import mock
 import numpy as np
 import pytest
 
-from .conftest import ROOT
+from .conftest import ROOT, same_instances_afterwards
 
 
 def script(tool: str) -> str:
@@ -55,6 +55,7 @@ def run_tool(tool: str, *args: object) -> int:
         The exit status.
     """
     with (
+        same_instances_afterwards(),
         mock.patch.object(sys, 'argv', [f'{tool}.py', *map(str, args)]),
         mock.patch.object(sys, 'path', [*sys.path]),
         pytest.raises(SystemExit) as stop,
