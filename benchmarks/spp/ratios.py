@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import inspect
 import json
 import statistics
 import time
@@ -26,8 +27,7 @@ from mmengine.registry import MODELS
 from torch import Tensor, nn
 
 import nf_plugins.models  # noqa: F401 (registers them)
-from nf_plugins.spp import analyze
-from nf_plugins.spp.graph import find_residuals
+from nf_plugins.spp import analyze, find_residuals
 
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     'ResNet-50': lambda: MODELS.build(dict(type='mmpretrain.ResNet', depth=50)),
@@ -47,7 +47,10 @@ def bare(model: nn.Module, x: Tensor) -> None:
 
 
 def curves(model: nn.Module, x: Tensor) -> None:
-    analyze(model, x, evidence=False)
+    if 'evidence' in inspect.signature(analyze).parameters:
+        analyze(model, x, evidence=False)
+    else:  # version 0.1.0 has nothing beside the curves
+        analyze(model, x)
 
 
 JOBS: dict[str, Callable[[nn.Module, Tensor], object]] = {
