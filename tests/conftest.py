@@ -3,7 +3,7 @@ from __future__ import annotations
 import gc
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,22 @@ def relative_error(ours: torch.Tensor, theirs: torch.Tensor | np.ndarray) -> flo
     """Relative error in the 2-norm."""
     theirs = torch.as_tensor(theirs).detach()
     return ((ours.detach() - theirs).norm() / theirs.norm()).item()
+
+
+def sample(cases: Iterable[Any], kept: Callable[[Any], bool]) -> list[Any]:
+    """The cases of a long table: ``make test`` runs those that are kept, ``make test-all`` each.
+
+    Args:
+        cases: Values for ``pytest.mark.parametrize``; tuples where there are several arguments.
+        kept: Whether a case is kept.
+    """
+    return [
+        pytest.param(
+            *(case if isinstance(case, tuple) else (case,)),
+            marks=[] if kept(case) else pytest.mark.exhaustive,
+        )
+        for case in cases
+    ]
 
 
 def undrawn() -> Any:

@@ -88,11 +88,13 @@ def official(name, **kwargs):
 
 
 LARGE = ('152', '200', '288', '600', 'F2', 'F3', 'F4', 'F5', 'F6', 'F7', 'B6', 'B7', 'B8')
+LARGEST = ('288', '600', 'F5', 'F6', 'F7', 'B8')
 
 
 def mark(name):
-    large = any(part in name for part in LARGE)
-    return pytest.param(name, marks=[pytest.mark.slow] * large)
+    marks = [pytest.mark.slow] * any(part in name for part in LARGE)
+    marks += [pytest.mark.exhaustive] * any(part in name for part in LARGEST)
+    return pytest.param(name, marks=marks)
 
 
 def kernels(net):
@@ -157,6 +159,7 @@ def test_resnet_v2_has_the_official_signal_at_initialisation(order, case, branch
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_nf_resnet_600_at_initialisation():
     """Late stages have few positions, so that the channels correlate and the variance sags."""
     net = NFResNet(600, skipinit=1.0)

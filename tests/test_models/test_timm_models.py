@@ -48,12 +48,14 @@ def test_parameter_counts(name):
 UNPUBLISHED = [n for n in SMALL if n not in {entry.name.partition('.')[0] for entry in PUBLISHED}]
 
 
+def marks_of(name):
+    marks = [pytest.mark.slow] * (name not in QUICK)
+    return marks + [pytest.mark.exhaustive] * name.endswith(('101', '_b2', '_b3', '_b4', '_b5'))
+
+
 @pytest.mark.parametrize(
     'name',
-    [
-        pytest.param(n, marks=[pytest.mark.slow] * (n not in QUICK))
-        for n in ('test_nfnet', *UNPUBLISHED)
-    ],
+    [pytest.param(n, marks=marks_of(n)) for n in ('test_nfnet', *UNPUBLISHED)],
 )
 def test_same_weights_same_logits(name, tmp_path, monkeypatch, capsys):
     theirs = timm.create_model(name, num_classes=10).eval()

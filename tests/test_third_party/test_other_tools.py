@@ -17,6 +17,8 @@ def cells():
             for layer in LAYERS if form == 'unfolded' or not row.slow else ('ScaledWS',):
                 name = f'{row.apply.__name__}-{form}-{layer}'
                 marks = [pytest.mark.slow] if row.slow else []
+                if row.apply.__name__ == 'inductor':  # it starts a compiler for C++
+                    marks.append(pytest.mark.exhaustive)
                 yield pytest.param(row, form, layer, id=name, marks=marks)
 
 

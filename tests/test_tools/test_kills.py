@@ -182,8 +182,8 @@ def test_random_kills(tmp_path):
 
     rng = random.Random(KILLS)
     tools = [list(CASES)[i % len(CASES)] for i in range(KILLS)]
-    # A third of them around the end, where files take their names.
-    moments = [rng.uniform(0.85, 1.0) if i % 3 == 0 else rng.random() for i in range(KILLS)]
+    # A third of them around the end, where files take their names. It may be over before.
+    moments = [rng.uniform(0.85, 1.0) if i % 3 == 0 else rng.uniform(0, 0.7) for i in range(KILLS)]
     cases = {name: case(tmp_path) for name, case in CASES.items()}
     for case in cases.values():
         case.prepare()
@@ -192,4 +192,4 @@ def test_random_kills(tmp_path):
         for tool, moment in zip(tools, moments)
     ]
     assert len(statuses) == KILLS
-    assert sum(status != 0 for status in statuses) > KILLS / 2  # they were killed
+    assert all(status != 0 for i, status in enumerate(statuses) if i % 3)  # they were killed

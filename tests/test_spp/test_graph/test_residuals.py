@@ -566,6 +566,7 @@ def test_two_streams_that_fuse():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings('ignore::UserWarning')
 def test_a_backbone_of_every_type_in_the_configs_of_mmpretrain():
     """On the meta device, where nothing is computed; spp_coverage.py runs them all."""
