@@ -1,0 +1,220 @@
+"""Measure what a training image costs, beside the published accuracy of the network.
+
+    python -m benchmarks.cost.accuracy --out benchmarks/results/cost_accuracy.json
+
+Each network makes training steps at the resolution at which it was trained when its accuracy was
+published. The steps of all networks are interleaved in one process. A table (.md) and a figure
+(.png) with the same name are written into the folder of the JSON file.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.registry import MODELS
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import nf_plugins.models  # noqa: F401 (registers the networks)
+from benchmarks.common import command, machine, quiet
+from nf_plugins.cli.arguments import ArgumentParser, positive
+from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import as_usage_error
+from nf_plugins.utils.files import atomic_write_all
+
+from .measuring import interleaved
+
+MODULE = 'benchmarks.cost.accuracy'
+BASE = 'ResNet-50'
+GAIN = 0.2
+"""The SkipInit gains: their magnitude in a training."""
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network as it was published.
+
+    Args:
+        family: Networks of a family are one line in the figure.
+        config: Of the backbone.
+        size: Height and width of the training images.
+        top1: Published accuracy on ImageNet in per cent.
+        source: Who published it.
+        tpu: Milliseconds of a training step per device on TPUv3, with 32 images (2102.06171).
+        v100: The same on a V100.
+    """
+
+    family: str
+    config: dict[str, Any]
+    size: int
+    top1: float | None = None
+    source: str = ''
+    tpu: float | None = None
+    v100: float | None = None
+
+
+MMPRETRAIN, PAPER = 'mmpretrain', '2102.06171'
+
+
+def efficientnet(arch: str, size: int, top1: float, **more: Any) -> Network:
+    config = dict(type='mmpretrain.EfficientNet', arch=arch)
+    return Network('EfficientNet', config, size, top1, MMPRETRAIN, **more)
+
+
+def nf_regnet(arch: str, size: int, top1: float | None = None, source: str = '') -> Network:
+    return Network('NF-RegNet', dict(type='NFRegNet', arch=arch, skipinit=GAIN), size, top1, source)
+
+
+def nfnet(arch: str, size: int, top1: float, **more: Any) -> Network:
+    config = dict(type='NFNet', arch=arch, skipinit=GAIN)
+    return Network('NFNet', config, size, top1, PAPER, **more)
+
+
+NETWORKS = {
+    BASE: Network('ResNet', dict(type='mmpretrain.ResNet', depth=50), 224, 76.55, MMPRETRAIN),
+    'EfficientNet-B0': efficientnet('b0', 224, 77.26),
+    'EfficientNet-B1': efficientnet('b1', 240, 79.20),
+    'EfficientNet-B2': efficientnet('b2', 260, 80.21),
+    'EfficientNet-B3': efficientnet('b3', 300, 81.58),
+    'EfficientNet-B4': efficientnet('b4', 380, 82.95),
+    'EfficientNet-B5': efficientnet('b5', 456, 83.82),
+    'EfficientNet-B7': efficientnet('b7', 600, 84.38, tpu=1397.0, v100=1753.3),
+    'NF-RegNet-B0': nf_regnet('b0', 192),
+    'NF-RegNet-B1': nf_regnet('b1', 224, 79.37, 'timm'),
+    'NF-RegNet-B2': nf_regnet('b2', 240),
+    'NF-RegNet-B3': nf_regnet('b3', 288),
+    'NF-RegNet-B4': nf_regnet('b4', 320),
+    'NF-RegNet-B5': nf_regnet('b5', 384),
+    'NFNet-F0': nfnet('f0', 192, 83.6),
+    'NFNet-F1': nfnet('f1', 224, 84.7, tpu=158.5, v100=133.9),
+}
+
+
+def counts(net: nn.Module, size: int) -> dict[str, int]:
+    """Parameters without a classifier, and multiply-adds of a forward pass of one image."""
+    net.eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net(torch.zeros(1, 3, size, size))
+    parameters = sum(p.numel() for p in net.parameters())
+    return dict(parameters=parameters, multiply_adds=counter.get_total_flops() // 2)
+
+
+def training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:
+    """A training step of a network with SGD and momentum."""
+    net.train()
+    sgd = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
+    return lambda: _step(net, sgd, x)
+
+
+def _step(net: nn.Module, sgd: torch.optim.SGD, x: Tensor) -> None:
+    sgd.zero_grad()
+    net(x)[-1].mean().backward()
+    sgd.step()
+
+
+def measure(names: list[str], images: int, rounds: int) -> dict[str, dict[str, Any]]:
+    """The published facts of each network, its size, and the milliseconds of a training image."""
+    found, jobs = {}, {}
+    for name in names:
+        size = NETWORKS[name].size
+        net = MODELS.build(NETWORKS[name].config)
+        found[name] = {**asdict(NETWORKS[name]), **counts(net, size)}
+        jobs[name] = training_step(net, torch.randn(images, 3, size, size))
+    for name, seconds in interleaved(jobs, rounds).items():
+        of_image = sorted(1000 * s / images for s in seconds)
+        quartiles = statistics.quantiles(of_image, n=4) if rounds > 1 else of_image * 3
+        middle = [quartiles[0], quartiles[2]]
+        found[name].update(ms=statistics.median(of_image), ms_quartiles=middle)
+    return found
+
+
+def _cell(value: float | None, form: str) -> str:
+    return '' if value is None else format(value, form)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """The results as a Markdown table."""
+    titles = ['network', 'training images', 'parameters, M', 'multiply-adds, G']
+    titles += ['ms of an image in training', f': {BASE}', 'top-1, %', 'of', 'TPUv3, ms', 'V100, ms']
+    lines = ['| ' + ' | '.join(titles) + ' |', '| --- |' + ' ---: |' * (len(titles) - 1)]
+    base = results.get(BASE)
+    for name, found in results.items():
+        low, high = found['ms_quartiles']
+        cells = [name, f'{found["size"]}x{found["size"]}']
+        cells += [f'{found["parameters"] / 1e6:.1f}', f'{found["multiply_adds"] / 1e9:.2f}']
+        cells += [f'{found["ms"]:.0f} ({low:.0f} to {high:.0f})']
+        cells += [f'{found["ms"] / base["ms"]:.2f}' if base else '']
+        cells += [_cell(found['top1'], '.2f'), found['source']]
+        cells += [_cell(found[device], '.1f') for device in ('tpu', 'v100')]
+        lines.append('| ' + ' | '.join(cells) + ' |')
+    return '\n'.join(lines) + '\n'
+
+
+COLOURS = {'ResNet': '0.3', 'EfficientNet': '#d55e00', 'NF-RegNet': '#009e73', 'NFNet': '#0072b2'}
+
+
+def figure(results: dict[str, dict[str, Any]]) -> bytes:
+    """Draw the time of a training image against its multiply-adds and the accuracy, as PNG."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot as plt
+
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2))
+    for family, colour in COLOURS.items():
+        rows = [(name, r) for name, r in results.items() if r['family'] == family]
+        rated = [(name, r) for name, r in rows if r['top1'] is not None]
+        style = dict(color=colour, marker='o', ms=4, lw=1, label=family)
+        left.plot([r['multiply_adds'] / 1e9 for _, r in rows], [r['ms'] for _, r in rows], **style)
+        right.plot([r['ms'] for _, r in rated], [r['top1'] for _, r in rated], **style)
+        for ax, points in ((left, rows), (right, rated)):
+            for name, r in points:
+                xy = (r['multiply_adds'] / 1e9, r['ms']) if ax is left else (r['ms'], r['top1'])
+                text = name.rpartition('-')[2] if family != 'ResNet' else name
+                ax.annotate(text, xy, (4, -9), textcoords='offset points', fontsize=7, color=colour)
+    left.set(xscale='log', yscale='log', xlabel='multiply-adds of a forward pass, billion')
+    left.set_ylabel('ms of an image in training')
+    right.set(xscale='log', xlabel='ms of an image in training', ylabel='published top-1, %')
+    for ax in (left, right):
+        ax.grid(alpha=0.3, lw=0.5)
+    left.legend(frameon=False, fontsize=8)
+    fig.tight_layout()
+    buffer = io.BytesIO()
+    fig.savefig(buffer, dpi=130)
+    plt.close(fig)
+    return buffer.getvalue()
+
+
+@command_line
+@quiet()
+def main() -> None:
+    parser = ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument('--networks', nargs='+', choices=NETWORKS, default=[*NETWORKS])
+    parser.add_argument('--images', type=positive, default=2, help='images in a step')
+    parser.add_argument('--rounds', type=positive, default=5)
+    parser.add_argument('--out', type=Path, help='JSON file; a table and a figure go beside it')
+    with as_usage_error('bad arguments'):
+        args = parser.parse_args()
+    results = measure(args.networks, args.images, args.rounds)
+    print(table(results))
+    if args.out:
+        described = dict(machine=machine(), command=command(MODULE), images=args.images)
+        text = json.dumps(dict(**described, results=results), indent=1) + '\n'
+        files = {
+            args.out: text,
+            args.out.with_suffix('.md'): table(results),
+            args.out.with_suffix('.png'): figure(results),
+        }
+        with as_usage_error(f'cannot write {args.out}'):
+            atomic_write_all(files)
+
+
+if __name__ == '__main__':
+    main()
