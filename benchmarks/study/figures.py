@@ -65,9 +65,9 @@ def depth_figure(rows: Rows) -> Any:
         ax.set_xlabel('Growth of the signal before the first step')
     axes[0, 0].set_ylabel('Test accuracy after 30 steps (%)')
     axes[0, -1].text(
-        largest, 97, 'failure predicted', color='#A04000', fontsize=9, ha='right', va='top'
+        largest, 73, 'failure predicted', color='#A04000', fontsize=9, ha='right', va='top'
     )
-    axes[0, 0].set_ylim(0, 100)
+    axes[0, 0].set_ylim(0, 75)
     handles, labels = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc='outside lower center', ncols=4, frameon=False, fontsize=9)
     return figure
@@ -211,7 +211,7 @@ def collapse_figure(rows: Rows) -> Any:
         bottom.axhline(math.log(10), color='0.5', linewidth=0.8, linestyle=':')
         bottom.set_yscale('log')
         bottom.set_xlabel('Step')
-    axes[0, 0].set_ylabel("Share of the mean in the gradient's square")
+    axes[0, 0].set_ylabel('Share of the mean\nin the squared gradient')
     axes[1, 0].set_ylabel('Training loss')
     figure.colorbar(colours, ax=axes[0], label='step')
     return figure

@@ -136,16 +136,13 @@ def collapse_table(rows: Rows) -> str:
     lines = []
     for network in rows.values('network'):
         mine = rows.where(network=network)
-        first = mine.rows[0]
-        share = [max(s for s in mean_share(f) if s == s) for f in first['film']]
+        found = [
+            (max(s for s in mean_share(f) if s == s), f['step']) for r in mine.rows for f in r['film']
+        ]
+        first = max(share for share, step in found if step == 0)
+        largest, step = max(found)
         lines.append(
-            [
-                NETWORKS[network].label,
-                cell(mine),
-                f'{share[0]:.2g}',
-                f'{max(share):.2g}',
-                str(first['film'][share.index(max(share))]['step']),
-            ]
+            [NETWORKS[network].label, cell(mine), f'{first:.2g}', f'{largest:.2g}', str(step)]
         )
     head = ['network', 'test accuracy', 'share at step 0', 'largest share', 'at step']
     return markdown(head, lines)
