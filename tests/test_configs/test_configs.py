@@ -103,7 +103,9 @@ def test_hooks_build(name):
     hooks = [*cfg.default_hooks.values(), *cfg.get('custom_hooks', [])]
     assert all(isinstance(HOOKS.build(hook), Hook) for hook in hooks)
     watched = ('digits' in name and 'nf-' in name) or 'step_cifar100' in name
-    assert watched == any(hook['type'] == 'nf_plugins.SPPHook' for hook in hooks)
+    has_hook = any(hook['type'] == 'nf_plugins.SPPHook' for hook in hooks)
+    wanted = 'needs' if watched else 'must not have'
+    assert watched == has_hook, f"{name} {wanted} custom_hooks = [dict(type='nf_plugins.SPPHook')]"
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -206,7 +208,11 @@ def test_the_model_index_lists_every_config_of_ours():
         for model in content['Models']:
             assert model['In Collection'] in collections
             listed[model['Config']] = model
-    assert listed.keys() == {f'configs/{n}' for n in EVERY if not n.startswith('baselines/')}
+    ours = {f'configs/{n}' for n in EVERY if not n.startswith('baselines/')}
+    assert listed.keys() == ours, (
+        'model-index.yml must list the metafile of each folder, and the metafile each config: '
+        f'not listed: {sorted(ours - listed.keys())}, not there: {sorted(listed.keys() - ours)}'
+    )
     for name in CONFIGS:
         if name.startswith('baselines/'):
             continue
@@ -214,4 +220,4 @@ def test_the_model_index_lists_every_config_of_ours():
         with without_memory():
             net = MODELS.build({**cfg.model, 'train_cfg': None})
         count = sum(p.numel() for p in net.parameters())
-        assert model['Metadata']['Parameters'] == count
+        assert model['Metadata']['Parameters'] == count, f'{name}: set Parameters: {count}'

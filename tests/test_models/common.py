@@ -1,4 +1,7 @@
-"""A tiny network of every backbone, with parameters that nothing leaves out."""
+"""A tiny network of every backbone, with parameters that nothing leaves out.
+
+The second stage has two blocks, as the tests of hooks read ``layer2[1]``.
+"""
 
 import torch
 from mmengine.registry import MODELS

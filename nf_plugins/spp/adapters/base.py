@@ -45,7 +45,10 @@ class Adapter:
     """
 
     random_depth: ClassVar[tuple[str, ...]] = ()
-    """Names of classes that drop whole branches, in lower case and without underscores."""
+    """Names of classes that drop whole branches, in lower case and without underscores.
+
+    A class with a longer name that ends so is one, too, if it has no submodules and no parameters.
+    """
 
     switched_off: ClassVar[tuple[str, ...]] = ()
     """Attributes of modules that are set from True to False while one measures."""
