@@ -25,7 +25,7 @@ from mmengine.utils import is_installed
 PREFIXES = ('nfplugins', 'nf_plugins')
 """Prefixes of our names before ``::``: the distribution and the package."""
 HUB = 'mmpretrain.apis.model'
-FAMILIES = ('nf_resnet', 'nf_regnet', 'nfnet', 'pws_resnet', 'timm')
+FAMILIES = ('nf_resnet', 'nf_regnet', 'nfnet', 'pws_resnet', 'timm', 'dyt')
 """Folders of the configs of classifiers; each has a ``metafile.yml``."""
 
 

@@ -89,6 +89,12 @@ INDEXED = {
 }
 
 
+def test_every_metafile_of_classifiers_is_registered():
+    index = yaml.safe_load((ROOT / 'model-index.yml').read_text())['Import']
+    folders = {path.split('/')[1] for path in index}
+    assert folders - {'downstream'} == set(config_names.FAMILIES)
+
+
 def test_mmpretrain_lists_and_builds_our_models():
     import mmpretrain
     from mmpretrain.apis.model import ModelHub

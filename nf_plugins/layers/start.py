@@ -45,8 +45,8 @@ def normal_weight(layer: nn.Conv2d | nn.Linear, std: float) -> None:
     nn.init.normal_(layer.weight, std=std)
 
 
-def truncated_normal(layer: nn.Conv2d, std: float) -> None:
-    """Set a truncated Gaussian weight and a zero bias."""
-    nn.init.trunc_normal_(layer.weight, std=std)
+def truncated_normal(layer: nn.Conv2d | nn.Linear, std: float) -> None:
+    """Set a Gaussian weight without the values beyond ``2 * std``, and a zero bias."""
+    nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)
     if layer.bias is not None:
         nn.init.zeros_(layer.bias)

@@ -9,7 +9,7 @@ from torch import nn
 
 from nf_plugins.checkpoint.convert import convert
 from nf_plugins.checkpoint.haiku import read_haiku
-from nf_plugins.layers import StandardizedConv2d
+from nf_plugins.layers import SameConv2d, StandardizedConv2d
 from nf_plugins.models import FixupResNet, NFNet, NFRegNet, NFResNet, ResNetV2, SkipInitResNet
 from nf_plugins.models.weight_names import haiku_rename
 from nf_plugins.spp import analyze
@@ -169,6 +169,41 @@ def test_nf_resnet_600_at_initialisation():
         expected = theirs[f'avg_var_{end}']
         assert profile.blocks[end].avg_var == pytest.approx(expected, rel=0.1), end
         assert profile.blocks[end].expected_var == pytest.approx(3.0)
+
+
+def plain_convolutions(net):
+    return {
+        name: m
+        for name, m in net.named_modules()
+        if type(m) in (nn.Conv2d, SameConv2d) and m.weight.numel() > 5000
+    }
+
+
+@pytest.mark.parametrize(
+    ('net', 'names'),
+    [
+        (lambda: SkipInitResNet(26, base_channels=32), ''),
+        (lambda: NFResNet(26, base_channels=32, conv_cfg=None), ''),
+        (lambda: FixupResNet(26, base_channels=64), 'stem'),
+    ],
+)
+@pytest.mark.parametrize('again', [False, True])
+def test_plain_convolutions_start_as_those_of_haiku(net, names, again):
+    """``hk.Conv2D``: a Gaussian of variance 1 / fan-in, cut at two deviations, and a zero bias.
+
+    The standard deviation of a standard Gaussian within (-2, 2) is 0.8796.
+    """
+    convs = plain_convolutions(net())
+    assert len(convs) > 20
+    for name, conv in convs.items():
+        if not name.startswith(names):
+            continue
+        if again:  # as after a build on the meta device
+            conv.reset_parameters()
+        relative = conv.weight.detach() * conv.weight[0].numel() ** 0.5
+        assert relative.std() == pytest.approx(0.8796, rel=0.05), name
+        assert relative.abs().max() <= 2 + 1e-6
+        assert conv.bias is None or not conv.bias.any()
 
 
 @pytest.mark.parametrize('family', [SkipInitResNet, FixupResNet])

@@ -8,6 +8,7 @@ from mmcv.cnn import build_conv_layer
 from torch import nn
 
 from nf_plugins.layers import SameConv2d, ScaledWSConv2d
+from nf_plugins.layers.start import start, truncated_normal
 from nf_plugins.registry import class_of
 from nf_plugins.utils.checks import check_choice, check_config
 
@@ -20,6 +21,9 @@ class ConvBuilder:
         padding: 'same' (TF style) or 'symmetric' (``dilation * (kernel - 1) / 2``).
         deploy: Build plain convolutions; their weights contain the constant factors.
         bias: Whether the convolutions have a bias; None for the default of their class.
+        as_haiku: Initialise plain convolutions as DeepMind's library Haiku does: a Gaussian with
+            the variance 1 / fan-in, without the values beyond two standard deviations, and a
+            zero bias. PyTorch's have a third of this variance.
 
     Attributes:
         folds_gamma: Whether the weight of a convolution contains the factors of its input.
@@ -31,6 +35,7 @@ class ConvBuilder:
         padding: str = 'same',
         deploy: bool = False,
         bias: bool | None = True,
+        as_haiku: bool = False,
     ) -> None:
         plain = deploy or conv_cfg is None
         self.cfg = dict(type='Conv2d') if plain else dict(check_config('conv_cfg', conv_cfg))
@@ -43,6 +48,7 @@ class ConvBuilder:
         self.scaled = issubclass(layer, ScaledWSConv2d)
         self.plain = layer is nn.Conv2d
         self.folds_gamma = self.scaled or deploy
+        self.as_haiku = as_haiku and self.plain and not deploy
 
     def without(self, option: str) -> ConvBuilder:
         """Return a builder whose config does not have an option."""
@@ -85,4 +91,7 @@ class ConvBuilder:
             if self.plain:
                 cfg['type'], padding = SameConv2d, 0
         sizes = (in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
-        return build_conv_layer(cfg, *sizes)
+        conv = build_conv_layer(cfg, *sizes)
+        if self.as_haiku:
+            start(conv, truncated_normal, std=conv.weight[0].numel() ** -0.5)
+        return conv

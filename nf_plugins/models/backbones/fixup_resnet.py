@@ -129,7 +129,7 @@ class FixupResNet(StagedBackbone):
         dilations = check_integers('dilations', dilations, 4)
         check_number('drop_path_rate', drop_path_rate, 'in [0, 1)')
         super().__init__(4, out_indices, frozen_stages, init_cfg=init_cfg)
-        conv = ConvBuilder(None, padding, bias=False)
+        conv = ConvBuilder(None, padding, bias=False, as_haiku=True)
         self.stem = NFStem(stem, in_channels, base_channels, conv)
         self.bias1 = nn.Parameter(torch.zeros(()))
         self.relu = nn.ReLU()

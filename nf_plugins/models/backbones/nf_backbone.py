@@ -85,7 +85,7 @@ class NFBackbone(StagedBackbone):
             if conv_cfg is None:
                 raise ValueError(f'eps_mode={eps_mode!r} needs conv_cfg=dict(type="ScaledWS")')
             conv_cfg = {**check_config('conv_cfg', conv_cfg), 'eps_mode': eps_mode}
-        conv = ConvBuilder(conv_cfg, padding, options.deploy)
+        conv = ConvBuilder(conv_cfg, padding, options.deploy, as_haiku=True)
         self.arch = arch
         channels = arch.first_channels
         act, gamma = build_activation(options.act_cfg)
