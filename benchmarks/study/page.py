@@ -137,7 +137,9 @@ def collapse_table(rows: Rows) -> str:
     for network in rows.values('network'):
         mine = rows.where(network=network)
         found = [
-            (max(s for s in mean_share(f) if s == s), f['step']) for r in mine.rows for f in r['film']
+            (max(s for s in mean_share(frame) if s == s), frame['step'])
+            for row in mine.rows
+            for frame in row['film']
         ]
         first = max(share for share, step in found if step == 0)
         largest, step = max(found)
