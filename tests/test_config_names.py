@@ -95,6 +95,7 @@ def test_every_metafile_of_classifiers_is_registered():
     assert folders - {'downstream'} == set(config_names.FAMILIES)
 
 
+@pytest.mark.slow
 def test_mmpretrain_lists_and_builds_our_models():
     import mmpretrain
     from mmpretrain.apis.model import ModelHub

@@ -121,6 +121,7 @@ def test_the_python_of_the_page_on_any_network():
     assert found == re.search(r'# (stem, .*)\n', text)[1].split(', ')
 
 
+@pytest.mark.slow
 def test_a_figure_is_made_of_the_commands_above_it(monkeypatch, tmp_path, capsys):
     config = ROOT / 'configs/nf_resnet/nf-resnet_digits.py'
     command = f'python tools/spp_analysis.py {shlex.quote(str(config))} --batch-size $SIZE'

@@ -129,6 +129,7 @@ def test_the_config_of_each_name_loads_as_it_is(entry, tmp_path, monkeypatch):
     assert wrapper.constructor == 'nf_plugins.NFOptimWrapperConstructor'
 
 
+@pytest.mark.slow
 def test_every_fifth_image_is_for_validation(tmp_path, monkeypatch):
     from mmpretrain.datasets import CustomDataset
 

@@ -26,6 +26,7 @@ def test_no_activation_is_multiplied_by_a_number(config):
     assert benchmark.factor_passes(MODELS.build(config)) == 0
 
 
+@pytest.mark.slow
 def test_the_counter_counts():
     """Two of timm's 16 blocks' passes over activations each way, and our own unfolded ones."""
     assert benchmark.factor_passes(benchmark.build('timm NF')) >= 2 * 16

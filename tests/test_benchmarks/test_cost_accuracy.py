@@ -39,6 +39,7 @@ def test_sizes_and_accuracies_are_published_ones():
     assert accuracy.NETWORKS[accuracy.BASE].top1 == theirs['resnet50_8xb32_in1k'][1]
 
 
+@pytest.mark.slow
 def test_counts_are_the_official_ones():
     table = json.loads((DATA / 'params_flops.json').read_text())['NF_RegNet-B0']
     net = MODELS.build(accuracy.NETWORKS['NF-RegNet-B0'].config)

@@ -15,6 +15,7 @@ from ..conftest import ROOT
 ARCH = dict(base='f0', width_mult=1 / 16, group_width=4)
 
 
+@pytest.mark.slow
 def test_the_parts_keep_what_the_network_keeps():
     found = memory.measure(ARCH, 64)
     net = MODELS.build(dict(type='nf_plugins.NFNet', arch=ARCH)).train()

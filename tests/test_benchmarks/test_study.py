@@ -237,6 +237,7 @@ def test_clipped_units_are_those_that_agc_clips():
     assert clipped / units == pytest.approx(float(share))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('network', 'fails'), [('nf', False), ('bn', False), ('plain', True)])
 def test_prediction(network, fails, images):
     """Before a step is taken, the rules tell a network that explodes from others."""
@@ -347,6 +348,7 @@ def test_a_failing_worker(study, monkeypatch, capsys):
     assert 'a worker ended early' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_is_impossible(study, monkeypatch, capsys):
     impossible = replace(TINY[3], batch_size=0)
     monkeypatch.setitem(PARTS, 'batch', Part('', lambda more: iter([impossible])))

@@ -178,6 +178,7 @@ def test_a_server_that_sends_single_bytes_is_not_waited_for(kind, server, monkey
     assert kept(server) == []
 
 
+@pytest.mark.slow
 def test_a_slow_server_is(server, monkeypatch):
     monkeypatch.setattr(download, 'TIMEOUT', 1.0)  # less than the whole takes
     data = content(3)

@@ -8,6 +8,7 @@ from sklearn.datasets import load_digits
 from nf_plugins.datasets import Digits
 
 
+@pytest.mark.slow
 def test_the_split_is_fixed_stratified_and_complete():
     raw = load_digits()
     images = np.round(raw.images * (255 / 16)).astype(np.uint8)

@@ -9,6 +9,7 @@ def build(**kwargs):
     return DATASETS.build(dict(type='nf_plugins.Shapes', num_images=3, **kwargs))
 
 
+@pytest.mark.slow
 def test_a_seed_fixes_the_images_and_another_changes_them():
     for a, b, c in zip(build(), build(), build(seed=1)):
         assert np.array_equal(a['img'], b['img'])
@@ -16,6 +17,7 @@ def test_a_seed_fixes_the_images_and_another_changes_them():
         assert not np.array_equal(a['gt_seg_map'], c['gt_seg_map'])
 
 
+@pytest.mark.slow
 def test_the_forms_fill_as_much_of_their_box_as_they_should():
     """A disc fills pi/4 of its bounding box, a square all of it, a triangle half."""
     filled = {1: [], 2: [], 3: []}

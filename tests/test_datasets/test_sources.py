@@ -55,6 +55,7 @@ def test_the_option_that_is_named_is_the_right_one(name, tmp_path, monkeypatch):
     assert missing_data(cfg, LOADERS) is None
 
 
+@pytest.mark.slow
 def test_every_data_set_of_the_configs_is_embedded_or_has_a_source():
     embedded = {'Digits', 'Shapes'}
     for path in sorted((ROOT / 'configs').rglob('*.py')):

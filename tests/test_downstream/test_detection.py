@@ -34,6 +34,7 @@ def has_ops():
     return True
 
 
+@pytest.mark.slow
 def test_backbone_and_pyramid():
     """Each level has ceil(size / stride) positions, with the strides of the config's anchors."""
     pytest.importorskip('mmseg')  # its FPN is mmdet's, and needs no ops
@@ -55,6 +56,7 @@ def test_backbone_and_pyramid():
         assert level.shape == (1, 256, math.ceil(height / stride), math.ceil(width / stride))
 
 
+@pytest.mark.slow
 def test_the_config_differs_from_that_of_mmdet_in_the_backbone_alone():
     folder = Path(mmdet.__path__[0], '.mim/configs/retinanet')
     theirs = unscoped(Config.fromfile(folder / 'retinanet_r50_fpn_1x_coco.py').to_dict())
@@ -76,6 +78,7 @@ def unscoped(value):
     return [unscoped(v) for v in value] if isinstance(value, list) else value
 
 
+@pytest.mark.slow
 def test_signal(tmp_path):
     options = ['--input-size', 64, '--batch-size', 4, '--unit-gain', '--out-dir', tmp_path]
     assert run_tool('spp_analysis', FOLDER / RETINANET, *options) == 0
@@ -85,6 +88,7 @@ def test_signal(tmp_path):
     assert record['verdicts'] == []
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(has_ops(), reason='mmcv has its compiled ops')
 def test_without_ops_training_fails_in_one_line(tmp_path, capsys):
     code = run_tool('train', FOLDER / RETINANET, '--work-dir', tmp_path / 'work')
@@ -99,6 +103,7 @@ needs_ops = pytest.mark.skipif(
 )
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize('name', DETECTORS)
 def test_backbones_fit_their_necks(name):
     """Each output has the channels that the pyramid takes, at the strides of the anchors."""
@@ -119,6 +124,7 @@ def test_backbones_fit_their_necks(name):
     assert not any((feature < 0).any() for feature in features if 'nfnet' not in name)
 
 
+@pytest.mark.slow
 def test_the_published_settings_of_mask_rcnn_with_pws():
     """As in configs/maskrcnn.py of the PWS authors' detection code."""
     cfg = load(PWS)
@@ -143,6 +149,7 @@ def test_the_published_settings_of_mask_rcnn_with_pws():
     assert gammas == {1e-4}
 
 
+@pytest.mark.slow
 def test_the_published_settings_of_ssd_with_pws():
     """As in train_cfgs/voc_ssd.json of the PWS authors' TensorFlow code."""
     cfg = load('ssd320_pws-resnet50_voc0712.py')

@@ -79,6 +79,7 @@ def test_the_variance_is_preserved_up_to_the_classifier():
     assert all(0.5 < variance < 1.3 for variance in variances), variances
 
 
+@pytest.mark.versions
 def test_one_training_step():
     cfg, model = build(LARGE)
     model.init_weights()

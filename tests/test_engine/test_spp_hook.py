@@ -103,6 +103,7 @@ def test_training_is_the_same_to_the_bit(network, mode, source, without_hook, tm
     assert all(r['blocks'][1]['grad_avg_var'] > 0 for r in found)
 
 
+@pytest.mark.slow
 def test_records_are_analyses_of_the_network_of_that_moment(tmp_path):
     runner = train(tmp_path, hook=dict(interval=2, mode='eval', batch_size=3, seed=4), **NF)
     first, last = records(tmp_path)
@@ -227,6 +228,7 @@ def test_stop_on(how, tmp_path):
     assert message in log
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('levels', [False, True])
 def test_the_loss_itself(tmp_path, levels):
     hook = dict(stop_on='non_finite')
@@ -239,6 +241,7 @@ def test_the_loss_itself(tmp_path, levels):
         runner.train()
 
 
+@pytest.mark.slow
 def test_epochs_of_an_iteration_based_training(tmp_path):
     cfg = config(tmp_path, hook=dict(), **NF)
     cfg.train_cfg = dict(by_epoch=False, max_iters=3)
@@ -454,6 +457,7 @@ def test_each_block_has_norms_of_gradient_weights_and_update(tmp_path):
             assert step == pytest.approx(0.01 * values['grad_norm'], rel=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['DyT', 'Derf'])
 def test_the_factors_of_pointwise_norms_over_a_training(kind, tmp_path):
     arch = dict(embed_dims=16, num_layers=2, num_heads=2, feedforward_channels=32)

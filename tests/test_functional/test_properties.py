@@ -176,6 +176,7 @@ def test_the_convolution_of_impulses(dtype, kernels, data, options):
     check_standardized(found.view(fan, len(w)).T, w, scale, fan, **options)
 
 
+@pytest.mark.slow
 # ------------------------------------------------------------ statistics
 @thorough(150)
 @given(data=st.data())
@@ -237,6 +238,7 @@ def check_same(found, expected, slack):
         assert (a - b).norm() <= slack * b.norm()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings('ignore:Using padding=.same. with even kernel:UserWarning')
 @thorough(60)
 @given(data=st.data())
@@ -314,6 +316,7 @@ def test_a_folded_network_gives_the_same(case):
         check_same(net(x), before, tolerance(net, x))
 
 
+@pytest.mark.slow
 @thorough(25)
 @given(case=networks(), training=st.booleans())
 def test_the_scale_of_a_branch_in_the_weights_or_behind_them(case, training):
@@ -334,6 +337,7 @@ def test_the_scale_of_a_branch_in_the_weights_or_behind_them(case, training):
     check_same(*results, 10 * tolerance(net, x))
 
 
+@pytest.mark.slow
 @thorough(10)
 @given(data=st.data())
 def test_a_folded_pws_resnet_gives_the_same(data):

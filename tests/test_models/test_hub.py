@@ -182,6 +182,7 @@ def test_other_names_are_refused_and_close_ones_told(name, told):
 LARGE = 8e7
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'entry',
     sample(
@@ -199,6 +200,7 @@ def test_the_logits_are_timms(entry, server, tmp_path):
         assert relative_error(logits(ours, x), theirs(x)) < 1e-4
 
 
+@pytest.mark.slow
 def test_timm_reads_the_same_file(server, test_file, tmp_path):
     """timm's own loader gives the same logits, from the same bytes."""
     (tmp_path / 'model.safetensors').write_bytes(test_file)
@@ -581,6 +583,7 @@ def test_deepminds_server(fault, message, server):
     assert len(str(error.value).splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_a_damaged_file_of_deepmind_is_fetched_again(server, tmp_path, monkeypatch):
     """F0 is here the network of the test file, of an eighth of the width."""
     content = (DATA / 'F0w8_haiku.npz').read_bytes()
@@ -668,6 +671,7 @@ def test_a_cache_that_cannot_be_written(server, test_file, tmp_path, monkeypatch
 # mmpretrain
 
 
+@pytest.mark.versions
 def test_mmpretrains_own_functions(server, test_file, test_net, jpeg, monkeypatch):
     """get_model by name with the URL in the metafile, and the inferencer with its classes."""
     import mmpretrain

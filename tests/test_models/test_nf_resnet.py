@@ -77,6 +77,7 @@ def test_logits_features_and_metrics(case, size):
             assert block.res_avg_var == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_signal_at_initialisation_is_the_official_one():
     """Within 3 % per block, over several draws of the weights, at 224 and batch 8."""
     case = json.loads((DATA / 'spp_jax.json').read_text())['DM_NF_ResNet50_w4_relu_skip1_b8_224']

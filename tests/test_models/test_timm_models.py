@@ -53,6 +53,7 @@ def marks_of(name):
     return marks + [pytest.mark.exhaustive] * name.endswith(('101', '_b2', '_b3', '_b4', '_b5'))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
     [pytest.param(n, marks=marks_of(n)) for n in ('test_nfnet', *UNPUBLISHED)],

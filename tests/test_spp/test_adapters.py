@@ -126,6 +126,7 @@ def test_expectation(made, before, identity, var):
     assert made.output_var(before, identity) == (var and pytest.approx(var))
 
 
+@pytest.mark.slow
 def test_no_library_is_imported_for_its_adapter():
     libraries = ['timm', 'transformers', 'mmpretrain', 'mmdet', 'mmseg', 'torchvision', 'diffusers']
     code = (

@@ -465,6 +465,7 @@ def test_a_finite_signal_beyond_the_square_root_of_float32():
     assert 'non_finite' not in {v['rule'] for v in profile.verdicts()}
 
 
+@pytest.mark.slow
 def test_modules_with_a_train_method_of_their_own():
     """LeViT keeps a table of its biases in evaluation mode, and drops it in training mode."""
     net = mmpretrain('LeViT', arch='128s')

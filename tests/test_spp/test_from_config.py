@@ -47,6 +47,7 @@ def test_at_initialisation(config):
     assert profile.input == dict(kind='gaussian', shape=[2, 3, 32, 32])
 
 
+@pytest.mark.slow
 def test_weights_of_one_checkpoint_are_not_left_for_the_next(config, tmp_path):
     paths = []
     for seed, iteration in ((1, 20), (2, 10)):

@@ -116,6 +116,7 @@ def test_channels():
     assert image_channels(NFResNet(26, base_channels=4, in_channels=1)) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('split', ['train', 'val', 'test'])
 def test_dataset_batch(split):
     cfg = Config.fromfile(str(ROOT / 'configs/nf_resnet/nf-resnet_digits.py'))

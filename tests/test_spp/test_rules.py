@@ -62,6 +62,7 @@ def test_skipinit():
     assert not verdicts(net, unit_gain=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ('build', 'parameter', 'words'),
     [
@@ -119,6 +120,7 @@ def test_nf_regnet_falls_by_its_pooled_shortcuts():
     assert 'pooled_shortcut' not in without
 
 
+@pytest.mark.slow
 def test_nfnet():
     assert {'zero_branch', 'pooled_shortcut'} == set(verdicts(built(NFNet, arch='f0')))
 
@@ -243,6 +245,7 @@ def unwritten_memory_is_nan():
     torch.use_deterministic_algorithms(False)
 
 
+@pytest.mark.slow
 def test_memory_that_nobody_has_written_is_no_value(unwritten_memory_is_nan):
     assert torch.empty(1).isnan()
     net = built(NFResNet, depth=26, skipinit=1.0, drop_path_rate=0.5).train()

@@ -30,6 +30,7 @@ def network(mesh=None):
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('passes', [0, 1], ids=['before the first pass', 'after a pass'])
 def test_as_the_plain_network(mesh, passes):
     """The profile is the same, and so is the training after it."""

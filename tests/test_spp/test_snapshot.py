@@ -355,6 +355,7 @@ def test_an_interrupt_at_every_line():
         assert of_the_process() == process, (line, number)
 
 
+@pytest.mark.slow
 # Python drops what is raised in the callback of a weak reference.
 @pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
 def test_signals_at_any_moment():

@@ -157,6 +157,7 @@ def test_networks_of_other_depths_are_compared_at_the_ends_of_their_stages():
 WIDTHS = [8, 16, 32]
 
 
+@pytest.mark.slow
 def test_width_of_a_network_with_and_without_scaling_of_its_weights():
     """Scaled WS keeps the variance at every width; weights of one size let it grow with it."""
     options = Options(unit_gain=True, batch_size=8, input_size=(32,))
@@ -182,6 +183,7 @@ def test_width_of_a_network_with_and_without_scaling_of_its_weights():
     assert [line.get_xdata().tolist() for line in figure.axes[1].lines] == [WIDTHS] * 9
 
 
+@pytest.mark.slow
 def test_depth_alpha_batch_size_and_input_size():
     """What the method says: a stage's end has variance 1 + blocks * alpha^2."""
     options = Options(unit_gain=True, batch_size=4, input_size=(32,))

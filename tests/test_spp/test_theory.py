@@ -36,6 +36,7 @@ def test_batch_norm(order, branch):
         assert block.avg_var == pytest.approx(block.expected_var, rel=0.15)
 
 
+@pytest.mark.slow
 def test_no_theory_of_trained_or_evaluated_batch_norm():
     torch.manual_seed(0)
     net = ResNetV2(26)
@@ -60,6 +61,7 @@ def test_normalizer_free(alpha):
     assert blocks[0].expected_var == 1.0
 
 
+@pytest.mark.slow
 def test_timms_blocks_have_the_same_theory():
     import timm
 

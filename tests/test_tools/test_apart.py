@@ -23,6 +23,7 @@ PROGRAMS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', PROGRAMS)
 def test_it_ends_as_a_fresh_process(name, tmp_path):
     args, env = ['1 2', 'ü'], {**os.environ, 'A': 'b'}

@@ -382,6 +382,7 @@ def test_images_of_every_kind(config, workplace, monkeypatch):
     assert shape[0] == len(IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size', [['1'], ['33', '17']])
 def test_names_with_spaces_and_unicode_and_one_image(size, workplace, monkeypatch, capsys):
     """Configs, checkpoints and folders; a batch of one, of one pixel or of odd sides."""

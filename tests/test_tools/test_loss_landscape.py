@@ -22,6 +22,7 @@ def checkpoints(tmp_path, monkeypatch):
         torch.save(dict(state_dict=model.state_dict(), meta={}), name)
 
 
+@pytest.mark.slow
 def test_it_draws_and_writes(checkpoints, tmp_path):
     few = ['--images', 8, '--points', 3, '--plane', '--radius', 0.5, '--step', 0.1]
     args = [NF, 'nf.pth', '--compare', f'{BN}=bn.pth', '--label', 'NF', 'BN', *few]

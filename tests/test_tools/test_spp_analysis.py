@@ -108,6 +108,7 @@ def test_what_is_wrong_in_words_and_as_a_status(tmp_path, capsys):
     assert json.loads((tmp_path / 'spp.json').read_text())['unit_gain'] is True
 
 
+@pytest.mark.slow
 def test_gradients_and_the_page(tmp_path):
     formats = ['--format', 'png', 'html', 'csv']
     run(NF, '--out-dir', tmp_path, '--backward', '--compare', BN, *formats)
@@ -227,6 +228,7 @@ def test_a_rule_that_the_config_imports(monkeypatch, tmp_path, capsys):
         RULES._module_dict.update(before)
 
 
+@pytest.mark.slow
 def test_a_sweep(tmp_path, capsys):
     options = ['--out-dir', tmp_path, '--batch-size', 2, '--sweep']
     widths = 'model.backbone.base_channels=8,4,0'

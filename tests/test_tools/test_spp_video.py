@@ -111,6 +111,7 @@ def test_what_can_be_a_source(source, epochs, runs, work_dir, drawn, tmp_path):
     assert [f'2025010{run}_000000' in r.source for r, run in zip(drawn, runs)] == [True] * len(runs)
 
 
+@pytest.mark.slow
 def test_checkpoints_on_the_same_noise(drawn, tmp_path):
     (tmp_path / 'net.py').write_text(CONFIG)
     net = MODELS.build(Config.fromfile(tmp_path / 'net.py').model.backbone)

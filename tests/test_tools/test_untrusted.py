@@ -183,6 +183,7 @@ default_scope = 'mmpretrain'
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('suffix', ['pth', 'npz'])
 def test_damaged_weights_are_loaded_correctly_or_refused(suffix, workplace, capsys):
     (workplace / 'small.py').write_text(SMALL)

@@ -275,6 +275,7 @@ def reference(x, w, scale, g):
     return out.detach(), x.grad, torch.from_numpy(grad_w).view(w.shape), grad_scale[:, 0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('memory_format', [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize('how', ['kernels', 'plain'])
 def test_convolution_and_gradients(how, memory_format, monkeypatch):

@@ -27,6 +27,7 @@ def numpy_scaled(w, gain, gamma, eps, mode):
     return (gamma * gain[:, None] * (rows - mean) / std).reshape(w.shape)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize(('mode', 'eps'), [('clamp', 1e-4), ('clamp', 0.5), ('add', 1e-5)])
 def test_scaled_formula_and_gradients(shape, mode, eps):
@@ -43,6 +44,7 @@ def test_scaled_formula_and_gradients(shape, mode, eps):
     assert gradgradcheck(function, (w, gain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('gamma', [1e-5, 0.1])
 def test_parametric_formula_and_gradients(shape, gamma):

@@ -131,6 +131,7 @@ def test_a_file_that_others_can_write_is_not_loaded(mode, cache):
     assert again.stat().st_mode & 0o777 == 0o600 and again.stat().st_ino != before
 
 
+@pytest.mark.slow
 @has_compiler
 def test_a_link_of_others_is_not_followed(cache, tmp_path, monkeypatch):
     file = kernels._cached()
@@ -225,6 +226,7 @@ def test_one_line_says_why_there_are_no_kernels(variables, why, cache, monkeypat
     assert why in record.message and record.message.isprintable()
 
 
+@pytest.mark.slow
 @has_compiler
 def test_many_threads_at_once(cache, caplog):
     with ThreadPoolExecutor(4) as pool:

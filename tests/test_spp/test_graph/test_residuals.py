@@ -469,6 +469,7 @@ def test_counts(name):
         assert len(kinds) > 1
 
 
+@pytest.mark.slow
 def test_graph_modules_have_names_and_a_stem():
     net = torchvision.models.resnet18().eval()
     x = torch.randn(2, 3, 64, 64)

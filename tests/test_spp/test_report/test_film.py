@@ -21,6 +21,7 @@ def count_frames(content, form):
     return len(frames), frames.shape[1:]
 
 
+@pytest.mark.slow
 def test_the_axes_fit_all_records_and_never_move(records):
     painter = Painter(records, 'a $title')
     scales = {m: scale_of([r.profile for r in records], m) for m in painter.panels}
@@ -53,6 +54,7 @@ def test_the_axes_fit_all_records_and_never_move(records):
     assert (labels[0] < 128).any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('form', ['gif', 'mp4'])
 @pytest.mark.parametrize('count', [1, 4])
 def test_as_many_frames_as_records(form, count, records):

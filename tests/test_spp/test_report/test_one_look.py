@@ -70,6 +70,7 @@ def test_zeros_alone_have_an_axis_from_zero_to_one():
     assert high == pytest.approx(1.05)
 
 
+@pytest.mark.slow
 def test_one_name_for_the_expected_line_and_an_entry_for_each_network():
     profiles = [profile_of(VALUES['log'], label) for label in ('one', 'two', 'three')]
     (legend,) = plot_profiles(profiles).legends
@@ -96,6 +97,7 @@ def test_labels_are_no_markup(label):
         assert text.count('&') == text.count('&lt;') + text.count('&gt;') + text.count('&amp;')
 
 
+@pytest.mark.slow
 def test_gradients_leave_no_empty_panel_in_a_film():
     profile = profile_of(VALUES['linear'])
     for block in profile.blocks:
