@@ -182,14 +182,13 @@ def test_random_kills(tmp_path):
 
     rng = random.Random(KILLS)
     tools = [list(CASES)[i % len(CASES)] for i in range(KILLS)]
-    # A third of them around the end, where files take their names. It may be over before.
+    # A third of them around the end, where files take their names; a tool may be done before that.
     moments = [rng.uniform(0.85, 1.0) if i % 3 == 0 else rng.uniform(0, 0.7) for i in range(KILLS)]
     cases = {name: case(tmp_path) for name, case in CASES.items()}
     for case in cases.values():
         case.prepare()
-    statuses = [
-        kill(cases[tool], rng.choice(SIGNALS), moment, 0.05 * rng.random())
-        for tool, moment in zip(tools, moments)
-    ]
-    assert len(statuses) == KILLS
-    assert all(status != 0 for i, status in enumerate(statuses) if i % 3)  # they were killed
+    for i, (tool, moment) in enumerate(zip(tools, moments)):
+        name, pause = rng.choice(SIGNALS), 0.05 * rng.random()
+        while kill(cases[tool], name, moment, pause) == 0 and i % 3:
+            moment, pause = moment / 2, pause / 2  # on a busy machine it was done before
+            assert moment > 0.01
