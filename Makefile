@@ -17,8 +17,8 @@ export OMP_WAIT_POLICY := PASSIVE
 export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
-.PHONY: help setup demo test test-all check compat lint docs long-run format spp-figure docs-figures study \
-	bench gpu ops clean fashion-mnist
+.PHONY: help setup demo test test-all check compat lint docs long-run format spp-figure \
+	docs-figures study bench gpu ops clean fashion-mnist
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -61,7 +61,7 @@ demo: setup  ## train, test, inspect and film an NF-ResNet on the embedded digit
 	@echo "Signal propagation after training:    $(CURDIR)/$(DEMO)/spp_trained/spp.png"
 	@echo "Signal propagation while training:    $(CURDIR)/$(DEMO)/training.html, .gif and .mp4"
 
-test: setup lint docs  ## the tests, with a part of the longest tables; those of detectors where `make ops` was run
+test: setup lint docs  ## the tests, and a part of the longest tables; detectors where `make ops` was run
 	$(PYTEST) -m "not exhaustive" --durations=25
 	if [ -e $(OPS)/.built ]; then PYTHONPATH=$(OPS) $(PYTEST) tests/test_downstream; \
 		else echo "Detectors are not trained: 'make ops' builds mmcv's compiled operators."; fi

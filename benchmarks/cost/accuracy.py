@@ -11,15 +11,13 @@ from __future__ import annotations
 
 import io
 import json
-import statistics
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from mmengine.registry import MODELS
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import nf_plugins.models  # noqa: F401 (registers the networks)
@@ -29,12 +27,11 @@ from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import as_usage_error
 from nf_plugins.utils.files import atomic_write_all
 
+from .benchmark import GAIN, Setting, summary, training_step
 from .measuring import interleaved
 
 MODULE = 'benchmarks.cost.accuracy'
 BASE = 'ResNet-50'
-GAIN = 0.2
-"""The SkipInit gains: their magnitude in a training."""
 
 
 @dataclass(frozen=True)
@@ -106,19 +103,6 @@ def counts(net: nn.Module, size: int) -> dict[str, int]:
     return dict(parameters=parameters, multiply_adds=counter.get_total_flops() // 2)
 
 
-def training_step(net: nn.Module, x: Tensor) -> Callable[[], None]:
-    """A training step of a network with SGD and momentum."""
-    net.train()
-    sgd = torch.optim.SGD(net.parameters(), lr=1e-6, momentum=0.9, nesterov=True)
-    return lambda: _step(net, sgd, x)
-
-
-def _step(net: nn.Module, sgd: torch.optim.SGD, x: Tensor) -> None:
-    sgd.zero_grad()
-    net(x)[-1].mean().backward()
-    sgd.step()
-
-
 def measure(names: list[str], images: int, rounds: int) -> dict[str, dict[str, Any]]:
     """The published facts of each network, its size, and the milliseconds of a training image."""
     found, jobs = {}, {}
@@ -126,12 +110,10 @@ def measure(names: list[str], images: int, rounds: int) -> dict[str, dict[str, A
         size = NETWORKS[name].size
         net = MODELS.build(NETWORKS[name].config)
         found[name] = {**asdict(NETWORKS[name]), **counts(net, size)}
-        jobs[name] = training_step(net, torch.randn(images, 3, size, size))
-    for name, seconds in interleaved(jobs, rounds).items():
-        of_image = sorted(1000 * s / images for s in seconds)
-        quartiles = statistics.quantiles(of_image, n=4) if rounds > 1 else of_image * 3
-        middle = [quartiles[0], quartiles[2]]
-        found[name].update(ms=statistics.median(of_image), ms_quartiles=middle)
+        jobs[name] = training_step(net, Setting('cpu', 'fp32', False, images, size))
+    for name, times in summary(interleaved(jobs, rounds), base=names[0]).items():
+        low, middle, high = (ms / images for ms in times['ms'])
+        found[name].update(ms=middle, ms_quartiles=[low, high])
     return found
 
 
