@@ -13,10 +13,9 @@ from nf_plugins.checkpoint import safe_load
 from nf_plugins.models.hub import PUBLISHED
 from nf_plugins.models.timm_models import TIMM_BACKBONES, timm_config
 
-from ..conftest import ROOT, relative_error, without_memory
+from ..conftest import ROOT, relative_error, sample, without_memory
 
 NAMES = timm.list_models(module='nfnet')
-QUICK = {'nf_seresnet26', 'nf_ecaresnet26', 'nf_regnet_b0', 'test_nfnet', 'eca_nfnet_l0'}
 LARGE = {name for name in NAMES if re.fullmatch(r'(dm_)?nfnet_f\d|eca_nfnet_l3', name)}
 SMALL = [name for name in NAMES if name not in LARGE]
 
@@ -48,15 +47,13 @@ def test_parameter_counts(name):
 UNPUBLISHED = [n for n in SMALL if n not in {entry.name.partition('.')[0] for entry in PUBLISHED}]
 
 
-def marks_of(name):
-    marks = [pytest.mark.slow] * (name not in QUICK)
-    return marks + [pytest.mark.exhaustive] * name.endswith(('101', '_b2', '_b3', '_b4', '_b5'))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     'name',
-    [pytest.param(n, marks=marks_of(n)) for n in ('test_nfnet', *UNPUBLISHED)],
+    sample(
+        ['test_nfnet', *UNPUBLISHED],
+        lambda name: not name.endswith(('101', '_b2', '_b3', '_b4', '_b5')),
+    ),
 )
 def test_same_weights_same_logits(name, tmp_path, monkeypatch, capsys):
     theirs = timm.create_model(name, num_classes=10).eval()
