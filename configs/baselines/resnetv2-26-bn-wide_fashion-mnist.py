@@ -1,5 +1,5 @@
-# resnetv2-26-bn_fashion-mnist.py with twice the channels and two more epochs: the twin with batch norm
-# of nf-resnet26-wide_fashion-mnist.py.
+# resnetv2-26-bn_fashion-mnist.py with twice the channels and two more epochs: the twin of
+# nf-resnet26-wide_fashion-mnist.py, with batch norm.
 _base_ = './resnetv2-26-bn_fashion-mnist.py'
 
 epochs = 10
