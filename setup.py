@@ -49,11 +49,13 @@ class BuildWithMim(build_py):
         write_new_style(target / 'configs', target.parent / 'configs')
 
 
-NEW_STYLE = """from os.path import dirname
+# mmengine 0.10 does not import `Config` here, but a placeholder.
+NEW_STYLE = """from importlib import import_module
+from os.path import dirname
 
-from mmengine.config import Config
-
-globals().update(Config.fromfile(f'{{dirname(__file__)}}/../../.mim/configs/{name}'))
+path = f'{{dirname(__file__)}}/../../.mim/configs/{name}'
+globals().update(import_module('mmengine.config').Config.fromfile(path))
+del path
 """
 
 

@@ -14,13 +14,13 @@ import sys
 import warnings
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
+from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import is_installed
 
 PREFIXES = ('nfplugins', 'nf_plugins')
 """Prefixes of our names before ``::``: the distribution and the package."""
@@ -76,7 +76,9 @@ def install() -> None:
     packaged = (root() / 'configs').is_relative_to(Path(__file__).parent)
     for prefix in PREFIXES:
         # A checkout has no `.mim`, which the hub reads; the installed distribution has.
-        package = 'nfplugins' if not packaged and is_installed('nfplugins') else 'nf_plugins'
+        # (mmengine 0.10's `is_installed` imports setuptools, which takes time and warns.)
+        installed = any(True for _ in distributions(name='nfplugins'))
+        package = 'nfplugins' if not packaged and installed else 'nf_plugins'
         MODULE2PACKAGE.setdefault(prefix, package)
     theirs = Config._get_cfg_path
     if getattr(theirs, '__module__', None) != __name__:
