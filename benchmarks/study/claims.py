@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
+from .film import mean_share
 from .landscape import predicted_shares, row_width
 from .results import Rows
 from .runs import NETWORKS
@@ -118,8 +119,6 @@ def running_statistics(rows: Rows) -> tuple[bool, str]:
 
 
 def collapses(rows: Rows) -> tuple[bool, str]:
-    from .figures import mean_share
-
     largest = {}
     for network in ('plain', 'pws', 'ws'):
         frames = [f for r in some(rows.where(network=network)).rows for f in r['film']]

@@ -20,7 +20,8 @@ from nf_plugins.cli.command_line import command_line
 from nf_plugins.utils.files import atomic_write
 
 from .claims import claims_table
-from .figures import KINDS, clip_label, mean_share, shares, write_figures
+from .figures import KINDS, clip_label, shares, write_figures
+from .film import mean_share
 from .results import OUT, Results, Rows
 from .runs import CHANCE, NETWORKS, PARTS, Run, runs_of
 

@@ -22,8 +22,8 @@ from .transfer import transfer
 
 VAL_IMAGES, TEST_IMAGES = 500, 1000
 CURVES = ('avg_sq_mean', 'avg_var', 'grad_avg_sq_mean', 'grad_avg_var')
-FILM_EVERY = 3
-"""Steps between two frames of the collapse; seed 0, which the film shows, has all steps."""
+FILM_FROM, FILM_EVERY = 12, 3
+"""The collapse has a frame for each of the first 12 steps, and then for every third step."""
 LANDSCAPES = 5
 """Moments of a training at which the loss along the gradient is measured."""
 
@@ -97,7 +97,7 @@ def train(run: Run) -> dict:
         more['clipped'] = {}
 
     def look(step: int, loss: float, chosen: Tensor) -> None:
-        if run.part == 'collapse' and (run.seed == 0 or step % FILM_EVERY == 0):
+        if run.part == 'collapse' and (step < FILM_FROM or step % FILM_EVERY == 0):
             now = frame(model, data.train.images[:32])
             more.setdefault('film', []).append(dict(step=step, loss=short(loss), **now))
         elif run.part == 'landscape' and step % max(1, run.steps // LANDSCAPES) == 0:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
+from contextlib import redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from mmengine.runner import save_checkpoint
 from torch import nn
 
 from benchmarks.common import quiet
@@ -42,14 +43,15 @@ def transfer(run: Run, model: nn.Module) -> list[dict[str, Any]]:
     found = []
     with tempfile.TemporaryDirectory() as folder:
         path = str(Path(folder) / 'fashion_mnist.pth')
-        save_checkpoint(dict(state_dict=model.state_dict(), meta={}), path)
+        torch.save(dict(state_dict=model.state_dict(), meta={}), path)
         pretrained = dict(type='Pretrained', checkpoint=path, prefix='backbone.')
         for number in DIGITS:
             few = Images(*(x[order[:number]] for x in train))
             row: dict[str, Any] = dict(images=number)
             for start, options in (('scratch', {}), ('weights', dict(init_cfg=pretrained))):
                 torch.manual_seed(run.seed)
-                with quiet():
+                # mmengine prints a line for each checkpoint that it loads.
+                with quiet(), redirect_stdout(io.StringIO()):
                     net, optimizer = build(short_run, **options)
                 torch.manual_seed(run.seed)
                 fit(short_run, net, optimizer, few)
