@@ -113,7 +113,7 @@ def film(rows: Rows) -> bytes:
         drawn.figure.canvas.draw()
         image = Image.frombuffer('RGBA', drawn.figure.canvas.get_width_height(), bytes(
             drawn.figure.canvas.buffer_rgba())).convert('RGB')  # fmt: skip
-        images.append(image.quantize(64, dither=Image.Dither.NONE))
+        images.append(image.quantize(128, dither=Image.Dither.NONE))
     content = io.BytesIO()
     durations = [MILLISECONDS] * (len(images) - 1) + [LAST]
     images[0].save(

@@ -7,12 +7,14 @@ import statistics
 from typing import Any
 
 from .drawing import GRADIENTS, new_figure, style
-from .landscape import DECREASES, JUDGED, PLANE_POINTS, POINTS, RISE, predicted_shares, sides
+from .landscape import DECREASES, JUDGED, RISE, predicted_shares, sides
 from .results import Rows
 from .runs import NETWORKS
 
-LEVELS = [round(0.4 * 10 ** (number / 10), 2) for number in range(16)]
-"""Losses of the contours, from 0.4 to 12.65, ten in a factor of ten."""
+LEVELS = [10 ** (number / 10) for number in range(-4, 11)]
+"""Losses of the contours: from 0.4 to 10, ten in a factor of ten."""
+
+TICKS = (-1, -0.5, 0, 0.5, 1)
 
 
 def _number(value: float | None) -> float:
@@ -32,12 +34,13 @@ def landscape_figure(rows: Rows) -> Any:
             if lines:
                 label = NETWORKS[network].label
                 label += ', running statistics' if key == 'running' else ''
-                _band(left, sides(POINTS), lines, label, look | more)
+                _band(left, sides(len(lines[0])), lines, label, look | more)
         shares = [predicted_shares(row) for row in mine.rows]
         steps = sorted(set.intersection(*(set(found) for found in shares)))
         values = [[found[step] for step in steps] for found in shares]
         _band(right, steps, values, NETWORKS[network].label, look)
     left.set_yscale('log')
+    left.set_xticks(TICKS, [f'{x:g}' for x in TICKS])
     left.set_xlabel('Step along a random direction, relative to the weights')
     left.set_ylabel('Training loss')
     right.axhline(1, color='0.5', linewidth=0.8, linestyle=':')
@@ -64,22 +67,24 @@ def plane_figure(rows: Rows) -> Any:
     shown = [row for row in rows.where(seed=0).rows if 'plane' in row.get('valley', {})]
     figure, axes = new_figure(1, max(1, len(shown)), (2.7 * len(shown) + 1, 3.2), sharey=True)
     planes = [[[_number(x) for x in line] for line in row['valley']['plane']] for row in shown]
-    xs = sides(PLANE_POINTS)
     for ax, row, plane in zip(axes[0], shown, planes):
+        xs = sides(len(plane))
         turned = [list(line) for line in zip(*plane)]  # the first direction is horizontal
         drawn = ax.contourf(
             xs, xs, turned, levels=LEVELS, norm=LogNorm(LEVELS[0], LEVELS[-1]), extend='both'
         )
-        centre = plane[PLANE_POINTS // 2][PLANE_POINTS // 2]
+        centre = plane[len(plane) // 2][len(plane) // 2]
         ax.contour(xs, xs, turned, levels=[centre + RISE], colors='white', linewidths=1.2)
         ax.set_title(NETWORKS[row['network']].label, fontsize=10)
         ax.set_aspect('equal')
+        ax.set_xticks(TICKS, [f'{x:g}' for x in TICKS])
+        ax.set_yticks(TICKS, [f'{x:g}' for x in TICKS])
         ax.grid(False)
         ax.set_xlabel('First direction')
     axes[0, 0].set_ylabel('Second direction')
     if shown:
         bar = figure.colorbar(drawn, ax=axes[0], label='Training loss', shrink=0.75)
-        bar.set_ticks(LEVELS[::5], labels=[f'{x:g}' for x in LEVELS[::5]])
+        bar.set_ticks([0.5, 1, 2, 5, 10], labels=['0.5', '1', '2', '5', '10'])
         bar.minorticks_off()
     return figure
 

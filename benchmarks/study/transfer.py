@@ -55,7 +55,7 @@ def transfer(run: Run, model: nn.Module) -> list[dict[str, Any]]:
                     net, optimizer = build(short_run, **options)
                 torch.manual_seed(run.seed)
                 fit(short_run, net, optimizer, few)
-                # As in `outcome`, outputs that are not finite count as guessing.
-                row[start] = accuracy(net.eval(), test, len(test.labels)) or 10.0
+                right = accuracy(net.eval(), test, len(test.labels))
+                row[start] = 10.0 if right is None else right  # as in `outcome`
             found.append(row)
     return found
