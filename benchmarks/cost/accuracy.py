@@ -194,6 +194,7 @@ def figure(results: dict[str, dict[str, Any]]) -> bytes:
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2))
     for family, colour in COLOURS.items():
@@ -210,7 +211,12 @@ def figure(results: dict[str, dict[str, Any]]) -> bytes:
     left.set(xscale='log', yscale='log', xlabel='multiply-adds of a forward pass, billion')
     left.set_ylabel('ms of an image in training')
     right.set(xscale='log', xlabel='ms of an image in training', ylabel='published top-1, %')
+    for axis in (left.xaxis, left.yaxis, right.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+        axis.set_minor_locator(NullLocator())
     for ax in (left, right):
+        ax.margins(0.1)
         ax.grid(alpha=0.3, lw=0.5)
     left.legend(frameon=False, fontsize=8)
     fig.tight_layout()
