@@ -18,7 +18,7 @@ export PYTHONWARNINGS := ignore:Fail to import:UserWarning
 export PATH := $(BIN):$(PATH)
 
 .PHONY: help setup demo test test-all check compat lint docs long-run format spp-figure \
-	docs-figures study bench gpu ops clean fashion-mnist
+	docs-figures study bench bench-accuracy gpu ops clean fashion-mnist
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
@@ -140,6 +140,10 @@ study: setup  ## test the papers' claims on Fashion-MNIST, and write docs/study.
 
 bench: setup  ## what norms and their absence cost: time, memory, clipping; a quarter of an hour
 	python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json
+
+bench-accuracy: setup  ## training time beside published accuracy, into docs/cost.md; ten minutes
+	python -m benchmarks.cost.accuracy --out benchmarks/results/cost_accuracy.json \
+		--docs docs/cost.md
 
 # A bare machine with PyTorch for CUDA is enough: the environment sees its packages and adds what is
 # missing. GPU=... are arguments, for instance GPU="--device cpu --out work_dirs/gpu" for a trial.

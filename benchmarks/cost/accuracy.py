@@ -1,16 +1,19 @@
 """Measure what a training image costs, beside the published accuracy of the network.
 
-    python -m benchmarks.cost.accuracy --out benchmarks/results/cost_accuracy.json
+    python -m benchmarks.cost.accuracy --out benchmarks/results/cost_accuracy.json \\
+        --docs docs/cost.md
 
-Each network makes training steps at the resolution at which it was trained when its accuracy was
-published. The steps of all networks are interleaved in one process. A table (.md) and a figure
-(.png) with the same name are written into the folder of the JSON file.
+Each network makes training steps at the resolution at which its authors trained it. The steps of
+all networks are interleaved in one process. A table (.md) and a figure (.png) with the same name
+are written beside the JSON file, and --docs writes the section of the page between its marks.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import os
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,14 +27,15 @@ import nf_plugins.models  # noqa: F401 (registers the networks)
 from benchmarks.common import command, machine, quiet
 from nf_plugins.cli.arguments import ArgumentParser, positive
 from nf_plugins.cli.command_line import command_line
-from nf_plugins.errors import as_usage_error
-from nf_plugins.utils.files import atomic_write_all
+from nf_plugins.errors import UsageError, as_usage_error
+from nf_plugins.utils.files import atomic_write, atomic_write_all
 
 from .benchmark import GAIN, Setting, summary, training_step
 from .measuring import interleaved
 
 MODULE = 'benchmarks.cost.accuracy'
 BASE = 'ResNet-50'
+START, END = '<!-- made by make bench-accuracy -->', '<!-- end of the section -->'
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ NETWORKS = {
     'EfficientNet-B5': efficientnet('b5', 456, 83.82),
     'EfficientNet-B7': efficientnet('b7', 600, 84.38, tpu=1397.0, v100=1753.3),
     'NF-RegNet-B0': nf_regnet('b0', 192),
-    'NF-RegNet-B1': nf_regnet('b1', 224, 79.37, 'timm'),
+    'NF-RegNet-B1': nf_regnet('b1', 224, 79.37, 'timm, trained at 256x256'),
     'NF-RegNet-B2': nf_regnet('b2', 240),
     'NF-RegNet-B3': nf_regnet('b3', 288),
     'NF-RegNet-B4': nf_regnet('b4', 320),
@@ -139,6 +143,48 @@ def table(results: dict[str, dict[str, Any]]) -> str:
     return '\n'.join(lines) + '\n'
 
 
+def faster(results: dict[str, dict[str, Any]]) -> str:
+    """Say how much faster NFNet-F1 trains than EfficientNet-B7, here and as published."""
+    pair = [results.get(name) for name in ('EfficientNet-B7', 'NFNet-F1')]
+    if None in pair:
+        return ''
+    here, tpu, v100 = (pair[0][key] / pair[1][key] for key in ('ms', 'tpu', 'v100'))
+    return (
+        f'NFNet-F1 and EfficientNet-B7 are about equally accurate. An image of a training takes '
+        f'{here:.1f} times less\ntime in NFNet-F1 on this machine. By the times of the paper, it '
+        f'is {tpu:.1f} times less on TPUv3 and {v100:.1f} times\nless on a V100; the text of the '
+        f'paper says 8.7.\n\n'
+    )
+
+
+def section(found: dict[str, Any], png: str) -> str:
+    """The section of docs/cost.md.
+
+    Args:
+        found: The content of the JSON file.
+        png: Path of the figure, relative to the page.
+    """
+    about = found['machine']
+    return (
+        f'Measured with {found["images"]} images in a step on {about["cpu"]} with '
+        f'{about["threads"]} threads, torch {about["torch"]}.\n\n'
+        f'![Time of a training image against multiply-adds and accuracy]({png})\n\n'
+        f'{faster(found["results"])}{table(found["results"])}'
+    )
+
+
+def with_section(page: str, text: str) -> str:
+    """Put the section into a page.
+
+    Raises:
+        ValueError: The page has no place for it.
+    """
+    if START not in page or END not in page:
+        raise ValueError(f'it has no place for the section: {START} ... {END}')
+    before, after = page.split(START)[0], page.split(END)[1]
+    return f'{before}{START}\n\n{text}\n{END}{after}'
+
+
 COLOURS = {'ResNet': '0.3', 'EfficientNet': '#d55e00', 'NF-RegNet': '#009e73', 'NFNet': '#0072b2'}
 
 
@@ -148,6 +194,7 @@ def figure(results: dict[str, dict[str, Any]]) -> bytes:
 
     matplotlib.use('Agg')
     from matplotlib import pyplot as plt
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     fig, (left, right) = plt.subplots(1, 2, figsize=(9.6, 4.2))
     for family, colour in COLOURS.items():
@@ -164,7 +211,12 @@ def figure(results: dict[str, dict[str, Any]]) -> bytes:
     left.set(xscale='log', yscale='log', xlabel='multiply-adds of a forward pass, billion')
     left.set_ylabel('ms of an image in training')
     right.set(xscale='log', xlabel='ms of an image in training', ylabel='published top-1, %')
+    for axis in (left.xaxis, left.yaxis, right.xaxis):
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f'{value:g}'))
+        axis.set_minor_locator(NullLocator())
     for ax in (left, right):
+        ax.margins(0.1)
         ax.grid(alpha=0.3, lw=0.5)
     left.legend(frameon=False, fontsize=8)
     fig.tight_layout()
@@ -182,20 +234,37 @@ def main() -> None:
     parser.add_argument('--images', type=positive, default=2, help='images in a step')
     parser.add_argument('--rounds', type=positive, default=5)
     parser.add_argument('--out', type=Path, help='JSON file; a table and a figure go beside it')
+    parser.add_argument('--docs', type=Path, help='write the section of this page, too')
     with as_usage_error('bad arguments'):
         args = parser.parse_args()
+    if args.docs and not args.out:
+        raise UsageError('--docs needs --out: the page shows its figure')
+    if args.docs:  # before the minutes that the measurement takes
+        with as_usage_error(f'cannot write the section of {args.docs}'):
+            with_section(args.docs.read_text('utf-8'), '')
+    steps = len(args.networks) * (args.rounds + 1)
+    print(f'{steps} training steps of {args.images} images', file=sys.stderr, flush=True)
     results = measure(args.networks, args.images, args.rounds)
     print(table(results))
     if args.out:
-        described = dict(machine=machine(), command=command(MODULE), images=args.images)
-        text = json.dumps(dict(**described, results=results), indent=1) + '\n'
-        files = {
-            args.out: text,
-            args.out.with_suffix('.md'): table(results),
-            args.out.with_suffix('.png'): figure(results),
-        }
-        with as_usage_error(f'cannot write {args.out}'):
-            atomic_write_all(files)
+        write(results, args)
+
+
+def write(results: dict[str, dict[str, Any]], args: Any) -> None:
+    """Write the results, their table and figure, and the section of the page."""
+    found = dict(machine=machine(), command=command(MODULE), images=args.images, results=results)
+    png = args.out.with_suffix('.png')
+    files: dict[Path, bytes | str] = {
+        args.out: json.dumps(found, indent=1) + '\n',
+        args.out.with_suffix('.md'): table(results),
+        png: figure(results),
+    }
+    with as_usage_error(f'cannot write {args.out}'):
+        atomic_write_all(files)
+    if args.docs:
+        text = section(found, Path(os.path.relpath(png, args.docs.parent)).as_posix())
+        with as_usage_error(f'cannot write the section of {args.docs}'):
+            atomic_write(args.docs, with_section(args.docs.read_text('utf-8'), text))
 
 
 if __name__ == '__main__':

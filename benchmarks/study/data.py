@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from benchmarks.common import ROOT
+from nf_plugins.datasets import Digits
 from nf_plugins.errors import UsageError, as_usage_error
 
 DATA = ROOT / 'data/fashion_mnist'
@@ -62,6 +63,21 @@ def load_data(folder: Path | None = None) -> Data:
     cut = max(1, len(train.labels) - VALIDATION)
     val = Images(*(x[cut:] for x in train))
     return Data(Images(*(x[:cut] for x in train)), val, test)
+
+
+@functools.cache
+def load_digits() -> tuple[Images, Images]:
+    """Load the training and test images of scikit-learn's digits, enlarged to 16x16."""
+    found = []
+    for split in ('train', 'test'):
+        digits = Digits(split)
+        items = [digits[i] for i in range(len(digits))]
+        images = torch.stack([torch.from_numpy(item['img']) for item in items])
+        large = F.interpolate(images[:, None].float(), size=(16, 16), mode='bilinear')
+        found.append(Images(large, torch.tensor([item['gt_label'] for item in items])))
+    mean, std = found[0].images.mean(), found[0].images.std()
+    train, test = (Images((x - mean) / std, labels) for x, labels in found)
+    return train, test
 
 
 def batches(images: int, batch_size: int, steps: int) -> list[Tensor]:

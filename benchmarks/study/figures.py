@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,33 +14,16 @@ from nf_plugins.spp.rules import RULES, thresholds_of
 from nf_plugins.spp.rules.variance import SURE
 from nf_plugins.utils.files import atomic_write_all
 
+from .drawing import new_figure, style
+from .film import film, mean_share
+from .landscape_figures import gradient_figure, landscape_figure, plane_figure
 from .results import Rows
-from .runs import NETWORKS, PARTS, Run
+from .runs import NETWORKS, Run
 
 LIMIT = SURE * thresholds_of(RULES['explosion'])['growth']
 """Growth of the variance from which on the rule `explosion` says "error"."""
-
-
-def new_figure(rows: int, columns: int, size: tuple[float, float], **kwargs: Any) -> Any:
-    """Make a figure and its axes."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=size, dpi=150, layout='constrained')
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False, **kwargs)
-    for ax in axes.flat:
-        ax.grid(color='0.9', linewidth=0.6)
-        ax.set_axisbelow(True)
-    return figure, axes
-
-
-def style(network: str, networks: list[str]) -> dict[str, Any]:
-    """Return colour and marker of a network; after seven, the markers are hollow."""
-    number = networks.index(network)
-    colour = COLOURS[number % len(COLOURS)]
-    hollow = dict(markerfacecolor='white') if number >= len(COLOURS) else {}
-    return dict(color=colour, marker=MARKERS[number % len(MARKERS)], **hollow)
+LARGEST_LOSS = 1e4
+"""Upper end of the axis of the losses."""
 
 
 def depth_figure(rows: Rows) -> Any:
@@ -177,84 +160,77 @@ def draw_clipped(ax: Any, rows: Rows) -> None:
     ax.legend(frameon=False, fontsize=9)
 
 
-def mean_share(frame: dict) -> list[float]:
-    """Return, for each block, the share of the mean in the mean square of the gradient."""
-    pairs = zip(frame['grad_avg_sq_mean'], frame['grad_avg_var'])
-    return [math.nan if a is None or b is None else a / max(a + b, 1e-30) for a, b in pairs]
-
-
 def collapse_figure(rows: Rows) -> Any:
-    """Draw the gradient's mean over the blocks, a line for each moment, and the losses."""
+    """Draw the gradient's mean over the blocks, a line for each moment, and the losses.
+
+    There is a column for each network, and a row for each learning rate.
+    """
     from matplotlib import colormaps
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Normalize
 
-    first = rows.where(seed=0)
-    networks = first.values('network')
-    figure, axes = new_figure(2, len(networks), (3 * len(networks) + 0.8, 5.2), sharey='row')
-    steps = max(row['steps'] for row in first.rows)
-    colours = ScalarMappable(Normalize(0, steps), colormaps['viridis'])
-    for (top, bottom), row in zip(axes.T, first.rows):
-        for frame in row['film']:
-            share = mean_share(frame)
-            top.plot(range(len(share)), share, color=colours.to_rgba(frame['step']), linewidth=1.2)
-        top.set_yscale('log')
-        top.set_title(NETWORKS[row['network']].label, fontsize=10)
-        top.set_xlabel('Block')
-        for seed in rows.values('seed'):
-            (one,) = rows.where(seed=seed, network=row['network']).rows or [None]
-            if one is not None:
-                moments = [(f['step'], f['loss']) for f in one['film'] if f['loss'] is not None]
-                bottom.plot(*zip(*moments), color='0.3', linewidth=1.2)
-                if one['failed'] == 'non-finite':
-                    bottom.plot(*moments[-1], 'x', color='#D55E00', markersize=8)
-        bottom.axhline(math.log(10), color='0.5', linewidth=0.8, linestyle=':')
-        bottom.set_yscale('log')
-        bottom.set_xlabel('Step')
-    axes[0, 0].set_ylabel('Share of the mean\nin the squared gradient')
-    axes[1, 0].set_ylabel('Training loss')
-    figure.colorbar(colours, ax=axes[0], label='step')
+    networks, lrs = rows.values('network'), sorted(rows.values('lr'))
+    size = (3 * len(networks) + 0.8, 2.3 * len(lrs) + 2.7)
+    figure, axes = new_figure(len(lrs) + 1, len(networks), size, sharey='row')
+    colours = ScalarMappable(Normalize(0, max(rows.values('steps'))), colormaps['viridis'])
+    for column, network in zip(axes.T, networks):
+        mine = rows.where(network=network)
+        for ax, lr in zip(column, lrs):
+            for frame in (f for row in mine.where(lr=lr, seed=0).rows for f in row['film']):
+                share = mean_share(frame)
+                ax.plot(range(len(share)), share, color=colours.to_rgba(frame['step']), lw=1.2)
+            ax.set_yscale('log')
+            ax.set_ylim(1e-5, 1)
+            ax.set_xlabel('Block')
+        column[0].set_title(NETWORKS[network].label, fontsize=10)
+        draw_losses(column[-1], mine)
+    for ax, lr in zip(axes[:, 0], lrs):
+        ax.set_ylabel(f'Share of the mean in the\nsquared gradient, lr {lr:g}')
+    axes[-1, 0].set_ylabel('Training loss')
+    axes[-1, 0].legend(frameon=False, fontsize=9)
+    figure.colorbar(colours, ax=axes[:-1], label='step')
     return figure
 
 
-FIGURES = dict(depth=depth_figure, batch=batch_figure, agc=agc_figure, collapse=collapse_figure)
+def draw_losses(ax: Any, rows: Rows) -> None:
+    """Draw the losses of all seeds, with a cross where the next one is not finite."""
+    for colour, lr in zip(('0.2', '#0072B2', '#E69F00'), sorted(rows.values('lr'))):
+        for row in rows.where(lr=lr).rows:
+            moments = [(f['step'], f['loss']) for f in row['film'] if f['loss'] is not None]
+            label = f'lr {lr:g}' if row['seed'] == rows.rows[0]['seed'] else None
+            ax.plot(*zip(*moments), color=colour, linewidth=1.2, label=label)
+            if row['failed'] == 'non-finite':
+                step, loss = moments[-1]
+                ax.plot(step, min(loss, LARGEST_LOSS), 'x', color='#D55E00', markersize=7)
+    ax.axhline(math.log(10), color='0.5', linewidth=0.8, linestyle=':')
+    ax.set_yscale('log')
+    ax.set_ylim(0.4, 2 * LARGEST_LOSS)
+    ax.set_xlim(-1, rows.rows[0]['steps'])
+    ax.set_xlabel('Step')
 
 
-def write_figures(rows: Rows, folder: Path, parts: Iterable[str] = PARTS) -> None:
+FIGURES: dict[str, tuple[str, Callable[[Rows], Any]]] = {
+    'depth': ('depth', depth_figure),
+    'batch': ('batch', batch_figure),
+    'agc': ('agc', agc_figure),
+    'collapse': ('collapse', collapse_figure),
+    'landscape': ('landscape', landscape_figure),
+    'landscape_plane': ('landscape', plane_figure),
+    'landscape_gradient': ('landscape', gradient_figure),
+}
+"""File -> the part whose rows it shows, and the function that draws them."""
+
+
+def write_figures(rows: Rows, folder: Path) -> None:
     """Write the figures of the parts that have results."""
     files: dict[Path, bytes | str] = {}
-    for part in parts:
+    for name, (part, draw) in FIGURES.items():
         mine = rows.where(part=part)
-        if part in FIGURES and mine.rows:
+        if mine.rows:
             content = io.BytesIO()
-            FIGURES[part](mine).savefig(content, format='png')
-            files[folder / f'{part}.png'] = content.getvalue()
-    for row in rows.where(part='collapse', network='plain', seed=0).rows[:1]:
-        files[folder / 'collapse.gif'] = film(row)
+            draw(mine).savefig(content, format='png')
+            files[folder / f'{name}.png'] = content.getvalue()
+    if filmed := rows.where(part='collapse', seed=0).rows:
+        files[folder / 'collapse.gif'] = film(Rows(filmed))
     with as_usage_error(f'cannot write into {folder}'):
         atomic_write_all(files)
-
-
-def film(row: dict) -> bytes:
-    """Make a film of signal and gradient while a network trains."""
-    from nf_plugins.spp import BlockSignal, SignalProfile
-    from nf_plugins.spp.report.film import render
-    from nf_plugins.spp.report.records import Record
-
-    records = []
-    for frame in row['film']:
-        curves = {name: value for name, value in frame.items() if name not in ('step', 'loss')}
-        blocks = [
-            BlockSignal(i, f'block {i}', 'residual', (), *map(_number, values))
-            for i, values in enumerate(zip(curves['avg_sq_mean'], curves['avg_var']))
-        ]
-        for name in ('grad_avg_sq_mean', 'grad_avg_var'):
-            for block, value in zip(blocks, curves[name]):
-                setattr(block, name, _number(value))
-        profile = SignalProfile(blocks, 'train', state='trained')
-        records.append(Record(profile, 0, frame['step'], 'results.json'))
-    return render(records, 'gif', title=NETWORKS[row['network']].label)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -19,8 +20,10 @@ from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.utils.files import atomic_write
 
-from .claims import claims_table
-from .figures import KINDS, clip_label, mean_share, shares, write_figures
+from .claims import claims_table, transferred
+from .figures import KINDS, clip_label, shares, write_figures
+from .film import mean_share
+from .landscape import predicted_shares, row_width
 from .results import OUT, Results, Rows
 from .runs import CHANCE, NETWORKS, PARTS, Run, runs_of
 
@@ -131,23 +134,65 @@ def clipped_table(rows: Rows) -> str:
     return markdown(['parameters', *stages], lines)
 
 
+def mean_and_spread(values: list[float], form: str = '.1f') -> str:
+    """Show a mean and, of several values, the standard deviation."""
+    spread = f' ± {statistics.stdev(values):{form}}' if len(values) > 1 else ''
+    return f'{statistics.fmean(values):{form}}{spread}'
+
+
 def collapse_table(rows: Rows) -> str:
     """Make the table of the collapse."""
     lines = []
     for network in rows.values('network'):
-        mine = rows.where(network=network)
-        found = [
-            (max(s for s in mean_share(frame) if s == s), frame['step'])
-            for row in mine.rows
-            for frame in row['film']
+        for lr in sorted(rows.where(network=network).values('lr')):
+            mine = rows.where(network=network, lr=lr)
+            found = [
+                (max((s for s in mean_share(frame) if s == s), default=0.0), frame['step'])
+                for row in mine.rows
+                for frame in row['film']
+            ]
+            first = max(share for share, step in found if step == 0)
+            largest, step = max(found)
+            ended = sum(row['failed'] == 'non-finite' for row in mine.rows)
+            lines.append(
+                [NETWORKS[network].label, f'{lr:g}', cell(mine), f'{ended} of {len(mine.rows)}',
+                 f'{first:.2g}', f'{largest:.2g}', str(step)]
+            )  # fmt: skip
+    head = ['network', 'lr', 'test accuracy', 'not finite', 'share at step 0', 'largest share']
+    return markdown([*head, 'at step'], lines)
+
+
+def landscape_table(rows: Rows) -> str:
+    """Make the table of the landscapes: after the training, and while it lasts."""
+    steps = sorted({moment['step'] for row in rows.rows for moment in row['descent']})
+    lines = []
+    for network in rows.values('network'):
+        mine = rows.where(network=network).rows
+        valleys = [row for row in mine if 'valley' in row]
+        shares = [predicted_shares(row) for row in mine]
+        widths = [
+            mean_and_spread([row_width(r, key) for r in valleys if key in r['valley']], '.2f')
+            if any(key in row['valley'] for row in valleys)
+            else ''
+            for key in ('lines', 'running')
         ]
-        first = max(share for share, step in found if step == 0)
-        largest, step = max(found)
         lines.append(
-            [NETWORKS[network].label, cell(mine), f'{first:.2g}', f'{largest:.2g}', str(step)]
+            [NETWORKS[network].label, cell(Rows(mine)), *widths]
+            + [f'{statistics.median(s[step] for s in shares if step in s):.2f}' for step in steps]
         )
-    head = ['network', 'test accuracy', 'share at step 0', 'largest share', 'at step']
-    return markdown(head, lines)
+    head = ['network', 'test accuracy', 'width of the valley', 'with running statistics']
+    return markdown([*head, *(f'step {step}' for step in steps)], lines)
+
+
+def transfer_table(rows: Rows) -> str:
+    """Make the table of the digits."""
+    found = transferred(rows)
+    starts = dict(scratch='from scratch', weights='from the weights of Fashion-MNIST')
+    lines = [
+        [title, *(mean_and_spread(found[images][start]) for images in found)]
+        for start, title in starts.items()
+    ]
+    return markdown(['NF', *(f'{images} digits' for images in found)], lines)
 
 
 TABLES: dict[str, Callable[[Rows], dict[str, str]]] = {
@@ -156,6 +201,8 @@ TABLES: dict[str, Callable[[Rows], dict[str, str]]] = {
     'batch': lambda rows: dict(batch=batch_table(rows)),
     'agc': lambda rows: dict(agc=agc_table(rows), clipped=clipped_table(rows)),
     'collapse': lambda rows: dict(collapse=collapse_table(rows)),
+    'landscape': lambda rows: dict(landscape=landscape_table(rows)),
+    'transfer': lambda rows: dict(transfer=transfer_table(rows), pretrained=accuracy(rows)),
 }
 
 

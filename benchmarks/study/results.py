@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import statistics
@@ -21,6 +22,11 @@ from .runs import NETWORKS, PARTS, Run
 SCHEMA = 'nf_plugins.study/1'
 OUT = ROOT / 'benchmarks/results/study'
 FIELDS = [field.name for field in fields(Run)]
+
+
+def short(value: float) -> float | None:
+    """Round for the file of the results; None if it is not finite."""
+    return float(f'{value:.4g}') if math.isfinite(value) else None
 
 
 class Results:

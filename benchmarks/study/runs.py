@@ -162,8 +162,18 @@ def agc(more: bool) -> Iterator[Run]:
 
 
 def collapse(more: bool) -> Iterator[Run]:
-    for network, lr in product(('plain', 'ws', 'pws', 'nf'), (0.05, 0.1, 0.2) if more else (0.1,)):
+    lrs = (0.05, 0.1, 0.2) if more else (0.1, 0.2)
+    for network, lr in product(('plain', 'ws', 'pws', 'nf'), lrs):
         yield Run('collapse', network, 2, 32, lr, 45)
+
+
+def landscape(more: bool) -> Iterator[Run]:
+    for network in ('nf', 'pws', 'bn', 'plain'):
+        yield Run('landscape', network, 2, 32, 0.05, 200)
+
+
+def transfer(more: bool) -> Iterator[Run]:
+    yield Run('transfer', 'nf', 2, 32, 0.05, 200)
 
 
 PARTS = {
@@ -172,6 +182,8 @@ PARTS = {
     'batch': Part('Batch size', batch),
     'agc': Part('Adaptive gradient clipping', agc),
     'collapse': Part('The collapse', collapse),
+    'landscape': Part('Loss landscapes', landscape),
+    'transfer': Part('Transfer', transfer),
 }
 
 

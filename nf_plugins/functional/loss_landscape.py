@@ -7,6 +7,7 @@ from itertools import product
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
 Direction = dict[str, Tensor]
 """Name of a parameter -> change of it. The other parameters do not change."""
@@ -33,13 +34,22 @@ def standardized_weights(model: nn.Module) -> set[str]:
     }
 
 
+def _has_filters(model: nn.Module, name: str, p: nn.Parameter) -> bool:
+    """Return whether a parameter is a weight. PWS's alpha is a gain of shape (C, 1, 1, 1)."""
+    owner, _, last = name.rpartition('.')
+    if last == 'weight' and isinstance(model.get_submodule(owner), _ConvNd):
+        return True
+    return p.dim() == 2 or (p.dim() > 2 and p.numel() > max(p.shape))
+
+
 def random_direction(model: nn.Module, seed: int = 0) -> Direction:
     r"""Draw a random direction, normalised by filter.
 
     .. math:: d_i \leftarrow \frac{d_i}{\|d_i\|} \|w_i\|
 
     for each filter or row i of a weight, so that networks whose weights have different scales can
-    be compared. Biases, gains and the parameters of norms do not change, as in the authors' code.
+    be compared. Biases, gains (of any shape with one value per channel) and the parameters of norms
+    do not change, as in the authors' code.
 
     A standardized weight is applied as if it had mean 0 and a fixed norm. So its scale and its
     mean have no effect on the loss. There, the mean is removed from the direction, and
@@ -62,7 +72,7 @@ def random_direction(model: nn.Module, seed: int = 0) -> Direction:
     free = standardized_weights(model)
     direction = {}
     for name, p in model.named_parameters():
-        if p.dim() < 2 or not p.is_floating_point():
+        if not p.is_floating_point() or not _has_filters(model, name, p):
             continue
         weight = p.detach().double().cpu()
         noise = torch.randn(p.shape, generator=generator, dtype=torch.float64)

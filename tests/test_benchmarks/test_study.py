@@ -16,8 +16,21 @@ import torch
 from torch import nn
 
 from benchmarks.common import quiet
-from benchmarks.study import claims, data, figures, page, results, runs, training, workers
+from benchmarks.study import (
+    claims,
+    data,
+    figures,
+    fitting,
+    landscape,
+    page,
+    results,
+    runs,
+    training,
+    transfer,
+    workers,
+)
 from benchmarks.study.__main__ import main
+from benchmarks.study.film import Film
 from benchmarks.study.runs import NETWORKS, PARTS, Part, Run
 from nf_plugins.errors import UsageError
 from nf_plugins.functional import adaptive_clip_grad_
@@ -31,6 +44,8 @@ TINY = [
     Run('agc', 'nf-agc', 1, 4, 0.1, 2, clip_factor=0.1),
     Run('batch', 'bn', 1, 2, 0.1, 2),
     Run('collapse', 'pws', 1, 4, 0.1, 2),
+    Run('landscape', 'bn', 1, 4, 0.1, 2),
+    Run('transfer', 'nf', 1, 4, 0.1, 2),
 ]
 TIMES = ('seconds', 'cpu_seconds')
 FOR_VALIDATION = 10
@@ -62,7 +77,7 @@ def images(tmp_path, monkeypatch):
     monkeypatch.setattr(data, 'DATA', folder)
     monkeypatch.setattr(data, 'VALIDATION', FOR_VALIDATION)
     data.load_data.cache_clear()
-    training.config_of.cache_clear()  # reading a config sets the default scope
+    fitting.config_of.cache_clear()  # reading a config sets the default scope
     yield folder
     data.load_data.cache_clear()
 
@@ -71,11 +86,12 @@ GRIDS = {
     part: Part('', lambda more, part=part: (run for run in TINY if run.part == part))
     for part in dict.fromkeys(run.part for run in TINY)
 }
+SHORT = ('depth', 'agc', 'batch', 'collapse')
 
 
 def arguments(out):
-    """The command line of the study of the tiny grid, in one process."""
-    return ['study', '--workers', '0', '--seeds', '0', '--out', str(out), '--parts', *GRIDS]
+    """The command line of the study of the short parts of the tiny grid, in one process."""
+    return ['study', '--workers', '0', '--seeds', '0', '--out', str(out), '--parts', *SHORT]
 
 
 @pytest.fixture
@@ -83,6 +99,12 @@ def study(images, monkeypatch, tmp_path):
     """Run the tool in this process on the tiny grid."""
     for part, grid in GRIDS.items():
         monkeypatch.setitem(PARTS, part, grid)
+    for module, few in (
+        (landscape, dict(IMAGES=8, DIRECTIONS=2, POINTS=3, PLANE_POINTS=3)),
+        (transfer, dict(STEPS=1, DIGITS=(10, 20))),
+    ):
+        for name, value in few.items():
+            monkeypatch.setattr(module, name, value)
 
     def study(*args, out='out', status=0):
         monkeypatch.setattr(sys, 'argv', [*arguments(tmp_path / out), *map(str, args)])
@@ -101,13 +123,13 @@ def die_in_a_training(folder, out, steps):
     PARTS.update(GRIDS)
     left = [int(steps)]
 
-    def forward(self, loss, original=training.F.cross_entropy):
+    def forward(self, loss, original=fitting.F.cross_entropy):
         left[0] -= 1
         if left[0] < 0:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, loss)
 
-    training.F.cross_entropy = forward
+    fitting.F.cross_entropy = forward
     torch.set_num_threads(1)
     sys.argv = arguments(out)
     main()
@@ -121,42 +143,47 @@ def without_times(rows):
 def test_killed_twice_and_resumed(study, images, monkeypatch, tmp_path):
     """kill -9 in the middle of a training keeps what is finished; the end is the same."""
     whole = study(out='whole')
-    assert len(whole) == len(TINY)
+    runs = sum(run.part in SHORT for run in TINY)
+    assert len(whole) == runs
     code = f'import sys; from {__name__} import die_in_a_training; die_in_a_training(*sys.argv[1:])'
     for steps, rows in ((3, 1), (4, 2)):
         child = Apart(code, images, tmp_path / 'out', steps, code=True)
         assert child.wait() == -signal.SIGKILL, child.output[-2000:]
         kept = json.loads((tmp_path / 'out' / 'results.json').read_text())['runs']
         assert len(kept) >= rows
-    assert len(kept) < len(TINY)
+    assert len(kept) < runs
     trained = []
     monkeypatch.setattr(
         workers, 'attempt', lambda run: trained.append(run) or training.attempt(run)
     )
     assert without_times(study()) == without_times(whole)
-    assert len(trained) == len(TINY) - len(kept)
-    assert study() and len(trained) == len(TINY) - len(kept)
+    assert len(trained) == runs - len(kept)
+    assert study() and len(trained) == runs - len(kept)
 
 
 @pytest.mark.slow
 def test_rows_and_page(study, tmp_path, monkeypatch, capsys):
-    rows = {row['part'] + row['network']: row for row in study()}
+    rows = {row['part'] + row['network']: row for row in study('--parts', *GRIDS)}
     assert rows['depthplain']['failed'] == 'non-finite'
     assert rows['depthplain']['accuracy'] == 10
     assert rows['depthnf']['prediction']['errors'] == []
     assert rows['agcnf-agc']['clipped']['stem weight'][1] == 2 * 8
     assert rows['batchbn']['batch_accuracy'] is not None
-    assert [len(f['grad_avg_var']) for f in rows['collapsepws']['film']] == [5]
+    assert [len(f['grad_avg_var']) for f in rows['collapsepws']['film']] == [5, 5]
+    valley = rows['landscapebn']['valley']
+    assert len(valley['lines']) == len(valley['running']) == 2
+    assert valley['plane'][1][1] == valley['lines'][0][1] != valley['running'][0][1]
+    assert [d['images'] for d in rows['transfernf']['transfer']] == [10, 20]
     words = ['page', '--results', tmp_path / 'out', '--page', tmp_path / 'study.md']
     monkeypatch.setattr(sys, 'argv', [*map(str, words)])
     with pytest.raises(SystemExit) as stop:
         page.main()
     assert stop.value.code == 0
     text = (tmp_path / 'study.md').read_text()
-    assert '5 runs with one seed' in text
+    assert '7 runs with one seed' in text
     assert '| plain | fails |' in text.replace('|  |', '|')
     assert '## Adaptive gradient clipping' in text and '## What each part' not in text
-    for name in ('depth', 'batch', 'agc', 'collapse'):
+    for name in figures.FIGURES:
         assert matplotlib.image.imread(tmp_path / 'out' / f'{name}.png').std() > 0.05
 
 
@@ -183,6 +210,13 @@ def test_the_data(images):
     assert abs(training_images.std() - 1) < 1e-4
 
 
+def test_the_digits():
+    for part, number in zip(data.load_digits(), (1438, 359)):
+        assert part.images.shape == (number, 1, 16, 16)
+        assert part.labels.bincount().min() > number / 12
+    assert abs(data.load_digits()[0].images.mean()) < 1e-4
+
+
 def test_missing_and_damaged_data(images):
     (images / 't10k-images-idx3-ubyte').write_bytes(b'\0\0\10\3')
     with pytest.raises(UsageError, match='cannot read the t10k images'):
@@ -202,11 +236,11 @@ def test_batches_are_passes_over_the_images():
 @pytest.mark.parametrize('network', NETWORKS)
 def test_the_networks(network):
     """The convolutions that are counted, the clipping, and no weight decay of gains and biases."""
-    training.config_of.cache_clear()
+    fitting.config_of.cache_clear()
     clip = 0.1 if network == 'nf-agc' else None
     run = Run('', network, 1, lr=0.3, clip_factor=clip)
     with quiet():
-        model, optimizer = training.build(run)
+        model, optimizer = fitting.build(run)
     convs = [m for m in model.modules() if 'Conv' in type(m).__name__ or 'WS' in type(m).__name__]
     assert len({id(m.weight) for m in convs if hasattr(m, 'weight')}) == run.convs
     assert (type(optimizer).__name__ == 'AGCOptimWrapper') == (clip is not None)
@@ -218,7 +252,7 @@ def test_the_networks(network):
 
 
 def test_the_schedule():
-    factors = [training.schedule(step, 100) for step in range(100)]
+    factors = [fitting.schedule(step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[10] == 1 == max(factors)
     assert factors[55] == pytest.approx(0.5)
@@ -230,7 +264,7 @@ def test_clipped_units_are_those_that_agc_clips():
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.Flatten(), nn.LazyLinear(4))
     model(torch.randn(2, 1, 5, 5)).square().sum().backward()
     counts = {}
-    training.count_clipped(model, 2.0, counts)
+    fitting.count_clipped(model, 2.0, counts)
     clipped, units = map(sum, zip(*counts.values()))
     share = adaptive_clip_grad_(model.parameters(), 2.0, 1e-3)
     assert 0 < share < 1
@@ -243,10 +277,86 @@ def test_prediction(network, fails, images):
     """Before a step is taken, the rules tell a network that explodes from others."""
     torch.manual_seed(0)
     with quiet():
-        model, _ = training.build(Run('depth', network, 6))
+        model, _ = fitting.build(Run('depth', network, 6))
     found = training.prediction(model, data.load_data())
     assert bool(found['errors']) == fails, found
     assert (found['growth'] > figures.LIMIT) == fails
+
+
+@pytest.mark.parametrize('norm', [nn.Identity, nn.BatchNorm1d])
+def test_the_loss_along_the_gradient(norm):
+    """Against a step of SGD with the learning rate that predicts the decrease."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(9, 8), norm(8), nn.ReLU(), nn.Linear(8, 3))
+    images = data.Images(torch.randn(16, 1, 3, 3), torch.arange(16) % 3)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    found = landscape.descent(model, images)
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+    loss = nn.functional.cross_entropy(model(images.images), images.labels)
+    loss.backward()
+    loss = loss.item()
+    squared = sum(float(p.grad.square().sum()) for p in model.parameters())
+    assert found['squared_gradient'] == pytest.approx(squared, rel=1e-3)
+    torch.optim.SGD(model.parameters(), lr=0.1 * loss / squared).step()
+    after = nn.functional.cross_entropy(model(images.images), images.labels)
+    assert found['losses'][0] == found['loss'] == pytest.approx(loss, rel=1e-3)
+    (share,) = landscape.predicted_shares(dict(descent=[dict(step=0, **found)])).values()
+    assert share == pytest.approx((loss - after.item()) / loss / 0.1, abs=0.02)
+
+
+def test_the_width_of_a_valley():
+    xs = landscape.sides(201)
+    parabola = [3.0 + (2 * x if x > 0 else x) ** 2 for x in xs]  # the right side is half as wide
+    assert landscape.width(parabola) == pytest.approx(1.5 * 0.5**0.5, abs=1e-3)
+    assert landscape.width([3.0] * 201) == 2  # no end
+    assert landscape.width([None, 3.0, None]) < 1e-6
+
+
+def test_the_digits_start_from_the_weights(monkeypatch):
+    """Each training has the same images; one of two the weights of the backbone, and no other."""
+    fitting.config_of.cache_clear()
+    torch.manual_seed(5)
+    run, starts = Run('transfer', 'nf', 1), []
+    with quiet():
+        model, _ = fitting.build(run)
+
+    def fit(run, net, optimizer, images):
+        starts.append(({k: v.clone() for k, v in net.state_dict().items()}, images.labels))
+
+    monkeypatch.setattr(transfer, 'fit', fit)
+    monkeypatch.setattr(transfer, 'DIGITS', (10,))
+    (row,) = transfer.transfer(run, model)
+    (scratch, labels), (weights, same_labels) = starts
+    assert torch.equal(labels, same_labels) and len(labels) == 10
+    trained = {k: v for k, v in model.state_dict().items() if k.startswith('backbone.')}
+    assert all(torch.equal(weights[key], value) for key, value in trained.items())
+    assert not any(torch.equal(scratch[k], v) for k, v in trained.items() if v.dim() == 4)
+    assert not torch.equal(weights['head.fc.weight'], model.head.fc.weight)
+    assert row['scratch'] != row['weights']
+
+
+def moment(step, share, variance, loss):
+    curves = dict(grad_avg_sq_mean=[share, share], grad_avg_var=[variance, variance])
+    return dict(step=step, loss=loss, **curves)
+
+
+def test_the_film_shows_all_networks():
+    frames = {
+        'nf': [moment(0, 0.1, 0.9, 2.3), moment(1, 0.2, 0.6, 2.0), moment(2, 0.3, 0.7, 1.5)],
+        'plain': [moment(0, 0.1, 0.9, 2.3), moment(1, None, None, None)],
+    }
+    drawn = Film(results.Rows([row('collapse', n, film=f) for n, f in frames.items()]))
+    drawn.show(1)
+    (share, variance, loss), (ended, *_) = drawn.lines
+    assert list(share.get_ydata()) == pytest.approx([0.25, 0.25])
+    assert list(variance.get_ydata()) == [0.6, 0.6]
+    assert list(loss.get_ydata()) == [2.3, 2.0]
+    assert list(ended.get_ydata()) == pytest.approx([0.1, 0.1])  # its last finite frame
+    drawn.show(2)
+    texts = [text.get_text() for text in drawn.legend.get_texts()]
+    assert texts == ['NF', 'plain: not finite at step 1']
 
 
 def row(part, network, accuracy=60.0, **more):
@@ -256,6 +366,30 @@ def row(part, network, accuracy=60.0, **more):
 
 def predicted(network, accuracy, errors=(), **more):
     return row('depth', network, accuracy, prediction=dict(errors=list(errors)), **more)
+
+
+def around(network, width, after, **more):
+    """A row with a valley of a width, and the loss after a predicted decrease of a tenth."""
+    line = [abs(x) * 2 * landscape.RISE / width for x in landscape.sides(21)]
+    losses = [1.0, 0.95, after, *[0.8] * 5]
+    return row('landscape', network, valley=dict(lines=[line]), **more,
+               descent=[dict(step=0, losses=losses)])  # fmt: skip
+
+
+def landscapes(plain_width, plain_after):
+    return [
+        around(n, width + seed / 100, after, seed=seed)
+        for n, width, after in [('nf', 0.9, 0.91), ('pws', 0.8, 0.92), ('bn', 0.9, 0.91),
+                                ('plain', plain_width, plain_after)]
+        for seed in range(2)
+    ]  # fmt: skip
+
+
+def digits(scratch, weights):
+    return [
+        row('transfer', 'nf', transfer=[dict(images=9, scratch=scratch + x, weights=weights + x)])
+        for x in (0, 1)
+    ]
 
 
 def film(share):
@@ -288,9 +422,17 @@ JUDGED = [
          *(row('collapse', n, film=film(0.1)) for n in ('pws', 'ws'))],
         True,
     ),
-    ('Scaled WS', [row('ablation', n, a) for n, a in
+    ('Scaled WS, PWS', landscapes(0.5, 0.95), True),
+    ('Scaled WS, PWS', landscapes(0.8, 0.95), False),
+    ('They make', landscapes(0.5, 0.95), True),
+    ('They make', landscapes(0.5, 0.915), False),
+    ('They make', landscapes(0.5, 0.95)[:4], None),
+    ('NF networks can', digits(50, 60), True),
+    ('NF networks can', digits(50, 51), False),
+    ('NF networks can', digits(50, 60)[:1], None),
+    ('Scaled WS con', [row('ablation', n, a) for n, a in
                    [('nf', 60), ('nf', 61), ('nf-no-ws', 50), ('nf-no-ws', 51)]], True),
-    ('Scaled WS', [row('ablation', n, a) for n, a in
+    ('Scaled WS con', [row('ablation', n, a) for n, a in
                    [('nf', 60), ('nf', 50), ('nf-no-ws', 50), ('nf-no-ws', 55)]], False),
 ]  # fmt: skip
 

@@ -87,7 +87,7 @@ def test_directions_of_standardized_weights_ignore_mean_and_scale(kind):
 
     def line():
         direction = random_direction(net)
-        assert set(direction) >= {'0.weight', '2.weight'}
+        assert set(direction) == {'0.weight', '2.weight'}  # not alpha, which is a gain
         return loss_along(net, lambda: net(x).square().mean(), [direction], [[-0.5, 0.5, 1.0]])
 
     before = line()
@@ -95,6 +95,25 @@ def test_directions_of_standardized_weights_ignore_mean_and_scale(kind):
         net[0].weight.mul_(7).add_(0.3)
     tolerance = 1e-9 if kind is ScaledWSConv2d else 1e-2  # PWS adds gamma to the variance
     torch.testing.assert_close(line(), before, rtol=tolerance, atol=0)
+
+
+class Gains(nn.Module):
+    """Gains of the shapes that libraries use, between weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer_scale = nn.Parameter(torch.ones(4, 1, 1))
+        self.response_norm = nn.Parameter(torch.ones(1, 1, 1, 4))
+        self.channels_first = nn.Parameter(torch.ones(1, 4, 1, 1))
+        self.positions = nn.Parameter(torch.ones(1, 5, 4))
+        self.depthwise = nn.Conv2d(4, 4, 1, groups=4)
+        self.to_one = nn.Conv2d(4, 1, 1)
+        self.linear = nn.Linear(4, 1)
+
+
+def test_gains_of_any_shape_do_not_change():
+    weights = {'positions', 'depthwise.weight', 'to_one.weight', 'linear.weight'}
+    assert set(random_direction(Gains())) == weights
 
 
 def test_directions_are_normalised_by_filter():
