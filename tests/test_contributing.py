@@ -6,20 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from nf_plugins.functional import Standardization
-from nf_plugins.layers import StandardizedConv2d
-from nf_plugins.models import NFArch, NFBackbone
 from nf_plugins.registry import ADAPTERS, MODELS, RULES
-from nf_plugins.spp import Finding, analyze, says
-from nf_plugins.spp.adapters import Adapter, Arguments
+from nf_plugins.spp import analyze
 
 from .conftest import ROOT
 
 TEXT = (ROOT / 'CONTRIBUTING.md').read_text('utf-8')
-GIVEN = dict(MODELS=MODELS, NFArch=NFArch, NFBackbone=NFBackbone, RULES=RULES, nn=nn)
-GIVEN |= dict(ADAPTERS=ADAPTERS, Adapter=Adapter, Arguments=Arguments)
-GIVEN |= dict(Finding=Finding, says=says)
-GIVEN |= dict(Standardization=Standardization, StandardizedConv2d=StandardizedConv2d)
 
 
 @pytest.fixture
@@ -27,10 +19,12 @@ def defined():
     """What the examples define; the registries forget it afterwards."""
     registries = (MODELS, MODELS.parent, RULES, ADAPTERS)
     before = [dict(registry._module_dict) for registry in registries]
-    names = dict(GIVEN)
+    found = {}
     for example in re.findall(r'```python\n(.*?)```', TEXT, re.DOTALL):
+        names = {'__name__': 'example'}  # an example has all imports that it needs
         exec(example, names)
-    yield names
+        found |= names
+    yield found
     for registry, modules in zip(registries, before):
         registry._module_dict.clear()
         registry._module_dict.update(modules)
@@ -41,16 +35,16 @@ def test_the_examples(defined):
     assert net(torch.randn(1, 3, 64, 64))[0].shape == (1, 512, 2, 2)
     with torch.no_grad():
         net.stem.conv1.gain.mul_(1e4)
-    verdicts = analyze(net, torch.randn(2, 3, 64, 64)).verdicts()
-    assert 'my_rule' in {verdict['rule'] for verdict in verdicts}
+    profile = analyze(net, torch.randn(2, 3, 64, 64))
+    assert 'my_rule' in {verdict['rule'] for verdict in profile.verdicts()}
 
-    class Conv(defined['MyWSConv2d']):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs)
-            self.gain = nn.Parameter(torch.ones(self.out_channels))
-
-    squares = Conv(4, 8, 3).standardize().square().sum((1, 2, 3))
+    conv = MODELS.build(dict(type='MyWS', in_channels=4, out_channels=8, kernel_size=3))
+    squares = conv.standardize().square().sum((1, 2, 3))
     assert torch.allclose(squares, torch.ones(8), atol=1e-5)
+
+    text = defined['profiles_to_markdown']([profile])
+    assert text.count('\n') == len(profile.blocks) + 2
+    assert len({line.count('|') for line in text.splitlines()}) == 1
 
     class Scaled(nn.Sequential):
         my_scale = True

@@ -41,11 +41,11 @@ def load(name):
 def shallow(cfg, blocks):
     """The config with so many blocks of each stage, as one is like the others."""
     backbone = cfg.model.backbone
-    if backbone.type in SHORT:
+    if backbone.type in SHORT and isinstance(backbone.arch, str):  # a dict is short enough
         backbone.arch = SHORT[backbone.type]
     elif isinstance(backbone.get('arch'), str):
         backbone.arch = dict(base=backbone.arch, depths=(blocks,) * 4)
-    elif isinstance(backbone.get('arch'), dict):
+    elif isinstance(backbone.get('arch'), dict) and 'embed_dims' not in backbone.arch:
         backbone.arch.depths = (blocks,) * 4
     elif backbone.type == 'nf_plugins.NFResNet':
         backbone.depth = (blocks,) * 4
