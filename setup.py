@@ -49,12 +49,9 @@ class BuildWithMim(build_py):
         write_new_style(target / 'configs', target.parent / 'configs')
 
 
-# mmengine 0.10 does not import `Config` here, but a placeholder.
-NEW_STYLE = """from importlib import import_module
-from os.path import dirname
-
-path = f'{{dirname(__file__)}}/../../.mim/configs/{name}'
-globals().update(import_module('mmengine.config').Config.fromfile(path))
+# Without imports: mmengine 0.10 puts placeholders in their places.
+NEW_STYLE = """path = __import__('pathlib').Path(__file__).parents[2] / '.mim/configs/{name}'
+globals().update(__import__('mmengine.config').config.Config.fromfile(path))
 del path
 """
 

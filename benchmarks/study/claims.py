@@ -194,6 +194,49 @@ def transfers(rows: Rows) -> tuple[bool, str]:
     return holds, '; '.join(said)
 
 
+def at_best_lr(rows: Rows) -> Rows:
+    """Return the rows of the learning rate that is best on the validation images."""
+    best = some(rows)
+    best = best.where(lr=best.best_lr())
+    if len(best.rows) < 2:
+        raise LookupError('one seed has no spread')
+    return best
+
+
+def as_good_as_layer_norm(*networks: str) -> Callable[[Rows], tuple[bool, str]]:
+    """Each of these is at most both spreads worse than layer norm."""
+
+    def judge(rows: Rows) -> tuple[bool, str]:
+        norm = at_best_lr(rows.where(network='vit-ln'))
+        holds, said = True, [f'layer norm {norm.mean():.1f} %']
+        for network in networks:
+            found = at_best_lr(rows.where(network=network))
+            spread = norm.spread() + found.spread()
+            holds &= found.mean() >= norm.mean() - spread
+            label = NETWORKS[network].label.removeprefix('ViT, ')
+            said.append(f'{label} {found.mean():.1f} % (both spreads {spread:.1f})')
+        return holds, '; '.join(said)
+
+    return judge
+
+
+def norms_matter(rows: Rows) -> tuple[bool, str]:
+    norm, none = (at_best_lr(rows.where(network=name)) for name in ('vit-ln', 'vit-none'))
+    less, spread = norm.mean() - none.mean(), norm.spread() + none.spread()
+    return less > spread, f'{-less:+.1f} points; both spreads together {spread:.1f}'
+
+
+def copies_help(rows: Rows) -> tuple[bool, str]:
+    once, numbers = at_best_lr(rows.where(multiplicity=1)), some(rows).values('multiplicity')
+    several = [at_best_lr(rows.where(multiplicity=number)) for number in numbers if number > 1]
+    best = max(several, key=lambda found: found.mean('val_accuracy'))
+    more, spread = best.mean() - once.mean(), best.spread() + once.spread()
+    return more > spread, (
+        f'{more:+.1f} points with {best.rows[0]["multiplicity"]} augmentations; '
+        f'both spreads together {spread:.1f}'
+    )
+
+
 def transferred(rows: Rows) -> dict[int, dict[str, list[float]]]:
     """Return the accuracies on the digits: number of images -> start -> one for each seed."""
     found: dict[int, dict[str, list[float]]] = {}
@@ -295,6 +338,29 @@ CLAIMS = [
         'With each number of digits, the accuracy from the weights of Fashion-MNIST is higher '
         'than from scratch, by more than both standard deviations.',
         transfers,
+    ),
+    Claim(
+        'pointwise',
+        'DyT and Derf take the place of layer norm in a transformer (Zhu et al. 2025, Chen et al. '
+        '2025).',
+        'The accuracy with each is at most both standard deviations below that with layer norm. '
+        'Each has the learning rate that is best for it on the validation images.',
+        as_good_as_layer_norm('vit-dyt', 'vit-derf'),
+    ),
+    Claim(
+        'pointwise',
+        'A transformer needs something in the place of its norms.',
+        'The accuracy is lower without norms than with layer norm, by more than both standard '
+        'deviations, also at the best learning rates.',
+        norms_matter,
+    ),
+    Claim(
+        'multiplicity',
+        'Several augmentations of an image in a batch raise the accuracy, at equal steps and '
+        'batches (Fort et al. 2021).',
+        'The accuracy is higher with the number of augmentations that is best on the validation '
+        'images than with one, by more than both standard deviations.',
+        copies_help,
     ),
     *(
         Claim(

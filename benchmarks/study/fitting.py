@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -22,6 +22,10 @@ from nf_plugins.functional.agc import unitwise_norm
 from .data import Images, batches
 from .runs import NETWORKS, Run
 
+# A norm_cfg without a norm: mmpretrain and mmengine have no name for it.
+if MODELS.get('Identity') is None:
+    MODELS.register_module('Identity', module=nn.Identity)
+
 
 @functools.cache
 def config_of(network: str, blocks: int) -> Config:
@@ -29,8 +33,11 @@ def config_of(network: str, blocks: int) -> Config:
     about = NETWORKS[network]
     change = {f'model.{key}': value for key, value in about.change.items()}
     cfg = load_config(str(ROOT / 'configs' / about.config), change)
-    # The last stage keeps its 2x2 positions.
-    cfg.model.backbone.update(depth=(blocks,) * 4, strides=(2, 2, 2, 1))
+    if cfg.model.backbone.type == 'VisionTransformer':
+        cfg.model.backbone.update(img_size=16)
+        cfg.model.backbone.arch.update(num_layers=blocks)
+    else:  # the last stage keeps its 2x2 positions
+        cfg.model.backbone.update(depth=(blocks,) * 4, strides=(2, 2, 2, 1))
     return cfg
 
 
@@ -89,6 +96,8 @@ def fit(
     images: Images,
     look: Callable[[int, float, Tensor], None] = lambda step, loss, chosen: None,
     counts: dict[str, list[int]] | None = None,
+    order: Iterable[Tensor] | None = None,
+    augment: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> list[float]:
     """Train a network until its last step, or until its loss is not finite.
 
@@ -99,16 +108,20 @@ def fit(
         images: The training images.
         look: Called before each update with the step, its loss, and the indices of its images.
         counts: Gets the units that AGC clips.
+        order: The indices of the images of each step; None: random passes over all images.
+        augment: Changes the images of a batch.
 
     Returns:
         The loss of each step.
     """
     losses: list[float] = []
     model.train()
-    for step, chosen in enumerate(batches(len(images.labels), run.batch_size, run.steps)):
+    if order is None:
+        order = batches(len(images.labels), run.batch_size, run.steps)
+    for step, chosen in enumerate(order):
         for group in optimizer.param_groups:
             group['lr'] = run.lr * schedule(step, run.steps)
-        loss = F.cross_entropy(model(images.images[chosen]), images.labels[chosen])
+        loss = F.cross_entropy(model(augment(images.images[chosen])), images.labels[chosen])
         losses.append(loss.item())
         look(step, losses[-1], chosen)
         if not math.isfinite(losses[-1]):

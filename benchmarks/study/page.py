@@ -8,6 +8,7 @@ The text is in page.md. All its numbers that depend on the results are fields.
 from __future__ import annotations
 
 import argparse
+import math
 import re
 import statistics
 from collections import Counter
@@ -195,6 +196,18 @@ def transfer_table(rows: Rows) -> str:
     return markdown(['NF', *(f'{images} digits' for images in found)], lines)
 
 
+def multiplicity_table(rows: Rows) -> str:
+    """Make the table of the numbers of augmentations."""
+    lines = []
+    for number in rows.values('multiplicity'):
+        mine = rows.where(multiplicity=number)
+        accuracies = [accuracy(mine, key) for key in ('val_accuracy', 'accuracy')]
+        loss = mine.mean('loss') if not mine.failed() else math.nan
+        lines.append([str(number), *accuracies, f'{loss:.2f}'])
+    head = ['augmentations', 'validation accuracy', 'test accuracy', 'last training loss']
+    return markdown(head, lines)
+
+
 TABLES: dict[str, Callable[[Rows], dict[str, str]]] = {
     'depth': lambda rows: dict(depth=depth_table(rows), prediction=prediction_table(rows)),
     'ablation': lambda rows: dict(ablation=grid(rows, _lrs(rows))),
@@ -203,6 +216,8 @@ TABLES: dict[str, Callable[[Rows], dict[str, str]]] = {
     'collapse': lambda rows: dict(collapse=collapse_table(rows)),
     'landscape': lambda rows: dict(landscape=landscape_table(rows)),
     'transfer': lambda rows: dict(transfer=transfer_table(rows), pretrained=accuracy(rows)),
+    'pointwise': lambda rows: dict(pointwise=grid(rows, _lrs(rows))),
+    'multiplicity': lambda rows: dict(multiplicity=multiplicity_table(rows)),
 }
 
 

@@ -24,6 +24,7 @@ class Network(NamedTuple):
 
 _NF = 'nf_resnet/nf-resnet26_fashion-mnist.py'
 _V2 = 'baselines/resnetv2-26-{}_fashion-mnist.py'
+_DYT = 'dyt/vit-dyt_fashion-mnist.py'
 _RELU = dict(type='ReLU')
 _EARLIER = {  # what the two earlier methods do not have
     'neck.act_cfg': dict(_delete_=True, **_RELU),
@@ -79,8 +80,16 @@ NETWORKS = {
     'no-beta': Network('no beta', _NF, {'backbone.rescale_input': False}),
     'alpha1': Network('alpha 1', _NF, {'backbone.alpha': 1.0}),
     'drop-path': Network('stochastic depth 0.1', _NF, {'backbone.drop_path_rate': 0.1}),
+    # A small ViT with a function of single elements in the places of its norms, or with nothing.
+    'vit-ln': Network('ViT, layer norm', 'baselines/vit-ln_fashion-mnist.py'),
+    'vit-dyt': Network('ViT, DyT', _DYT),
+    'vit-derf': Network('ViT, Derf', _DYT, {'backbone.norm_cfg.type': 'nf_plugins.Derf'}),
+    'vit-none': Network(
+        'ViT without norms', _DYT, {'backbone.norm_cfg': dict(_delete_=True, type='Identity')}
+    ),
 }
-ABLATION = ['nf-agc', 'nf', 'nf-no-ws', *list(NETWORKS)[12:]]
+ABLATION = ['nf-agc', 'nf', 'nf-no-ws', 'skip0', 'no-skip', 'no-gain', 'no-gamma', 'no-beta']
+ABLATION += ['alpha1', 'drop-path']
 CLIP_FACTOR = 0.1
 """Threshold of AGC where it is not varied."""
 CHANCE = 15.0
@@ -94,12 +103,13 @@ class Run:
     Args:
         part: The part of the study.
         network: A key of :data:`NETWORKS`.
-        blocks: Blocks in each of the four stages.
+        blocks: Blocks in each of the four stages; layers of a transformer.
         batch_size: Images in a batch.
         lr: Learning rate after the warm-up.
         steps: Number of steps.
         seed: Seed of the weights and of the order of the images.
         clip_factor: Threshold of AGC, or None.
+        multiplicity: Augmentations of an image in a batch.
     """
 
     part: str
@@ -110,6 +120,7 @@ class Run:
     steps: int = 60
     seed: int = 0
     clip_factor: float | None = None
+    multiplicity: int = 1
 
     @property
     def convs(self) -> int:
@@ -176,6 +187,19 @@ def transfer(more: bool) -> Iterator[Run]:
     yield Run('transfer', 'nf', 2, 32, 0.05, 200)
 
 
+def pointwise(more: bool) -> Iterator[Run]:
+    networks = [name for name in NETWORKS if name.startswith('vit-')]
+    lrs = (1e-3, 2e-3, 4e-3, 8e-3) if more else (2e-3, 4e-3)
+    for network, lr in product(networks, lrs):
+        yield Run('pointwise', network, 6, 64, lr, 300)
+
+
+def multiplicity(more: bool) -> Iterator[Run]:
+    for number, lr in product((1, 2, 4, 8), (0.05, 0.1, 0.2) if more else (0.1,)):
+        clip = CLIP_FACTOR
+        yield Run('multiplicity', 'nf-agc', 2, 64, lr, 250, 0, clip, multiplicity=number)
+
+
 PARTS = {
     'depth': Part('Depth', depth),
     'ablation': Part('What each part of the method contributes', ablation),
@@ -184,6 +208,8 @@ PARTS = {
     'collapse': Part('The collapse', collapse),
     'landscape': Part('Loss landscapes', landscape),
     'transfer': Part('Transfer', transfer),
+    'pointwise': Part('Transformers without norms', pointwise),
+    'multiplicity': Part('Several augmentations of an image', multiplicity),
 }
 
 

@@ -16,6 +16,7 @@ from nf_plugins.spp import analyze
 from .data import Data, Images, load_data
 from .fitting import accuracy, build, fit
 from .landscape import descent, valley
+from .multiplicity import fit_multiplied
 from .results import short
 from .runs import CHANCE, Run
 from .transfer import transfer
@@ -105,7 +106,10 @@ def train(run: Run) -> dict:
             more.setdefault('descent', []).append(dict(step=step, **descent(model, batch)))
 
     torch.manual_seed(run.seed)
-    losses = fit(run, model, optimizer, data.train, look, more.get('clipped'))
+    if run.part == 'multiplicity':
+        losses = fit_multiplied(run, model, optimizer, data.train)
+    else:
+        losses = fit(run, model, optimizer, data.train, look, more.get('clipped'))
     found = outcome(run, model, data, losses)
     if run.part == 'landscape' and found['failed'] != 'non-finite':
         more['valley'] = valley(model, data.train, plane=run.seed == 0)
