@@ -141,7 +141,13 @@ LOCATIONS = ['cpu', 'meta', None, {'cpu': 'meta'}, lambda s, _: s, torch.device(
 
 @pytest.mark.parametrize('new', [True, False])
 @pytest.mark.parametrize('location', LOCATIONS)
-@pytest.mark.filterwarnings('ignore:Sparse', 'ignore:TypedStorage is deprecated')  # PyTorch's own
+# Of PyTorch's own reader, and since 2.15 of quantization.
+@pytest.mark.filterwarnings(
+    'ignore:Sparse',
+    'ignore:TypedStorage is deprecated',
+    'ignore:torch.quantize_per_tensor',
+    'ignore:Validating sparse tensor',
+)
 def test_tensors_as_pytorch_reads_them(new, location, tmp_path):
     """Views, shared storages, parameters, bits of views, sparse, quantized and typed ones."""
     path, base = tmp_path / 'a.pth', torch.arange(24.0).reshape(4, 6)
