@@ -6,8 +6,8 @@ data_root = 'data/fashion_mnist'
 # Mean and standard deviation of the training images.
 data_preprocessor = dict(num_classes=10, mean=[72.94], std=[90.02], to_rgb=False)
 
+# In a training of a few epochs, random crops cost more accuracy than they give.
 train_pipeline = [
-    dict(type='RandomCrop', crop_size=28, padding=2),
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='PackInputs'),
 ]
