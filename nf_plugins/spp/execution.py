@@ -100,8 +100,9 @@ def _reshard(model: nn.Module) -> None:
     """Make FSDP2 replace whole parameters by the rank's own parts, which are what is noted."""
     for _, module in parts_of(model).modules:
         kind = type(module)  # FSDP2 gives the module another class
-        if callable(getattr(kind, 'reshard', None)) and hasattr(kind, 'unshard'):
-            module.reshard()
+        reshard = getattr(kind, 'reshard', None)
+        if callable(reshard) and hasattr(kind, 'unshard'):
+            reshard(module)
 
 
 def _set_mode(model: nn.Module, mode: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -37,7 +38,7 @@ class Parts:
         held = [x for _, m in self.modules for x in m._parameters.values() if x is not None]
         return len(children) >= len(self.modules) or len(held) > len(set(map(id, held)))
 
-    def _held(self, kind: str) -> Iterator[tuple[str, Tensor]]:
+    def _held(self, kind: str) -> Iterator[tuple[str, Any]]:
         seen: set[int] = set()
         for path, module in self.modules:
             for name, tensor in getattr(module, kind).items():
