@@ -237,7 +237,9 @@ def _loops(candidates: list[Residual], branches: dict[Residual, set[Node]]) -> s
     groups: dict[tuple, list[Residual]] = {}
     for r in candidates:
         layers = frozenset((n.module, id(n.weight)) for n in branches[r] if n.op in HEAVY)
-        groups.setdefault((r.owner, layers), []).append(r)
+        # Products of two signals (attention) have no weight that tells them apart: their number.
+        products = sum(n.op in ('bmm', 'baddbmm') for n in branches[r])
+        groups.setdefault((r.owner, layers, products), []).append(r)
     found = set()
     for group in groups.values():
         if len(group) < 2:

@@ -385,7 +385,23 @@ def gated_inside(m, x):
     return x + y * up(gate).sigmoid()
 
 
+def relative_attention(m, x):
+    """XLNet: scores of contents and of places, by products with weights that no layer holds."""
+    x = tokens(x)
+    q, k, v = (torch.bmm(x, w.expand(len(x), 8, 8)) for w in (m.q, m.k, m.v))
+    scores = torch.bmm(q, k.transpose(1, 2)) + torch.bmm(q, m.places.expand(len(x), 8, 64))
+    return x + torch.bmm(torch.bmm(scores.softmax(-1), v), m.out.expand(len(x), 8, 8))
+
+
 STREAMS = {
+    'relative attention': (
+        lambda: Net(
+            relative_attention,
+            **{name: parameter(8, 8) for name in ('q', 'k', 'v', 'out')},
+            places=parameter(8, 64),
+        ),
+        1,
+    ),
     'cut and put together': (Divided, 6),
     'crossing': (Crossing, 8),
     'a skip around one layer': (lambda: Wrapped(1), 2),
