@@ -12,6 +12,7 @@ the CPU if they need values.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import re
 import time
@@ -22,18 +23,21 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from benchmarks.common import quiet, write_rows
 from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
 from nf_plugins.errors import as_usage_error
+from nf_plugins.spp import analyze
 from nf_plugins.spp.execution import grad_mode, plain_execution
 from nf_plugins.spp.graph import tracing
 from tests.oracles.executed import counting
 
 from .census_cases import Case
 
-LIBRARIES = ('timm', 'torchvision')
+LIBRARIES = {name: name for name in ('timm', 'torchvision', 'transformers', 'monai', 'diffusers')}
+LIBRARIES['smp'] = 'segmentation_models_pytorch'  # as it is imported
 DEVICES = ('meta', 'cpu')
 
 
@@ -63,7 +67,27 @@ def _tensors(inputs: object) -> Iterable[torch.Tensor]:
     return (x for x in torch.utils._pytree.tree_iter(inputs) if isinstance(x, torch.Tensor))
 
 
-def check(case: Case) -> dict:
+def unharmed(case: Case) -> bool:
+    """Whether an analysis in train mode leaves a network as it was, to the bit."""
+    model = case.build()
+    inputs, before = case.inputs(model), _held(model)
+    analyze(model, inputs, backward=True)
+    after = _held(model)
+    return before.keys() == after.keys() and all(_same(before[k], after[k]) for k in before)
+
+
+def _held(model: nn.Module) -> dict[str, object]:
+    """What a network holds: its tensors, the modes of its modules, and its config."""
+    tensors = {name: x.detach().clone() for name, x in model.state_dict().items()}
+    modes = {f'{name}.training': m.training for name, m in model.named_modules()}
+    return {**tensors, **modes, 'config': repr(getattr(model, 'config', None))}
+
+
+def _same(a: object, b: object) -> bool:
+    return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def check(case: Case, with_analysis: bool = False) -> dict:
     """Compare on the first device that a network runs on."""
     row = dict(library=case.package, module=case.module, name=case.name)
     start = time.time()
@@ -74,6 +98,11 @@ def check(case: Case) -> dict:
             break
         except Exception as error:
             row['error'] = f'{type(error).__name__}: {str(error)[:200]}'
+    if with_analysis and 'error' not in row:
+        try:
+            row['unharmed'] = unharmed(case)
+        except Exception as error:
+            row['error'] = f'analyze: {type(error).__name__}: {str(error)[:200]}'
     row['seconds'] = round(time.time() - start, 1)
     return row
 
@@ -101,12 +130,16 @@ def summary(rows: list[dict]) -> dict[str, dict[str, int]]:
     return found
 
 
-def run_all(cases: list[Case], report: Callable[[str], None]) -> Iterator[dict]:
+def run_all(
+    cases: list[Case], report: Callable[[str], None], with_analysis: bool = False
+) -> Iterator[dict]:
     """Check the cases one by one; tell of each that differs or does not run."""
     for case in cases:
-        row = check(case)
+        row = check(case, with_analysis)
         if 'error' in row:
             report(f'{row["library"]} {row["name"]}: {row["error"]}')
+        elif not row.get('unharmed', True):
+            report(f'{row["library"]} {row["name"]}: the analysis has changed it')
         elif row['found'] != row['counted']:
             report(
                 f'{row["library"]} {row["name"]}: found {row["found"]}, counted {row["counted"]}; '
@@ -137,31 +170,32 @@ def main() -> int:
     parser.add_argument(
         '--one-each', action='store_true', help='only the first network of each module'
     )
+    parser.add_argument(
+        '--analyze', action='store_true', help='analyze each network, and see that it is unharmed'
+    )
     parser.add_argument('--out', type=Path, help='JSON file with a row per network')
     parser.add_argument(
         '--resume', action='store_true', help='keep the rows of --out, and run the other networks'
     )
     with as_usage_error('bad arguments'):
         args: argparse.Namespace = parser.parse_args()
-    from . import census_cases
+    from . import census_cases, census_configs
 
+    cases_of = {**census_cases.CASES, **census_configs.CASES}
     rows = read(args.out) if args.resume else []
     known = {(row['library'], row['name']) for row in rows}
     for library in args.libraries or LIBRARIES:
-        if find_spec(library) is None:
+        if find_spec(LIBRARIES[library]) is None:
             print(f'{library} is not installed')
             continue
-        cases = [
-            c
-            for c in census_cases.CASES[library]()
-            if not args.names or re.search(args.names, c.name)
-        ]
+        cases = [c for c in cases_of[library]() if not args.names or re.search(args.names, c.name)]
         if args.one_each:
             cases = list({c.module: c for c in reversed(cases)}.values())[::-1]
         cases = [c for c in cases if (c.package, c.name) not in known]
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')
-            for row in run_all(cases, lambda line: print(line, flush=True)):
+            report = functools.partial(print, flush=True)
+            for row in run_all(cases, report, args.analyze):
                 rows.append(row)
                 if args.out:
                     write(args.out, rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -93,30 +94,33 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
         )
     given, dim = x, channel_dim % x.dim()
     count = x.numel() // x.shape[dim]
-    if x.device.type != 'cpu' or x.numel() < 1 << 16:
-        dims = [d for d in range(x.dim()) if d != dim]
-        if x.device.type == 'cpu':
-            x = x.double()
-        var, mean = torch.var_mean(x, dim=dims, correction=0)
+    others = [d for d in range(x.dim()) if d != dim]
+    if x.device.type != 'cpu':
+        var, mean = torch.var_mean(x, dim=others, correction=0)
         return ChannelStatistics(count, mean, var * count)
-    # On a CPU `var_mean` takes ten times as long as the sum and the norm.
+    # On a CPU `var_mean` takes ten times as long as plain sums.
+    if x.numel() < 1 << 16:
+        x = x.double()
+        mean = x.mean(others, keepdim=True)
+        return ChannelStatistics(count, mean.flatten(), (x - mean).square_().sum(others))
     if dim == x.dim() - 1 or (x.dim() == 4 and dim == 1 and x.stride(1) == 1):
         x, over = x.movedim(dim, -1).flatten(0, -2), 0  # (positions, C)
     else:
         x, over = (x.flatten(0, dim - 1) if dim else x[None]).flatten(2), 2  # (N, C, positions)
     mean, square = _mean_and_square(x, over, count)
-    m2 = square - count * mean.square()
-    if not bool((count * mean.square() <= _LEVEL * m2).all()):
+    of_mean = mean.square().mul_(count)
+    m2 = square - of_mean
+    if not bool((of_mean <= _LEVEL * m2).all()):
         # The mean is far from 0, so the difference above has lost digits. Subtract the mean of
         # the first values and compute once more.
         shift = x[: _ROWS if over == 0 else 1].mean(over, keepdim=True)
         mean, square = _mean_and_square(x, over, count, shift)
         m2 = (square - count * mean.square()).clamp_(min=0)
         mean = shift.flatten() + mean
-    found = ChannelStatistics(count, mean, m2)
-    if x.dtype == torch.float32 and not torch.isfinite(found.avg_sq_mean + found.avg_var):
+        square = mean.square() + m2
+    if x.dtype == torch.float32 and not math.isfinite(square.sum().item()):
         return channel_statistics(given.double(), channel_dim)  # squares beyond float32
-    return found
+    return ChannelStatistics(count, mean, m2)
 
 
 def _mean_and_square(
@@ -132,18 +136,21 @@ def _mean_and_square(
     parts = x.split(min(max(1, chunk // x[0].numel()), _ROWS if over == 0 else len(x)))
     if over and x.shape[2] > _SUM:
         parts = [piece for part in parts for piece in part.split(_SUM, 2)]
-    mean, square = torch.zeros(2, x.shape[1], dtype=x.dtype)
     buffer = torch.empty(0 if shift is None else parts[0].numel(), dtype=x.dtype)
+    sums, squares = [], []
     for part in parts:
         if shift is not None:
             part = torch.sub(part, shift, out=buffer[: part.numel()].view(part.shape))
-        sums = part.sum(over)
-        squares = torch.linalg.vector_norm(part, dim=over).square_()
-        if over:
-            sums, squares = sums.sum(0), squares.sum(0)
-        mean.add_(sums, alpha=1 / count)
-        square += squares
-    return mean, square
+        sums.append(part.sum(over))
+        squares.append(torch.linalg.vector_norm(part, dim=over).square_())
+    return _total(sums, over).div_(count), _total(squares, over)
+
+
+def _total(parts: list[Tensor], over: int) -> Tensor:
+    """Add the sums of some parts, and with ``over=2`` those of their samples."""
+    if over:  # (samples, C) each
+        return torch.cat(parts).sum(0)
+    return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # (C,) each
 
 
 # Largest ratio of squared mean to variance for which the plain sums are exact enough.

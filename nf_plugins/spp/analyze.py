@@ -34,6 +34,7 @@ from .graph import (
 )
 from .graph.ops import ACTIVATIONS, MOVES, NORMS, POOLINGS
 from .observer import Numbers, Observer, sample
+from .parts import listed
 from .profile import MODES, STATES, BlockSignal, SignalProfile
 from .structure import (
     describe,
@@ -89,7 +90,7 @@ def measure_features(found: Measurement, x: Tensor, channel_dim: int) -> None:
         return
     values = values.unflatten(0, (count, -1)).float()  # images, positions, channels
     if count > 1:
-        found.image_cosine = mean_cosine(values.flatten(1))
+        found.image_cosine = mean_cosine(values.flatten(1)[None])[0]  # as a batch: faster
     if positions > 1 and values.shape[1] > 1:
         found.token_cosine = mean_cosine(values).mean()
 
@@ -243,7 +244,12 @@ def analyze(
         check_choice('state', state, STATES)
     part, path = measured_part(model, inputs, module, call)
     mode = 'asis' if has_fixed_mode(part) else mode
-    with preserved(part, mode, unit_gain) as before, grad_mode(backward), ExitStack() as stack:
+    with (
+        listed(part),
+        preserved(part, mode, unit_gain) as before,
+        grad_mode(backward),
+        ExitStack() as stack,
+    ):
         state = state or find_state(part)
         observer = Observer(part) if evidence else None
         feed = Feed(part, inputs, mode, call, backward)

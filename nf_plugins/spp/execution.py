@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils.checkpoint import CheckpointFunction
 
 from .adapters import Arguments, adapters, first
+from .parts import parts_of
 from .snapshot import Snapshot, WriteWatch, restoring
 
 
@@ -71,8 +72,9 @@ def preserved(model: nn.Module, mode: str, unit_gain: bool = False) -> Iterator[
     Yields:
         The snapshot, whose ``note_write`` must be told of writes into parameters.
     """
-    parameters = list(model.parameters())
-    if any(is_lazy(p) for p in (*parameters, *model.buffers())):
+    parts = parts_of(model)
+    parameters = [p for _, p in parts.parameters()]
+    if any(is_lazy(x) for x in (*parameters, *(buffer for _, buffer in parts.buffers()))):
         raise ValueError('the model has lazy parameters: run it once first')
     with _ALONE:
         _reshard(model)
@@ -96,10 +98,11 @@ _ALONE = threading.RLock()
 
 def _reshard(model: nn.Module) -> None:
     """Make FSDP2 replace whole parameters by the rank's own parts, which are what is noted."""
-    for module in model.modules():
-        reshard = getattr(module, 'reshard', None)
-        if callable(reshard) and hasattr(module, 'unshard'):
-            reshard()
+    for _, module in parts_of(model).modules:
+        kind = type(module)  # FSDP2 gives the module another class
+        reshard = getattr(kind, 'reshard', None)
+        if callable(reshard) and hasattr(kind, 'unshard'):
+            reshard(module)
 
 
 def _set_mode(model: nn.Module, mode: str) -> None:
@@ -108,7 +111,7 @@ def _set_mode(model: nn.Module, mode: str) -> None:
     if mode != 'asis':
         model.train(mode == 'train')
     switches = {name for adapter in adapters() for name in adapter.switched_off}
-    modules = list(model.modules())
+    modules = [module for _, module in parts_of(model).modules]
     dropping = {kind for kind in set(map(type, modules)) if _names_random_depth(kind)}
     for module in modules:
         if not hasattr(module, 'training'):  # frozen TorchScript
@@ -209,7 +212,7 @@ def zero_gains(model: nn.Module) -> dict[str, nn.Parameter]:
     """
     others = {pattern for adapter in adapters() for pattern in adapter.not_gains}
     gains = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in parts_of(model).parameters():
         leaf = name.rpartition('.')[2]
         vector = parameter.numel() == max(parameter.shape, default=1)
         if vector and not any(fnmatchcase(leaf, pattern) for pattern in others):
@@ -300,7 +303,7 @@ def _compiler_off() -> Iterator[None]:
 def _no_fast_path(model: nn.Module) -> Iterator[None]:
     """Run encoder layers as they are written: in a function mode torch fuses none of them."""
     kinds = (nn.MultiheadAttention, nn.TransformerEncoder, nn.TransformerEncoderLayer)
-    if any(isinstance(module, kinds) for module in model.modules()):
+    if any(isinstance(module, kinds) for _, module in parts_of(model).modules):
         with entered(BaseTorchFunctionMode()):
             yield
     else:

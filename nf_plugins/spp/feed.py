@@ -40,14 +40,15 @@ def measured_part(model: Any, inputs: Any, module: str | None, call: Any) -> tup
             f'model must be an nn.Module, got {printable(repr(model), 60)} (train() and eval() of '
             'most backbones in mmpretrain return None; programs of torch.export are taken, too)'
         )
-    names = {id(part): name for name, part in whole.named_modules()}
     if module is not None:
         part = next((p for name, p in whole.named_modules() if name == module), None)
         if part is None:
             raise ValueError(f'module must be a path in the model, got {module!r}; {parts(whole)}')
         return unwrap(part, whole=True), module
     part = unwrap(whole, whole=call is not None or not isinstance(inputs, Tensor))
-    return part, names.get(id(part), '')
+    if part is whole:
+        return part, ''
+    return part, next((name for name, found in whole.named_modules() if found is part), '')
 
 
 def parts(model: nn.Module) -> str:

@@ -15,6 +15,7 @@ from .graph import Node
 from .graph.nodes import memory_of
 from .graph.ops import BATCH_NORMS, CONVOLUTIONS, MOVES, NORMS, SCALINGS
 from .graph.tracer import Call, Tracer
+from .parts import parts_of
 
 RECTIFIERS = ('relu', 'clamp_min', 'hardtanh', 'gelu', 'silu', 'hardswish', 'mish')
 """Activations whose units can die: they never give a positive value."""
@@ -27,6 +28,7 @@ FUSED_ATTENTIONS = 'scaled_dot_product'
 SOFTMAXES = ('_softmax', '_safe_softmax')
 _SAMPLE = 1 << 15  # values that are looked at
 _LAYERS = 64  # whose filters are looked at together
+_HELD = 1 << 19  # values of weights that are computed, such as standardized ones
 
 
 class Numbers:
@@ -42,10 +44,12 @@ class Numbers:
 
     def deliver(self, digits: int | None = None) -> None:
         """Set the attributes; with ``digits``, to as many significant digits."""
-        if self.tensors:
-            exact = self.tensors[0].new_zeros((), dtype=torch.float64)
-            values = torch.stack([*self.tensors, exact]).tolist()
-            for (target, name), value in zip(self.targets, values):
+        kinds: dict[torch.dtype, list[int]] = {}
+        for place, tensor in enumerate(self.tensors):
+            kinds.setdefault(tensor.dtype, []).append(place)
+        for places in kinds.values():
+            values = torch.stack([self.tensors[place] for place in places]).tolist()
+            for (target, name), value in zip((self.targets[place] for place in places), values):
                 setattr(target, name, value if digits is None else float(f'{value:.{digits}g}'))
 
 
@@ -72,12 +76,14 @@ class Observer:
         self.norms: list[tuple[Node, NormFact]] = []
         self.layers: list[tuple[Node, LayerFact]] = []
         self.filters: list[tuple[LayerFact, Tensor]] = []  # that are left to look at
-        self.parameters = {memory_of(p) for p in model.parameters() if p.dim() > 1} - {0}
-        self.buffers = {memory_of(buffer) for buffer in model.buffers()} - {0}
+        self.held = 0  # values of computed weights among these
+        parts = parts_of(model)
+        self.parameters = {memory_of(p) for _, p in parts.parameters() if p.dim() > 1} - {0}
+        self.buffers = {memory_of(buffer) for _, buffer in parts.buffers()} - {0}
         self.used: dict[int, list[Node]] = {}  # storage of a tensor that is no signal -> users
         self.batches = {
             module: int(count)
-            for module in model.modules()
+            for _, module in parts.modules
             if 'num_batches_tracked' in module._buffers
             and isinstance(count := module._buffers['num_batches_tracked'], Tensor)
             and count.numel() == 1
@@ -210,14 +216,15 @@ class Observer:
         fact = LayerFact(node.module, 0, call.op, rows.shape[0], rows.shape[1], 0.0)
         self.layers.append((node, fact))
         self.filters.append((fact, rows))
-        # The others are gone soon.
-        if memory_of(weight) not in self.parameters or len(self.filters) >= _LAYERS:
+        if memory_of(weight) not in self.parameters:
+            self.held += weight.numel()  # the network itself does not hold it any more
+        if self.held > _HELD or len(self.filters) >= _LAYERS:
             self.look_at_filters()
 
     def look_at_filters(self) -> None:
         """Look at the filters of the layers since the last time."""
         measure_filters(self.filters, self.numbers)
-        self.filters = []
+        self.filters, self.held = [], 0
 
 
 def _weight_of(tracer: Tracer, call: Call) -> Tensor | None:

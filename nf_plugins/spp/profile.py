@@ -211,7 +211,7 @@ class SignalProfile:
         return all(
             math.isfinite(value)
             for block in self.blocks
-            for value in asdict(block).values()
+            for value in vars(block).values()
             if isinstance(value, float)
         )
 

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .parts import parts_of
+
 # Containers that change; of a subclass, the methods of these are used: its own may refuse.
 _CONTAINERS = (OrderedDict, dict, list, set, deque)
 _PLAIN = frozenset(_CONTAINERS)
@@ -51,7 +53,8 @@ class Snapshot:
         self._restored = False
         # Parameters first: other tensors may be views of them. What is held is left to do, each
         # with its path and the objects to go through.
-        known = [*model.named_parameters(), *model.named_modules(), *model.named_buffers()]
+        parts = parts_of(model)
+        known = [*parts.parameters(), *parts.modules, *parts.buffers()]
         self._todo: deque[tuple[str, Any, int]] = deque((name, value, 1) for name, value in known)
         while self._todo:
             self._note(*self._todo.popleft())
@@ -172,9 +175,10 @@ class Snapshot:
         for key, tensors in self._small.items():
             before = self._values[key]
             there = not any(_is_gone(values) for _, values in tensors)
-            same = there and _equal(_flat(tensors), before)
+            if there and _equal(_flat(tensors), before):
+                continue
             own = before.split([values.numel() for _, values in tensors])
-            for (path, values), part in zip(() if same else tensors, own):
+            for (path, values), part in zip(tensors, own):
                 yield path, _refill_values, (values, part.view(values.shape))
 
 

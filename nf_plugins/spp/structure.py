@@ -26,6 +26,7 @@ from .graph import Node, Residual, Tracer, Unit
 from .graph.nodes import memory_of, path_nodes
 from .graph.ops import ACTIVATIONS, ADDITIONS, HEAVY, MOVES, NORMS, POOLINGS, SCALINGS
 from .observer import SATURATING, Observer, feeds_a_gate, multiplies
+from .parts import parts_of
 from .snapshot import without_copies
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ def find_state(model: nn.Module) -> str | None:
         'init'
     """
     vectors = []
-    for module in model.modules():
+    for _, module in parts_of(model).modules:
         batches = getattr(module, 'num_batches_tracked', None)
         if isinstance(batches, Tensor) and not batches.is_meta and bool((batches > 0).any()):
             return 'trained'
-        for name, p in module.named_parameters(recurse=False):
-            if is_scale(module, name, p):
+        for name, p in module._parameters.items():
+            if p is not None and is_scale(module, name, p):
                 vectors.append(p.detach())
     if not vectors:
         return None
@@ -307,7 +308,7 @@ def _ends_with_norm(node: Node, modules: dict[str, nn.Module]) -> bool:
 def find_drops(model: nn.Module, least: float = 0.3) -> list[DropFact]:
     """The dropouts and stochastic depths of a network whose rate is at least ``least``."""
     facts = []
-    for name, module in model.named_modules():
+    for name, module in parts_of(model).modules:
         kind = type(module).__name__.lower()
         for attribute, value in vars(module).items():
             if not isinstance(value, float) or not least <= value <= 1:
@@ -328,7 +329,7 @@ def parameter_facts(
     gradients: set[int] | None,
 ) -> list[ParameterFact]:
     """Find frozen, unreached and shared parameters."""
-    parameters = dict(model.named_parameters())
+    parameters = dict(parts_of(model).parameters())
     facts = []
 
     def add(kind: str, names: list[str], total: int, reason: str = '') -> None:
@@ -361,6 +362,8 @@ def _shared(model: nn.Module) -> tuple[list[str], int]:
 
     A part is a module that several blocks hold as an attribute; a block itself is none.
     """
+    if not parts_of(model).shares():
+        return [], 0
     places: dict[int, list[str]] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         places.setdefault(id(module), []).append(name)
@@ -436,20 +439,39 @@ def is_broken(x: Tensor, masked: bool = True) -> bool:
 _FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+_SMALL = 1 << 12  # values of a tensor
+
+
+def _are_finite(tensors: list[Tensor]) -> bool:
+    """Whether all values are finite; False, too, where the sum of their squares is not."""
+    groups: dict[tuple, list[Tensor]] = {}
+    for x in tensors:
+        groups.setdefault((x.device, x.dtype), []).append(x)
+    for group in groups.values():
+        small = [x.reshape(-1) for x in group if x.numel() <= _SMALL]
+        large = [x for x in group if x.numel() > _SMALL]
+        together = [torch.cat(small)] if small else []
+        norms = torch._foreach_norm([*together, *large], 2)
+        if not bool(torch.stack(norms).isfinite().all()):
+            return False
+    return True
+
+
 def non_finite_names(model: nn.Module) -> ParameterFact | None:
     """The parameters and buffers that are not finite themselves."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    parts = parts_of(model)
+    buffers = dict(parts.buffers())
+    tensors: dict[str, Tensor] = {**dict(parts.parameters()), **buffers}
     numbers = {
         n: without_copies(t.detach())
         for n, t in tensors.items()
         if t.dtype in _FLOATS and not t.is_meta and t.layout == torch.strided
     }
     # One call for all of them, and a closer look only where it says that one is suspect.
-    sums = torch._foreach_norm([t for t in numbers.values() if t.numel()], 1) if numbers else []
-    if all(bool(torch.isfinite(total)) for total in sums):
+    if _are_finite([t for t in numbers.values() if t.numel()]):
         return None
-    masks = {n for n, _ in model.named_buffers()}  # -inf is for what is not to be attended to
-    names = [n for n, t in numbers.items() if is_broken(t, n in masks)]
+    # In buffers -inf is for what is not to be attended to.
+    names = [n for n, t in numbers.items() if is_broken(t, n in buffers)]
     if not names:
         return None
     return ParameterFact('non_finite', tuple(names[:MOST_NAMES]), len(names), len(numbers))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from nf_plugins.config import PARTS
 from nf_plugins.registry import ADAPTERS
 
+from ..parts import parts_of
 from .arguments import Arguments, parameters_of
 from .base import Adapter
 
@@ -53,7 +54,8 @@ class MMAdapter(Adapter):
         self, model: nn.Module, batch: int, device: torch.device
     ) -> list[tuple[Any, str, Any]]:
         """Return masks of ones for mmpretrain's sparse layers (SparK), which share one mask."""
-        modules = {sys.modules.get(type(module).__module__) for module in model.modules()}
+        names = {type(module).__module__ for _, module in parts_of(model).modules}
+        modules = {sys.modules.get(name) for name in names}
         helpers = {getattr(module, 'SparseHelper', None) for module in modules} - {None}
         seen = torch.ones(batch, 1, 1, 1, dtype=torch.bool, device=device)
         return [(helper, '_cur_active', seen) for helper in helpers]

@@ -98,7 +98,12 @@ def _cancels(branch: Node, source: Node, sign: float) -> bool:
 
 def _projection(a: Node, b: Node, source: Node) -> Shortcut | None:
     """A shortcut that is linear after its first layer, beside a branch of two layers or more."""
-    if source.op == 'inputs' or max(a.depth, b.depth) < source.depth + 2:
+    if source.op == 'inputs':  # one of them reads another input of the network as well
+        starts = (_start(a, b), _start(b, a))
+        found = [(i, start) for i, start in enumerate(starts) if start is not None]
+        shortcuts = [_projection(a, b, start) for _, start in found]
+        return next((s for (i, _), s in zip(found, shortcuts) if s and s.first == i), None)
+    if max(a.depth, b.depth) < source.depth + 2:
         return None
     linear = _is_linear(a, source), _is_linear(b, source)
     if linear[0] == linear[1]:
@@ -108,6 +113,16 @@ def _projection(a: Node, b: Node, source: Node) -> Shortcut | None:
     if branch.depth - source.depth < max(2, shortcut.depth - source.depth):
         return None
     return Shortcut(first, source, not any(works(n) for n in path_nodes(shortcut, source)))
+
+
+def _start(shortcut: Node, branch: Node) -> Node | None:
+    """The last tensor that all of a shortcut, by a layer or more, and a branch come from."""
+    node = shortcut.idom
+    while node.op != 'inputs':
+        if node.depth < shortcut.depth and is_ancestor(node, branch):
+            return node
+        node = node.idom
+    return None
 
 
 _MOST_BENDS_OF_AN_ACTIVATION = 4

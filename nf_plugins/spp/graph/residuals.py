@@ -108,9 +108,11 @@ def residual_blocks(candidates: list[Residual], returned: list[Node]) -> list[Re
     kept = [r for r in kept if r not in beside and r.shortcut.root.sum not in beside]
     loops = _loops(kept, branches)
     kept = [r for r in kept if r not in loops]
+    skips: dict[Node, Node] = {}  # sums of skips around several blocks, and their branches
     for outer in list(kept):
-        if _spans_blocks(outer, kept):
+        if _spans_blocks(outer, kept, branches[outer], skips):
             kept.remove(outer)
+            skips[outer.node] = outer.end
     inner = {r for r in kept for outer in kept if r is not outer and r.node in branches[outer]}
     kept = [r for r in kept if r not in inner]
     for r in kept:
@@ -193,7 +195,9 @@ def _leave(nodes: set[Node], outlet: Node) -> bool:
             seen.add(node)
             if not node.users or node.index > last:
                 return True
-            todo.extend(node.users)
+            # A state that goes on beside the sum may be read again later.
+            beside = node.op in JOINS and not joins.isdisjoint(node.users)
+            todo.extend(() if beside else node.users)
     return False
 
 
@@ -233,7 +237,9 @@ def _loops(candidates: list[Residual], branches: dict[Residual, set[Node]]) -> s
     groups: dict[tuple, list[Residual]] = {}
     for r in candidates:
         layers = frozenset((n.module, id(n.weight)) for n in branches[r] if n.op in HEAVY)
-        groups.setdefault((r.owner, layers), []).append(r)
+        # Products of two signals (attention) have no weight that tells them apart: their number.
+        products = sum(n.op in ('bmm', 'baddbmm') for n in branches[r])
+        groups.setdefault((r.owner, layers, products), []).append(r)
     found = set()
     for group in groups.values():
         if len(group) < 2:
@@ -258,10 +264,34 @@ def _feeds(residual: Residual, branch: set[Node]) -> set[Node]:
     return {p for p in given if p.depth}
 
 
-def _spans_blocks(outer: Residual, kept: list[Residual]) -> bool:
-    """Whether an addition closes a skip around several blocks, through all of which it leads."""
+def _spans_blocks(
+    outer: Residual, kept: list[Residual], branch: set[Node], skips: dict[Node, Node]
+) -> bool:
+    """Whether an addition closes a skip around several blocks, through all of which it leads.
+
+    A path through another such skip is none (the levels of an additive U-Net).
+    """
     on_the_way = set(_on_every_path(outer.end, outer.source))
-    return sum(r.node in on_the_way for r in kept if r is not outer) > 1
+    others = [r for r in kept if r is not outer]
+    if sum(r.node in on_the_way for r in others) > 1:
+        return True
+    if skips.keys().isdisjoint(branch):
+        return False
+    inner = [r for r in others if r.node in branch]
+    return sum(not _leads_past(r.node, outer, branch, skips) for r in inner) > 1
+
+
+def _leads_past(node: Node, outer: Residual, branch: set[Node], skips: dict[Node, Node]) -> bool:
+    """Whether a path leads from the source to the end of a branch, but not through a node."""
+    seen, todo = {node}, [outer.end]
+    while todo:
+        current = todo.pop()
+        if current is outer.source:
+            return True
+        if current not in seen and current in branch:
+            seen.add(current)
+            todo.extend([skips[current]] if current in skips else current.parents)
+    return False
 
 
 def _outlet(node: Node) -> Node:

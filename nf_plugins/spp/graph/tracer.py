@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.hooks import RemovableHandle
 
 from ..execution import arguments, entered, grad_mode, plain_execution
+from ..parts import parts_of
 from ..snapshot import restoring, written_tensors
 from .classify import classify
 from .names import block_names
@@ -603,7 +604,7 @@ def tracing(
     measure_output: Callable[[Tensor, int], Any] | None = None,
 ) -> Iterator[Tracer]:
     """Follow what a model does with ``inputs``, tensors in any containers, inside the block."""
-    names = {m: name.replace('_orig_mod.', '') for name, m in model.named_modules()}
+    names = {m: name.replace('_orig_mod.', '') for name, m in parts_of(model).modules}
     tracer = Tracer(names, measure, before_write, observe, measure_output)
     thread = threading.get_ident()
     hooks: list[RemovableHandle] = []

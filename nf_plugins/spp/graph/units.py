@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +34,8 @@ def repeated_modules(names: dict[nn.Module, str]) -> set[nn.Module]:
             beside = Counter(type(child) for child in module)
             found.update(child for child in module if beside[type(child)] > 1)
         elif kinds[type(module)] > 1 and next(module.children(), None) is not None:
-            if sum(p.dim() > 1 for p in module.parameters()) > 1:
+            weights = (p for p in module.parameters() if p.dim() > 1)
+            if len(list(itertools.islice(weights, 2))) > 1:
                 found.add(module)
     return found
 

@@ -171,6 +171,30 @@ def dual_path(m, x):
     return torch.cat([x[:, :8] + y[:, :8], x[:, 8:], y[:, 8:]], 1)
 
 
+def dual_paths_in_a_tuple(m, x):
+    """smp's DPN: the sum and what stands beside it are two tensors, which others read as well."""
+    wide = m.first(F.relu(x))
+    y = m.grow(x)
+    x, beside = wide[:, :8] + y[:, :8], torch.cat([wide[:, 8:], y[:, 8:]], 1)
+    first = F.relu(torch.cat([x, beside], 1))
+    y = m.more(torch.cat([x, beside], 1))
+    x, beside = x + y[:, :8], torch.cat([beside, y[:, 8:]], 1)
+    return first, torch.cat([x, beside], 1)
+
+
+def additive_unet(m, x):
+    """LinkNet: each level of the decoder adds what the encoder had there."""
+    levels = []
+    for down_layer, block in zip(m.down, m.blocks):
+        x = down_layer(x)
+        x = x + block(x)
+        levels.append(x)
+    x = m.deepest(x) + x
+    for skip, layer in zip(levels[-2::-1], m.up):
+        x = skip + layer(x)
+    return x
+
+
 class Sparse(nn.BatchNorm1d):
     """SparK's norm: the positions that are not masked, written into zeros."""
 
@@ -225,6 +249,27 @@ SHORTCUTS = {
             more=plain(conv(16, 8), conv(8, 12)),
         ),
         2,
+    ),
+    'dual paths in a tuple': (
+        lambda: Net(
+            dual_paths_in_a_tuple,
+            first=conv(8, 12),
+            grow=plain(conv(), conv(8, 12)),
+            more=plain(conv(16, 8), conv(8, 12)),
+        ),
+        2,
+    ),
+    'levels of an additive decoder': (
+        lambda: Net(
+            additive_unet,
+            down=nn.ModuleList([conv(stride=2), conv(stride=2), conv()]),
+            blocks=nn.ModuleList(body() for _ in range(3)),
+            deepest=body(),
+            up=nn.ModuleList(
+                [conv(), nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(8, 8, 2, stride=2))]
+            ),
+        ),
+        4,
     ),
     'one layer beside the identity': (lambda: Net(lambda m, x: x + m.one(x), one=conv()), 1),
     'one layer beside a projection': (lambda: projected(conv(size=1), plain(conv())), 0),
@@ -340,7 +385,23 @@ def gated_inside(m, x):
     return x + y * up(gate).sigmoid()
 
 
+def relative_attention(m, x):
+    """XLNet: scores of contents and of places, by products with weights that no layer holds."""
+    x = tokens(x)
+    q, k, v = (torch.bmm(x, w.expand(len(x), 8, 8)) for w in (m.q, m.k, m.v))
+    scores = torch.bmm(q, k.transpose(1, 2)) + torch.bmm(q, m.places.expand(len(x), 8, 64))
+    return x + torch.bmm(torch.bmm(scores.softmax(-1), v), m.out.expand(len(x), 8, 8))
+
+
 STREAMS = {
+    'relative attention': (
+        lambda: Net(
+            relative_attention,
+            **{name: parameter(8, 8) for name in ('q', 'k', 'v', 'out')},
+            places=parameter(8, 64),
+        ),
+        1,
+    ),
     'cut and put together': (Divided, 6),
     'crossing': (Crossing, 8),
     'a skip around one layer': (lambda: Wrapped(1), 2),
@@ -612,6 +673,55 @@ class CellsOnInputs(nn.Module):
 @pytest.mark.parametrize('steps', [3, 6])
 def test_cells_on_raw_inputs(kind, steps):
     assert not find_residuals(CellsOnInputs(kind), torch.randn(2, steps, 8))
+
+
+class Conditioned(nn.Module):
+    """A diffusion network: its blocks read the stream, and the time step as another input."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.embed = conv(4), nn.Linear(1, 8)
+        self.times = nn.ModuleList(nn.Linear(8, size) for size in (8, 16))
+        self.before = nn.ModuleList([conv(), conv(8, 16)])
+        self.after = nn.ModuleList([conv(), conv(16, 16)])
+        self.projection = conv(8, 16, 1)
+
+    def forward(self, x, time):
+        x, time = self.stem(x), F.silu(self.embed(time))
+        for i, shortcut in enumerate((lambda x: x, self.projection)):
+            y = self.before[i](F.silu(x)) + self.times[i](time)[:, :, None, None]
+            x = shortcut(x) + self.after[i](F.silu(y))
+        return x
+
+
+def test_a_projection_beside_a_branch_that_reads_another_input():
+    found = find_residuals(Conditioned(), (torch.randn(2, 4, 8, 8), torch.rand(2, 1)))
+    assert [r.identity for r in found] == [True, False]
+
+
+class TwoTowers(nn.Module):
+    """Two inputs through towers of their own, whose ends are added in several ways."""
+
+    def __init__(self, join):
+        super().__init__()
+        self.a, self.b, self.c = (nn.Sequential(conv(3), nn.ReLU(), conv()) for _ in 'abc')
+        self.join = join
+
+    def forward(self, x, y):
+        return self.join(self, x, y)
+
+
+@pytest.mark.parametrize(
+    'join',
+    [
+        lambda m, x, y: m.a(x) + m.b(y),
+        lambda m, x, y: m.a(x) + m.b(y) + m.c(x),
+        lambda m, x, y: m.a(x) + m.b(x + y),
+    ],
+    ids=['apart', 'two of one input', 'one reads both'],
+)
+def test_towers_of_two_inputs_are_no_blocks(join):
+    assert not find_residuals(TwoTowers(join), (torch.randn(2, 3, 8, 8), torch.randn(2, 3, 8, 8)))
 
 
 class Siamese(nn.Module):
