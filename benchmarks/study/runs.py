@@ -191,13 +191,13 @@ def pointwise(more: bool) -> Iterator[Run]:
     networks = [name for name in NETWORKS if name.startswith('vit-')]
     lrs = (1e-3, 2e-3, 4e-3, 8e-3) if more else (2e-3, 4e-3)
     for network, lr in product(networks, lrs):
-        yield Run('pointwise', network, 6, 64, lr, 300)
+        yield Run('pointwise', network, 6, 64, lr, 150)
 
 
 def multiplicity(more: bool) -> Iterator[Run]:
     for number, lr in product((1, 2, 4, 8), (0.05, 0.1, 0.2) if more else (0.1,)):
         clip = CLIP_FACTOR
-        yield Run('multiplicity', 'nf-agc', 2, 64, lr, 250, 0, clip, multiplicity=number)
+        yield Run('multiplicity', 'nf-agc', 2, 64, lr, 150, 0, clip, multiplicity=number)
 
 
 PARTS = {
