@@ -234,13 +234,16 @@ def test_train_resume_test_and_look_inside(name, tmp_path, monkeypatch):
         write_coco_shapes(tmp_path / 'data/coco_shapes' / split, images, seed)
     monkeypatch.chdir(tmp_path)
     config = FOLDER / name
-    options = ['--cfg-options', 'default_hooks.logger.interval=1', 'train_cfg.max_epochs=']
+    # After a few steps RetinaNet is sure of nothing, and without boxes there are no metrics.
+    part = 'rcnn.' if name.startswith('mask') else ''
+    all_boxes = f'model.test_cfg.{part}score_thr=0.0'
+    options = ['--cfg-options', 'default_hooks.logger.interval=1', all_boxes]
 
     def train(folder, epochs, *more):
         # A visualizer of this name: mmengine keeps those of a process.
         arguments = [
-            *options[:-1],
-            f'{options[-1]}{epochs}',
+            *options,
+            f'train_cfg.max_epochs={epochs}',
             f'visualizer.name={name}-{folder}{epochs}',
         ]
         assert run_tool('train', config, '--work-dir', folder, *more, *arguments) == 0
@@ -273,7 +276,7 @@ def test_train_resume_test_and_look_inside(name, tmp_path, monkeypatch):
 
     out = tmp_path / 'metrics.json'
     checkpoint = tmp_path / 'whole/epoch_3.pth'
-    tested = ['--work-dir', 'tested', '--out', out, '--out-item', 'metrics']
+    tested = ['--work-dir', 'tested', '--out', out, '--out-item', 'metrics', *options]
     assert run_tool('test', config, checkpoint, *tested) == 0
     values = json.loads(out.read_text())
     assert values['coco/bbox_mAP'] == pytest.approx(metrics[-1]['coco/bbox_mAP'], abs=1e-3)
