@@ -115,20 +115,22 @@ fashion-mnist:  ## unpack the Debian package dataset-fashion-mnist into data/fas
 	done
 
 # mmcv's compiled operators, which detection needs, stay apart from .venv: PYTHONPATH=.ops puts them
-# before it. All files include one header of torch, which is compiled once, for time.
+# before it. All files include one header of torch, which is compiled once, for time. The compiler
+# takes it only for files with the same flags.
 OPS_CSRC = mmcv/ops/csrc/common
-OPS_FLAGS = $$(python -c 'import sysconfig, torch.utils.cpp_extension as extension; print(*map( \
-	sysconfig.get_config_var, ("CFLAGS", "CCSHARED")), *map("-I{}".format, extension.include_paths()))')
+OPS_FLAGS = -g0 -O2 -DNDEBUG -fPIC
 ops: $(OPS)/.built  ## build mmcv's compiled operators into .ops, for detection: some minutes
 $(OPS)/.built: requirements/ops.txt $(VENV)/.requirements
 	rm -rf $(OPS) && mkdir $(OPS)
 	pip download -q -c requirements/constraints.txt --no-cache-dir --no-deps \
 		--no-build-isolation --no-binary onedl-mmcv -d $(OPS)/source onedl-mmcv
 	cd $(OPS)/source && tar xzf *.tar.gz --strip-components=1
-	cd $(OPS)/source && g++ $(OPS_FLAGS) -g0 -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H \
+	cd $(OPS)/source && g++ $(OPS_FLAGS) -std=c++17 -DTORCH_API_INCLUDE_EXTENSION_H \
 		-DTORCH_EXTENSION_NAME=_ext -I$(OPS)/source/$(OPS_CSRC) \
+		$$(python -c 'import torch.utils.cpp_extension as extension; \
+			print(*map("-I{}".format, extension.include_paths()))') \
 		-x c++-header $(OPS_CSRC)/pytorch_cpp_helper.hpp
-	MMCV_WITH_OPS=1 FORCE_CUDA=0 CFLAGS=-g0 pip install -q --no-deps --no-build-isolation \
+	MMCV_WITH_OPS=1 FORCE_CUDA=0 CFLAGS="$(OPS_FLAGS)" pip install -q --no-deps --no-build-isolation \
 		--target $(OPS) $(OPS)/source
 	pip install -q -c requirements/constraints.txt --no-deps --target $(OPS) -r requirements/ops.txt
 	rm -rf $(OPS)/source
