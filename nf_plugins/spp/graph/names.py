@@ -12,14 +12,15 @@ from .residuals import Residual
 def block_names(residuals: list[Residual]) -> list[str]:
     """Return a name for each residual block.
 
-    It is the path of the module that holds the block. Where several blocks are in one module (the
-    attention and the MLP of a transformer layer), or the block is in the forward method of the
-    network itself, the name is that of the part of the module that ends the branch.
+    It is the path of the module that holds the block. Where other blocks are in this module, too
+    (the attention and the MLP of a transformer layer), or the block is in the forward method of
+    the network itself, the name is that of the part of the module that ends the branch.
 
     Args:
         residuals: The blocks, in order of execution.
     """
-    times = Counter(r.name for r in residuals)
+    # The blocks in each module and below it.
+    times = Counter(path for r in residuals for path in _paths(r.name))
     names = []
     for number, residual in enumerate(residuals, 1):
         name = residual.name
@@ -27,6 +28,12 @@ def block_names(residuals: list[Residual]) -> list[str]:
             name = _last_part(residual) or name
         names.append(name or f'block{number}')
     return _told_apart(names, residuals)
+
+
+def _paths(name: str) -> list[str]:
+    """Return the paths of a module and of all modules around it."""
+    parts = name.split('.')
+    return ['.'.join(parts[:length]) for length in range(1, len(parts) + 1)]
 
 
 def _told_apart(names: list[str], residuals: list[Residual]) -> list[str]:

@@ -9,7 +9,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from nf_plugins.layers import DropPath
+from nf_plugins.layers import DropPath, DyT
 from nf_plugins.spp import analyze, find_residuals
 from nf_plugins.spp.graph.residuals import is_inside
 
@@ -255,6 +255,34 @@ def test_tokens(layer, cls_token):
     assert [b.name for b in blocks[1:]] == [
         f'layers.{i}.{n}' for i in range(3) for n in ('proj', 'mlp')
     ]
+
+
+class AddsItself(nn.Sequential):
+    """As mmcv's FFN: it adds what it is given."""
+
+    def forward(self, x, identity):
+        return identity + super().forward(x)
+
+
+class FormedLayer(nn.Module):
+    """A layer whose second sum is made inside a part of it."""
+
+    def __init__(self, norm):
+        super().__init__()
+        self.norm1, self.norm2, self.proj = norm(16), norm(16), nn.Linear(16, 16)
+        self.mlp = AddsItself(nn.Linear(16, 24), nn.GELU(), nn.Linear(24, 16))
+
+    def forward(self, x):
+        x = x + self.proj(self.norm1(x))
+        return self.mlp(self.norm2(x), x)
+
+
+@pytest.mark.parametrize('norm', [nn.LayerNorm, DyT, nn.Identity])
+def test_names_do_not_depend_on_the_norms(norm):
+    """A block whose module holds another block is named by its own part of it."""
+    net = Tokens(lambda shift: FormedLayer(norm))
+    names = [b.name for b in analyze(net, torch.randn(2, 3, 12, 12)).blocks[1:]]
+    assert names == [f'layers.{i}.{n}' for i in range(3) for n in ('proj', 'mlp')]
 
 
 class NHWC(nn.Module):
