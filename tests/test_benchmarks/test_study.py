@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from benchmarks.study import (
     figures,
     fitting,
     landscape,
+    multiplicity,
     page,
     results,
     runs,
@@ -241,14 +243,45 @@ def test_the_networks(network):
     run = Run('', network, 1, lr=0.3, clip_factor=clip)
     with quiet():
         model, optimizer = fitting.build(run)
-    convs = [m for m in model.modules() if 'Conv' in type(m).__name__ or 'WS' in type(m).__name__]
-    assert len({id(m.weight) for m in convs if hasattr(m, 'weight')}) == run.convs
     assert (type(optimizer).__name__ == 'AGCOptimWrapper') == (clip is not None)
     assert {group['lr'] for group in optimizer.param_groups} == {0.3}
     with torch.no_grad():
         assert model(torch.randn(2, 1, 16, 16)).shape == (2, 10)
     features = model.backbone(torch.randn(2, 1, 16, 16))[0]
+    if network.startswith('vit'):
+        assert features.shape == (2, 64)
+        return
     assert features.shape == (2, 256, 2, 2)
+    convs = [m for m in model.modules() if 'Conv' in type(m).__name__ or 'WS' in type(m).__name__]
+    assert len({id(m.weight) for m in convs if hasattr(m, 'weight')}) == run.convs
+
+
+@pytest.mark.parametrize(
+    ('network', 'norm'), [('ln', 'LayerNorm'), ('dyt', 'DyT'), ('derf', 'Derf'), ('none', None)]
+)
+def test_the_transformers(network, norm):
+    """All have the same parts, but for their norms: two of each layer, one after the last layer and one after the pooling."""
+    with quiet():
+        model, _ = fitting.build(Run('', f'vit-{network}', 3, lr=0.3))
+    kinds = Counter(type(m).__name__ for m in model.modules())
+    norms = {name: kinds[name] for name in ('LayerNorm', 'DyT', 'Derf') if kinds[name]}
+    assert norms == ({norm: 2 * 3 + 2} if norm else {})
+    assert kinds['MultiheadAttention'] == 3
+
+
+def test_several_augmentations_of_an_image(images):
+    """Of a batch of 8, each image comes four times, and its copies differ."""
+    run = Run('multiplicity', 'nf-agc', 1, 8, 0.1, 5, clip_factor=0.1, multiplicity=4)
+    order = multiplicity.order_of(run, 20)
+    assert [len(chosen) for chosen in order] == [8] * 5
+    assert all(len(set(chosen.tolist())) == 2 for chosen in order)
+    assert len(set(torch.cat(order)[::4].tolist())) == 10  # no image comes back in the first epoch
+    x = torch.rand(1, 1, 6, 6).repeat(40, 1, 1, 1)
+    changed = multiplicity.augment(x)
+    assert changed.shape == x.shape
+    assert len({tuple(image.flatten().tolist()) for image in changed}) > 5
+    inner = {round(float(v), 6) for v in x[0].flatten()}
+    assert {round(float(v), 6) for v in changed.flatten()} <= inner  # moved, not computed
 
 
 def test_the_schedule():
