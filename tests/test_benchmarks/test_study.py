@@ -260,7 +260,7 @@ def test_the_networks(network):
     ('network', 'norm'), [('ln', 'LayerNorm'), ('dyt', 'DyT'), ('derf', 'Derf'), ('none', None)]
 )
 def test_the_transformers(network, norm):
-    """All have the same parts, but for their norms: two of each layer, one after the last layer and one after the pooling."""
+    """Two norms of each layer, one after the last layer, and one after the pooling."""
     with quiet():
         model, _ = fitting.build(Run('', f'vit-{network}', 3, lr=0.3))
     kinds = Counter(type(m).__name__ for m in model.modules())
