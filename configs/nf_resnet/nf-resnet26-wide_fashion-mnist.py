@@ -1,5 +1,5 @@
-# nf-resnet26_fashion-mnist.py with twice the channels: the accuracy that a CPU reaches in less than
-# 20 minutes. baselines/resnetv2-26-bn-wide_fashion-mnist.py is the same with batch norm.
+# nf-resnet26_fashion-mnist.py with twice the channels.
+# baselines/resnetv2-26-bn-wide_fashion-mnist.py is the same with batch norm.
 _base_ = './nf-resnet26_fashion-mnist.py'
 
 model = dict(
