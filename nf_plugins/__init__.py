@@ -8,9 +8,9 @@ prefixed names (``type='nf_plugins.NFResNet'``) needs no import.
 import re
 import warnings
 from importlib import import_module
-from importlib.metadata import distributions
 from importlib.util import find_spec
 
+from .utils.distributions import is_installed
 from .version import __version__
 
 
@@ -27,7 +27,7 @@ def _check_stack() -> None:
             continue
         problems.append(f'{name}>={minimum} ({f"found {found}" if found else "not installed"})')
         # Forks and originals install into the same folders, so do not advise to mix them.
-        wanted.append(f"'{original if any(map(_is_installed, _ORIGINALS)) else fork}>={minimum}'")
+        wanted.append(f"'{original if any(map(is_installed, _ORIGINALS)) else fork}>={minimum}'")
     if problems:
         raise ImportError(
             f'nf_plugins {__version__} needs {", ".join(problems)}: '
@@ -40,10 +40,6 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 _ORIGINALS = ('mmengine', 'mmcv', 'mmcv-lite')
-
-
-def _is_installed(distribution: str) -> bool:
-    return any(True for _ in distributions(name=distribution))
 
 
 _check_stack()

@@ -14,13 +14,14 @@ import sys
 import warnings
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
-from importlib.metadata import distributions
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+
+from .utils.distributions import is_installed
 
 PREFIXES = ('nfplugins', 'nf_plugins')
 """Prefixes of our names before ``::``: the distribution and the package."""
@@ -77,8 +78,7 @@ def install() -> None:
     for prefix in PREFIXES:
         # A checkout has no `.mim`, which the hub reads; the installed distribution has.
         # (mmengine 0.10's `is_installed` imports setuptools, which takes time and warns.)
-        installed = any(True for _ in distributions(name='nfplugins'))
-        package = 'nfplugins' if not packaged and installed else 'nf_plugins'
+        package = 'nfplugins' if not packaged and is_installed('nfplugins') else 'nf_plugins'
         MODULE2PACKAGE.setdefault(prefix, package)
     theirs = Config._get_cfg_path
     if getattr(theirs, '__module__', None) != __name__:

@@ -132,15 +132,22 @@ def collapses(rows: Rows) -> tuple[bool, str]:
     return plain > 2 * max(pws, ws) and failed.failed() > 0, text
 
 
+def lead(rows: Rows, others: Rows) -> tuple[float, float]:
+    """Return how much higher the mean accuracy of some rows is, and both spreads together.
+
+    Raises:
+        LookupError: There are no rows, or those of one seed only.
+    """
+    if min(len(some(rows).rows), len(some(others).rows)) < 2:
+        raise LookupError('one seed has no spread')
+    return rows.mean() - others.mean(), rows.spread() + others.spread()
+
+
 def less_without(network: str) -> Callable[[Rows], tuple[bool, str]]:
     """The accuracy is lower than that of NF, by more than both spreads."""
 
     def judge(rows: Rows) -> tuple[bool, str]:
-        whole, other = some(rows.where(network='nf')), some(rows.where(network=network))
-        if len(whole.rows) < 2 or len(other.rows) < 2:
-            raise LookupError('one seed has no spread')
-        less = whole.mean() - other.mean()
-        spread = whole.spread() + other.spread()
+        less, spread = lead(rows.where(network='nf'), rows.where(network=network))
         return less > spread, f'{-less:+.1f} points; both spreads together {spread:.1f}'
 
     return judge
@@ -196,11 +203,7 @@ def transfers(rows: Rows) -> tuple[bool, str]:
 
 def at_best_lr(rows: Rows) -> Rows:
     """Return the rows of the learning rate that is best on the validation images."""
-    best = some(rows)
-    best = best.where(lr=best.best_lr())
-    if len(best.rows) < 2:
-        raise LookupError('one seed has no spread')
-    return best
+    return rows.where(lr=some(rows).best_lr())
 
 
 def as_good_as_layer_norm(*networks: str) -> Callable[[Rows], tuple[bool, str]]:
@@ -211,8 +214,8 @@ def as_good_as_layer_norm(*networks: str) -> Callable[[Rows], tuple[bool, str]]:
         holds, said = True, [f'layer norm {norm.mean():.1f} %']
         for network in networks:
             found = at_best_lr(rows.where(network=network))
-            spread = norm.spread() + found.spread()
-            holds &= found.mean() >= norm.mean() - spread
+            less, spread = lead(norm, found)
+            holds &= less <= spread
             label = NETWORKS[network].label.removeprefix('ViT, ')
             said.append(f'{label} {found.mean():.1f} % (both spreads {spread:.1f})')
         return holds, '; '.join(said)
@@ -222,7 +225,7 @@ def as_good_as_layer_norm(*networks: str) -> Callable[[Rows], tuple[bool, str]]:
 
 def norms_matter(rows: Rows) -> tuple[bool, str]:
     norm, none = (at_best_lr(rows.where(network=name)) for name in ('vit-ln', 'vit-none'))
-    less, spread = norm.mean() - none.mean(), norm.spread() + none.spread()
+    less, spread = lead(norm, none)
     return less > spread, f'{-less:+.1f} points; both spreads together {spread:.1f}'
 
 
@@ -230,7 +233,7 @@ def copies_help(rows: Rows) -> tuple[bool, str]:
     once, numbers = at_best_lr(rows.where(multiplicity=1)), some(rows).values('multiplicity')
     several = [at_best_lr(rows.where(multiplicity=number)) for number in numbers if number > 1]
     best = max(several, key=lambda found: found.mean('val_accuracy'))
-    more, spread = best.mean() - once.mean(), best.spread() + once.spread()
+    more, spread = lead(best, once)
     return more > spread, (
         f'{more:+.1f} points with {best.rows[0]["multiplicity"]} augmentations; '
         f'both spreads together {spread:.1f}'

@@ -33,8 +33,13 @@ TEMPLATE, PAGE = Path(__file__).with_name('page.md'), ROOT / 'docs/study.md'
 
 def accuracy(rows: Rows, key: str = 'accuracy') -> str:
     """Show the mean over the seeds and, with several seeds, the standard deviation."""
-    spread = f' ± {rows.spread(key):.1f}' if len(rows.rows) > 1 else ''
-    return f'{rows.mean(key):.1f}{spread}'
+    return mean_and_spread([row[key] for row in rows.rows])
+
+
+def mean_and_spread(values: list[float], form: str = '.1f') -> str:
+    """Show a mean and, of several values, the standard deviation."""
+    spread = f' ± {statistics.stdev(values):{form}}' if len(values) > 1 else ''
+    return f'{statistics.fmean(values):{form}}{spread}'
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> str:
@@ -133,12 +138,6 @@ def clipped_table(rows: Rows) -> str:
         for clip in clips
     ]  # fmt: skip
     return markdown(['parameters', *stages], lines)
-
-
-def mean_and_spread(values: list[float], form: str = '.1f') -> str:
-    """Show a mean and, of several values, the standard deviation."""
-    spread = f' ± {statistics.stdev(values):{form}}' if len(values) > 1 else ''
-    return f'{statistics.fmean(values):{form}}{spread}'
 
 
 def collapse_table(rows: Rows) -> str:

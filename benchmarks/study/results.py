@@ -45,10 +45,9 @@ class Results:
 
     def rows(self) -> dict[Run, dict]:
         """Return the rows by their runs."""
-        rows = {
-            Run(**{key: row[key] for key in FIELDS if key in row}): row
-            for row in self.content['runs']
-        }
+        for row in self.content['runs']:  # older rows do not have this field
+            row.setdefault('multiplicity', Run.multiplicity)
+        rows = {Run(**{key: row[key] for key in FIELDS}): row for row in self.content['runs']}
         if unknown := {run.network for run in rows} - set(NETWORKS):
             raise ValueError(f'it has an unknown network, {min(unknown)}')
         return rows
@@ -61,7 +60,7 @@ class Results:
             key=lambda r: (
                 parts.index(r['part']),
                 networks.index(r['network']),
-                *(r.get(key) or 0 for key in FIELDS[2:]),
+                *(r[key] or 0 for key in FIELDS[2:]),
             )
         )
         text = json.dumps(self.content, indent=1)

@@ -182,6 +182,12 @@ def dual_paths_in_a_tuple(m, x):
     return first, torch.cat([x, beside], 1)
 
 
+def dual(forward):
+    """A network of two dual-path blocks."""
+    more = plain(conv(16, 8), conv(8, 12))
+    return Net(forward, first=conv(8, 12), grow=plain(conv(), conv(8, 12)), more=more)
+
+
 def additive_unet(m, x):
     """LinkNet: each level of the decoder adds what the encoder had there."""
     levels = []
@@ -242,21 +248,11 @@ SHORTCUTS = {
         2,
     ),
     'dual paths': (
-        lambda: Net(
-            dual_path,
-            first=conv(8, 12),
-            grow=plain(conv(), conv(8, 12)),
-            more=plain(conv(16, 8), conv(8, 12)),
-        ),
+        lambda: dual(dual_path),
         2,
     ),
     'dual paths in a tuple': (
-        lambda: Net(
-            dual_paths_in_a_tuple,
-            first=conv(8, 12),
-            grow=plain(conv(), conv(8, 12)),
-            more=plain(conv(16, 8), conv(8, 12)),
-        ),
+        lambda: dual(dual_paths_in_a_tuple),
         2,
     ),
     'levels of an additive decoder': (
