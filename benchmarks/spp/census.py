@@ -32,6 +32,7 @@ from nf_plugins.errors import as_usage_error
 from nf_plugins.spp import analyze
 from nf_plugins.spp.execution import grad_mode, plain_execution
 from nf_plugins.spp.graph import tracing
+from nf_plugins.utils.checks import check_choice
 from tests.oracles.executed import counting
 
 from .census_cases import Case
@@ -179,6 +180,8 @@ def main() -> int:
     )
     with as_usage_error('bad arguments'):
         args: argparse.Namespace = parser.parse_args()
+        for library in args.libraries:
+            check_choice('the library', library, LIBRARIES)
     from . import census_cases, census_configs
 
     cases_of = {**census_cases.CASES, **census_configs.CASES}

@@ -19,6 +19,7 @@ from typing import Any
 from benchmarks.common import ROOT
 from nf_plugins.cli.arguments import ArgumentParser
 from nf_plugins.cli.command_line import command_line
+from nf_plugins.errors import UsageError
 from nf_plugins.utils.files import atomic_write
 
 from .claims import claims_table, transferred
@@ -270,6 +271,8 @@ def main() -> None:
     parser.add_argument('--page', type=Path, default=PAGE, help=argparse.SUPPRESS)
     args = parser.parse_args()
     results = Results(args.results / 'results.json')
+    if not results.content['runs']:
+        raise UsageError(f'no results in {args.results}: `make study` makes them')
     atomic_write(args.page, page(results))
     write_figures(Rows(list(results.rows().values())), args.results)
 

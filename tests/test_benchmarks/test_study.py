@@ -563,3 +563,13 @@ def test_the_package_is_missing(tmp_path):
     line = next(x for x in done.stderr.splitlines() if x.startswith('error'))
     assert 'install the Debian package dataset-fashion-mnist' in line
     assert not (tmp_path / 'data').exists()
+
+
+def test_a_page_without_results(tmp_path, monkeypatch, capsys):
+    target = tmp_path / 'study.md'
+    monkeypatch.setattr(sys, 'argv', ['page', '--results', str(tmp_path), '--page', str(target)])
+    with pytest.raises(SystemExit, match='2'):
+        page.main()
+    said = capsys.readouterr().err.strip().splitlines()
+    assert said == [f'error: no results in {tmp_path}: `make study` makes them']
+    assert not target.exists()
