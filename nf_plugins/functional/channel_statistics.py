@@ -110,16 +110,15 @@ def channel_statistics(x: Tensor, channel_dim: int = 1) -> ChannelStatistics:
     mean, square = _mean_and_square(x, over, count)
     of_mean = mean.square().mul_(count)
     m2 = square - of_mean
-    if not bool((of_mean <= _LEVEL * m2).all()):
+    if not bool(((of_mean <= _LEVEL * m2) & (m2 < math.inf)).all()):
+        if x.dtype == torch.float32 and not math.isfinite(square.sum().item()):
+            return channel_statistics(given.double(), channel_dim)  # squares beyond float32
         # The mean is far from 0, so the difference above has lost digits. Subtract the mean of
         # the first values and compute once more.
         shift = x[: _ROWS if over == 0 else 1].mean(over, keepdim=True)
         mean, square = _mean_and_square(x, over, count, shift)
         m2 = (square - count * mean.square()).clamp_(min=0)
         mean = shift.flatten() + mean
-        square = mean.square() + m2
-    if x.dtype == torch.float32 and not math.isfinite(square.sum().item()):
-        return channel_statistics(given.double(), channel_dim)  # squares beyond float32
     return ChannelStatistics(count, mean, m2)
 
 
@@ -136,10 +135,10 @@ def _mean_and_square(
     parts = x.split(min(max(1, chunk // x[0].numel()), _ROWS if over == 0 else len(x)))
     if over and x.shape[2] > _SUM:
         parts = [piece for part in parts for piece in part.split(_SUM, 2)]
-    buffer = torch.empty(0 if shift is None else parts[0].numel(), dtype=x.dtype)
+    buffer = None if shift is None else torch.empty(parts[0].numel(), dtype=x.dtype)
     sums, squares = [], []
     for part in parts:
-        if shift is not None:
+        if buffer is not None:
             part = torch.sub(part, shift, out=buffer[: part.numel()].view(part.shape))
         sums.append(part.sum(over))
         squares.append(torch.linalg.vector_norm(part, dim=over).square_())
@@ -149,7 +148,7 @@ def _mean_and_square(
 def _total(parts: list[Tensor], over: int) -> Tensor:
     """Add the sums of some parts, and with ``over=2`` those of their samples."""
     if over:  # (samples, C) each
-        return torch.cat(parts).sum(0)
+        return (parts[0] if len(parts) == 1 else torch.cat(parts)).sum(0)
     return parts[0] if len(parts) == 1 else torch.stack(parts).sum(0)  # (C,) each
 
 

@@ -32,6 +32,7 @@ from .graph import (
     tracing,
     zero_parameter,
 )
+from .graph.nodes import memory_of
 from .graph.ops import ACTIVATIONS, MOVES, NORMS, POOLINGS
 from .observer import Numbers, Observer, sample
 from .parts import listed
@@ -60,13 +61,54 @@ class Measurement:
     token_cosine: Tensor | None = None
 
 
+class Samples:
+    """Samples of signals, whose images and positions are compared: many signals at once."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[tuple, list[tuple[Measurement, Tensor]]] = {}
+        self.held = 0  # values
+
+    def add(self, found: Measurement, x: Tensor, channel_dim: int) -> None:
+        """Note the largest value of a signal, and some of its values."""
+        low, high = torch.aminmax(x)
+        found.largest = torch.maximum(high, -low)
+        count, channels = len(x), x.shape[channel_dim]
+        if channel_dim % x.dim() == 0 or channels < 2:
+            return
+        values = sample(x, channel_dim, max(1 << 15, 8 * count * channels))
+        if len(values) % count or not len(values):
+            return
+        values = values.unflatten(0, (count, -1)).float()  # images, positions, channels
+        if memory_of(values) == memory_of(x):
+            values = values.clone()
+        self.waiting.setdefault((values.device, values.shape), []).append((found, values))
+        self.held += values.numel()
+        if self.held > _HELD:
+            self.compare()
+
+    def compare(self) -> None:
+        """Measure how much the images, and the positions of an image, are alike."""
+        for (_, (images, positions, _)), signals in self.waiting.items():
+            values = torch.stack([values for _, values in signals])
+            if images > 1:
+                for (found, _), cosine in zip(signals, mean_cosine(values.flatten(2)).unbind()):
+                    found.image_cosine = cosine
+            if positions > 1:
+                for (found, _), cosine in zip(signals, mean_cosine(values).mean(1).unbind()):
+                    found.token_cosine = cosine
+        self.waiting, self.held = {}, 0
+
+
+_HELD = 1 << 20  # values
+
+
 def measure(
-    tensor: Tensor, channel_dim: int, backward: bool = False, evidence: bool = False
+    tensor: Tensor, channel_dim: int, backward: bool = False, samples: Samples | None = None
 ) -> Measurement:
     found = Measurement(channel_statistics(tensor, channel_dim), tuple(tensor.shape))
-    if evidence:
+    if samples is not None:
         with torch.no_grad():
-            measure_features(found, tensor.detach(), channel_dim)
+            samples.add(found, tensor.detach(), channel_dim)
     if backward and tensor.requires_grad:
 
         def keep(gradient: Tensor) -> None:
@@ -75,24 +117,6 @@ def measure(
         with torch.enable_grad():
             tensor.register_hook(keep)
     return found
-
-
-def measure_features(found: Measurement, x: Tensor, channel_dim: int) -> None:
-    """Measure the largest value, and how much images and positions are alike."""
-    low, high = torch.aminmax(x)
-    found.largest = torch.maximum(high, -low)
-    count, channels = len(x), x.shape[channel_dim]
-    positions = x.numel() // max(1, count * channels)
-    if channel_dim % x.dim() == 0 or channels < 2:
-        return
-    values = sample(x, channel_dim, max(1 << 15, 8 * count * channels))
-    if len(values) % count:
-        return
-    values = values.unflatten(0, (count, -1)).float()  # images, positions, channels
-    if count > 1:
-        found.image_cosine = mean_cosine(values.flatten(1)[None])[0]  # as a batch: faster
-    if positions > 1 and values.shape[1] > 1:
-        found.token_cosine = mean_cosine(values).mean()
 
 
 def mean_cosine(values: Tensor) -> Tensor:
@@ -257,7 +281,8 @@ def analyze(
         if seed is not None:
             seed_all(seed)
         look = functools.partial(measure, backward=backward)
-        more = functools.partial(look, evidence=evidence)
+        samples = Samples() if evidence else None
+        more = functools.partial(look, samples=samples)
         watch = feed.watching(observer) if backward else observer
         with tracing(part, feed.tensors, look, before.note_write, watch, more) as tracer:
             output = feed.run()
@@ -268,6 +293,8 @@ def analyze(
             feed.send_noise_back(output)
         broken_output = any(is_broken(x) for x in _numbers(list(tensors_in(output))))
         del output
+        if samples is not None:
+            samples.compare()
         blocks = collect(tracer, part, sync)
         found = None
         if observer is not None:

@@ -85,8 +85,8 @@ def _copied_rows(part: Tensor, squares: Tensor, layer: Tensor, weights: list[Ten
     """
     unit = part / squares.sqrt().clamp(min=1e-30)[:, None]
     direction = torch.sin(torch.arange(1, _COLUMNS + 1, device=part.device).float() ** 2)
-    order = (unit @ direction).argsort()
-    order = order[layer[order].argsort(stable=True)]
+    # A projection is less than the length of the direction, so that the layers stay apart.
+    order = ((unit @ direction).double() + 2 * direction.norm() * layer).argsort()
     unit, layer = unit.index_select(0, order), layer[order]
     enough = torch.tensor([_may_have_copies(rows) for rows in weights], device=part.device)
     pairs = ((unit[1:] * unit[:-1]).sum(1) > _SAME) & (layer[1:] == layer[:-1]) & enough[layer[1:]]

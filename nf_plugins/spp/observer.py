@@ -39,6 +39,7 @@ class Numbers:
         self.targets: list[tuple[Any, str]] = []
 
     def put(self, target: Any, name: str, value: Tensor) -> None:
+        """Set an attribute of ``target`` to ``value``, a scalar, when the numbers are delivered."""
         self.tensors.append(value)
         self.targets.append((target, name))
 
@@ -76,6 +77,7 @@ class Observer:
         self.norms: list[tuple[Node, NormFact]] = []
         self.layers: list[tuple[Node, LayerFact]] = []
         self.filters: list[tuple[LayerFact, Tensor]] = []  # that are left to look at
+        self.scales: list[tuple[NormFact, Tensor]] = []  # the weights of norms
         self.held = 0  # values of computed weights among these
         parts = parts_of(model)
         self.parameters = {memory_of(p) for _, p in parts.parameters() if p.dim() > 1} - {0}
@@ -114,21 +116,24 @@ class Observer:
             return
         dim = node.channel_dim % out.dim()
         fact = self._activation(node, op, out)
-        silent = sample(out, dim).amax(0) <= 0
-        if out.device.type == 'cpu' and bool(silent.any()):  # look at all their values
-            (index,) = silent.nonzero(as_tuple=True)
+        highest = sample(out, dim, max(1 << 13, 32 * fact.units)).amax(0)
+        if out.device.type != 'cpu':
+            self.numbers.put(fact, 'dead', (highest <= 0).double().mean())
+            return
+        fact.dead = 0.0
+        index = (highest <= 0).nonzero().flatten()
+        if len(index):  # look at all their values
             rest = out.index_select(dim, index).movedim(dim, 0).flatten(1)
-            silent = silent.clone()
-            silent[index] = rest.amax(1) <= 0
-        self.numbers.put(fact, 'dead', silent.double().mean())
+            self.numbers.put(fact, 'dead', (rest.amax(1) <= 0).sum().double() / fact.units)
 
     def see_saturation(self, node: Node, op: str, out: Tensor) -> None:
         """Count the values that are at the ends of a bounded activation."""
         fact = self._activation(node, op, out)
         low, high = SATURATING[op]
-        values = sample(out, node.channel_dim).float()
-        away = (values - (low + high) / 2).abs() / ((high - low) / 2)
-        self.numbers.put(fact, 'saturated', (away > FLAT).double().mean())
+        values = sample(out, node.channel_dim)
+        away = (values.float() - (low + high) / 2).abs_()
+        flat = (away > FLAT * (high - low) / 2).sum().double()
+        self.numbers.put(fact, 'saturated', flat / values.numel())
 
     def _activation(self, node: Node, op: str, out: Tensor) -> ActivationFact:
         units = out.shape[node.channel_dim % out.dim()]
@@ -186,8 +191,7 @@ class Observer:
         self.norms.append((node, fact))
         weight = given.get('weight')
         if isinstance(weight, Tensor) and weight.numel():
-            length = torch.linalg.vector_norm(weight.detach().float())
-            self.numbers.put(fact, 'scale', length / weight.numel() ** 0.5)
+            self.scales.append((fact, weight.detach().clone()))
         if call.op not in BATCH_NORMS:
             return
         module = tracer.modules.get(node.module)
@@ -220,6 +224,16 @@ class Observer:
             self.held += weight.numel()  # the network itself does not hold it any more
         if self.held > _HELD or len(self.filters) >= _LAYERS:
             self.look_at_filters()
+
+    def deliver(self) -> None:
+        """Fill in the numbers of all facts."""
+        self.look_at_filters()
+        for device in {weight.device for _, weight in self.scales}:
+            chosen = [(fact, weight) for fact, weight in self.scales if weight.device == device]
+            lengths = torch._foreach_norm([weight.float() for _, weight in chosen], 2)
+            for (fact, weight), length in zip(chosen, lengths):
+                self.numbers.put(fact, 'scale', length / weight.numel() ** 0.5)
+        self.numbers.deliver(digits=5)
 
     def look_at_filters(self) -> None:
         """Look at the filters of the layers since the last time."""

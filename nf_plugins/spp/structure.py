@@ -61,7 +61,8 @@ def find_state(model: nn.Module) -> str | None:
                 vectors.append(p.detach())
     if not vectors:
         return None
-    changed = sum(bool((v != v.flatten()[0]).any()) for v in vectors if v.numel() > 1)
+    extremes = [torch.aminmax(v) for v in vectors if v.numel() > 1]
+    changed = sum(bool(low != high) for low, high in extremes)  # nan differs from nan
     several = sum(v.numel() > 1 for v in vectors)
     if several:
         return 'trained' if changed > several / 2 else 'init'
@@ -126,8 +127,7 @@ def describe(
             gradient was measured.
     """
     describe_blocks(blocks, tracer)
-    observer.look_at_filters()
-    observer.numbers.deliver(digits=5)
+    observer.deliver()
     ends = [(item.node.index, b.index) for b, item in blocks if item is not None]
     places = [index for index, _ in ends]
     first = blocks[0][1]

@@ -172,6 +172,7 @@ class Tracer(TorchDispatchMode):
         self.pending: dict[int, tuple[Tensor, Residual]] = {}
         # Up to the first residual addition: what the modules read, to find the stem's output.
         self.read_by: dict[str, Node] = {}
+        self.read: dict[Node, weakref.ref[Tensor]] = {}  # of these, what is not measured yet
         self.inputs_measured: dict[Node, Any] = {}
         self.measured: dict[tuple[Node, int], Any] = {}  # as the outputs of blocks
         self.repeated = repeated_modules(names)
@@ -249,6 +250,7 @@ class Tracer(TorchDispatchMode):
         if operation.mutable and self._before_write is not None:
             for tensor in written_tensors(func, args, kwargs):
                 self._before_write(tensor)
+                self.measure_read(memory=memory_of(tensor))
         given: list[tuple[Node, Tensor]] = []
         others: list[Tensor] = []
         self.sort(args, given, others)
@@ -465,6 +467,7 @@ class Tracer(TorchDispatchMode):
         axis = shortcut.axis if shortcut.axis is not None else branch.channel_dim
         axis = min(axis, operands[first].dim() - 1)
         bare, gains, measured, scale = walk_back_gains(branch, factors)
+        self.measure_read(depth=source.depth)
         if not self.candidates and identity and source not in self.inputs_measured:
             if shortcut.root is source:
                 self.inputs_measured[source] = self.measure_output(operands[first], shortcut, axis)
@@ -557,10 +560,23 @@ class Tracer(TorchDispatchMode):
             node = None if tensor is None else self.node_of.get(tensor)
             if tensor is not None and tensor.dim() > 1 and node is not None and node.index:
                 self.read_by.setdefault(name, node)
-                self.inputs_measured.setdefault(node, self.measure_output(tensor, node))
+                self.read.setdefault(node, weakref.ref(tensor))
         self.stack.append(name)
         self.entered.add(name)
         self.entries.append(len(self.candidates))
+
+    def measure_read(self, depth: int | None = None, memory: int | None = None) -> None:
+        """Measure what modules read, where it may be what the first block reads, or is overwritten.
+
+        A module's caller holds what the module reads until it returns.
+        """
+        for node, reference in list(self.read.items()):
+            tensor = reference()
+            if tensor is None:
+                del self.read[node]
+            elif depth == node.depth or memory == memory_of(tensor):
+                del self.read[node]
+                self.inputs_measured.setdefault(node, self.measure_output(tensor, node))
 
     def leave(self, module: nn.Module, output: Any) -> None:
         name = self.stack.pop()
@@ -627,10 +643,13 @@ def tracing(
         tracer.pending.clear()
 
     with restoring(clean):
-        if scripted:  # such modules take no hooks of their own
+        # Two hooks for all modules are faster, and those of TorchScript take none of their own. But
+        # torch.compile warns of them.
+        together = scripted or len(watched) == len(names)
+        if together:
             hooks.append(nn_module.register_module_forward_pre_hook(enter))
             hooks.append(nn_module.register_module_forward_hook(leave))
-        for module in () if scripted else watched:
+        for module in () if together else watched:
             hooks.append(module.register_forward_pre_hook(enter, prepend=True))
             hooks.append(module.register_forward_hook(leave, prepend=True))
         tracer.add_inputs(inputs)
@@ -642,7 +661,7 @@ def stem_of(first: Residual, tracer: Tracer) -> Any:
     """What was measured of the first block's input: its module's, or else its addition's."""
     node = tracer.read_by.get(first.name)
     if node is not None and node.depth == first.source.depth:  # else the module has the stem
-        return tracer.inputs_measured[node]
+        return tracer.inputs_measured.get(node) or tracer.inputs_measured.get(first.source)
     return tracer.inputs_measured.get(first.source)
 
 
