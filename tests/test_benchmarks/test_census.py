@@ -1,10 +1,11 @@
 """The census of residual blocks: both counts of a network, and that an analysis leaves it alone."""
 
+import pytest
 import torch
 import torchvision
 from torch import nn
 
-from benchmarks.spp.census import check, summary, unharmed
+from benchmarks.spp.census import check, main, summary, unharmed
 from benchmarks.spp.census_cases import Case
 
 
@@ -40,3 +41,12 @@ def test_what_an_analysis_changes_is_seen():
     layer = nn.TransformerEncoderLayer(8, 2, 16)
     assert unharmed(case(lambda: layer, 5, 8))
     assert not unharmed(case(Forgetful, 4))
+
+
+def test_an_unknown_library_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr('sys.argv', ['census', 'torchvison'])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert error.count('\n') == 1 and "'torchvison'" in error and 'torchvision' in error

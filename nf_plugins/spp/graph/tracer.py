@@ -170,9 +170,9 @@ class Tracer(TorchDispatchMode):
         self.candidates: list[Residual] = []
         self.units: list[Unit] = []
         self.pending: dict[int, tuple[Tensor, Residual]] = {}
-        # Up to the first residual addition: what the modules read, to find the stem's output.
+        # Up to the first residual addition: the inputs of modules, to find the stem's output.
         self.read_by: dict[str, Node] = {}
-        self.read: dict[Node, weakref.ref[Tensor]] = {}  # of these, what is not measured yet
+        self.read: dict[Node, weakref.ref[Tensor]] = {}  # those that are not measured yet
         self.inputs_measured: dict[Node, Any] = {}
         self.measured: dict[tuple[Node, int], Any] = {}  # as the outputs of blocks
         self.repeated = repeated_modules(names)
@@ -250,7 +250,8 @@ class Tracer(TorchDispatchMode):
         if operation.mutable and self._before_write is not None:
             for tensor in written_tensors(func, args, kwargs):
                 self._before_write(tensor)
-                self.measure_read(memory=memory_of(tensor))
+                if self.read:
+                    self.measure_read(memory=memory_of(tensor))
         given: list[tuple[Node, Tensor]] = []
         others: list[Tensor] = []
         self.sort(args, given, others)
@@ -566,9 +567,10 @@ class Tracer(TorchDispatchMode):
         self.entries.append(len(self.candidates))
 
     def measure_read(self, depth: int | None = None, memory: int | None = None) -> None:
-        """Measure what modules read, where it may be what the first block reads, or is overwritten.
+        """Measure inputs of modules: of a depth, or in memory that is about to be overwritten.
 
-        A module's caller holds what the module reads until it returns.
+        The first block has found its source when it adds. Its input has the same depth, and is
+        still alive, since the caller of a module holds the arguments until the module returns.
         """
         for node, reference in list(self.read.items()):
             tensor = reference()
