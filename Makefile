@@ -136,7 +136,10 @@ $(OPS)/.built: requirements/ops.txt $(VENV)/.requirements
 	rm -rf $(OPS)/source
 	touch $@
 
-study: setup  ## test the papers' claims on Fashion-MNIST, and write docs/study.md; resumable
+data/fashion_mnist/t10k-labels-idx1-ubyte:
+	$(MAKE) fashion-mnist
+
+study: setup data/fashion_mnist/t10k-labels-idx1-ubyte  ## test the papers' claims on Fashion-MNIST, and write docs/study.md; resumable
 	python -m benchmarks.study
 	python -m benchmarks.study.page
 
