@@ -2,6 +2,7 @@
 
 from .agc_optim_wrapper import AGCAmpOptimWrapper, AGCOptimWrapper
 from .atomic_backend import AtomicLocalBackend
+from .channels_last_hook import ChannelsLastHook
 from .fold_hook import FoldHook
 from .optim_wrapper_constructor import NFOptimWrapperConstructor
 from .sam_optim_wrapper import SAMAmpOptimWrapper, SAMOptimWrapper
@@ -11,6 +12,7 @@ __all__ = [
     'AGCAmpOptimWrapper',
     'AGCOptimWrapper',
     'AtomicLocalBackend',
+    'ChannelsLastHook',
     'FoldHook',
     'NFOptimWrapperConstructor',
     'SAMAmpOptimWrapper',

@@ -130,18 +130,24 @@ def _mean_and_square(
     With ``over=0``, ``x`` is ``(positions, C)`` and its rows are summed. With ``over=2``, ``x`` is
     ``(N, C, positions)``, and first the positions and then the samples are summed.
     """
-    # With a shift, the deviations are written, so a chunk has to fit into the cache.
-    chunk = _CHUNK if shift is None else _CHUNK >> 4
+    # Where deviations or squares are written, a chunk has to fit into the cache. A norm along rows
+    # writes nothing, but across rows it takes five times as long as squares and their sum.
+    writes = shift is not None or over == 0
+    chunk = _CHUNK >> 4 if writes else _CHUNK
     parts = x.split(min(max(1, chunk // x[0].numel()), _ROWS if over == 0 else len(x)))
     if over and x.shape[2] > _SUM:
         parts = [piece for part in parts for piece in part.split(_SUM, 2)]
-    buffer = None if shift is None else torch.empty(parts[0].numel(), dtype=x.dtype)
+    buffer = torch.empty(parts[0].numel() if writes else 0, dtype=x.dtype)
     sums, squares = [], []
     for part in parts:
-        if buffer is not None:
-            part = torch.sub(part, shift, out=buffer[: part.numel()].view(part.shape))
+        written = buffer[: part.numel()].view(part.shape) if writes else buffer
+        if shift is not None:
+            part = torch.sub(part, shift, out=written)
         sums.append(part.sum(over))
-        squares.append(torch.linalg.vector_norm(part, dim=over).square_())
+        if over:
+            squares.append(torch.linalg.vector_norm(part, dim=over).square_())
+        else:
+            squares.append(torch.square(part, out=written).sum(over))
     return _total(sums, over).div_(count), _total(squares, over)
 
 
