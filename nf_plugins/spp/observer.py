@@ -76,8 +76,8 @@ class Observer:
         self.attentions: list[tuple[Node, AttentionFact]] = []
         self.norms: list[tuple[Node, NormFact]] = []
         self.layers: list[tuple[Node, LayerFact]] = []
-        self.filters: list[tuple[LayerFact, Tensor]] = []  # that are left to look at
         self.scales: list[tuple[NormFact, Tensor]] = []  # the weights of norms
+        self.filters: list[tuple[LayerFact, Tensor]] = []  # that are left to look at
         self.held = 0  # values of computed weights among these
         parts = parts_of(model)
         self.parameters = {memory_of(p) for _, p in parts.parameters() if p.dim() > 1} - {0}
@@ -116,11 +116,12 @@ class Observer:
             return
         dim = node.channel_dim % out.dim()
         fact = self._activation(node, op, out)
-        highest = sample(out, dim, max(1 << 13, 32 * fact.units)).amax(0)
-        if out.device.type != 'cpu':
+        if out.device.type != 'cpu':  # a closer look would wait for the device
+            highest = sample(out, dim).amax(0)
             self.numbers.put(fact, 'dead', (highest <= 0).double().mean())
             return
         fact.dead = 0.0
+        highest = sample(out, dim, max(1 << 13, 32 * fact.units)).amax(0)
         index = (highest <= 0).nonzero().flatten()
         if len(index):  # look at all their values
             rest = out.index_select(dim, index).movedim(dim, 0).flatten(1)
