@@ -143,15 +143,17 @@ def test_a_figure_is_made_of_the_commands_above_it(monkeypatch, tmp_path, capsys
     assert 'set the variable of $SIZE' in capsys.readouterr().err
 
 
-def test_the_table_of_costs_is_the_measured_one():
+@pytest.mark.parametrize('name', ['cost_cpu_xeon', 'cost_cpu_epyc'])
+def test_the_table_of_costs_is_the_measured_one(name):
     """docs/cost.md has what benchmarks/results has."""
     page = (ROOT / 'docs/cost.md').read_text('utf-8')
     results = ROOT / 'benchmarks/results'
-    table = (results / 'cost_cpu.md').read_text('utf-8').strip()
+    table = (results / f'{name}.md').read_text('utf-8').strip()
     assert table and table in page
-    assert '(../benchmarks/results/cost_cpu.png)' in page
-    measured = json.loads((results / 'cost_cpu.json').read_text())
+    assert f'(../benchmarks/results/{name}.png)' in page
+    measured = json.loads((results / f'{name}.json').read_text())
     assert cost_table(measured['results']).strip() == table
+    assert measured['machine']['cpu'] in page
 
 
 def test_the_table_of_backbones_is_the_measured_one():

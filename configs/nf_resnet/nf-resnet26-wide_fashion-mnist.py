@@ -1,9 +1,11 @@
-# nf-resnet26_fashion-mnist.py with one and a half times the channels.
+# nf-resnet26_fashion-mnist.py with twice the channels.
 # baselines/resnetv2-26-bn-wide_fashion-mnist.py is the same with batch norm.
 _base_ = './nf-resnet26_fashion-mnist.py'
 
 model = dict(
-    backbone=dict(base_channels=12),
-    neck=dict(in_channels=384),
-    head=dict(in_channels=384),
+    backbone=dict(base_channels=16),
+    neck=dict(in_channels=512),
+    head=dict(in_channels=512),
 )
+# A step takes 0.8 times as long with it on a CPU.
+custom_hooks = [dict(type='nf_plugins.ChannelsLastHook')]

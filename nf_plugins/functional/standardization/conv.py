@@ -205,7 +205,7 @@ class _StandardizedConv2d(torch.autograd.Function):
         if needs[0]:
             ctx.kernels.recompute(weight, scale, standardized, stats, constant)
         stride, padding, dilation, groups = ctx.geometry
-        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward(
+        grad_x, grad_weight, grad_bias = torch.ops.aten.convolution_backward.default(
             grad,
             x,
             standardized,
@@ -243,8 +243,8 @@ def _room(x: Tensor, weight: Tensor) -> Tensor:
     watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
     if type(x) is not Tensor or watched:
         return torch.empty_like(weight)  # Python code may see the weight and keep it
-    buffer = getattr(_buffers, str(weight.dtype), None)
+    buffers, dtype = vars(_buffers), weight.dtype
+    buffer = buffers.get(dtype)
     if buffer is None or buffer.numel() < weight.numel():
-        buffer = torch.empty(weight.numel(), dtype=weight.dtype)
-        setattr(_buffers, str(weight.dtype), buffer)
+        buffer = buffers[dtype] = torch.empty(weight.numel(), dtype=dtype)
     return buffer.as_strided(weight.shape, weight.stride())

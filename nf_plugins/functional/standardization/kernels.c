@@ -10,6 +10,15 @@
 
 #define BLOCK 512
 
+/* Load the same block of the next row while this one is added up: otherwise the memory waits. */
+#ifdef __GNUC__
+#define PREFETCH(row)                                                                          \
+    for (int64_t i = start; i < stop; i += 64 / (int64_t)sizeof(*(row)))                       \
+        __builtin_prefetch((row) + size + i);
+#else
+#define PREFETCH(row)
+#endif
+
 #define KERNELS(T, SUFFIX, LEAST, MOST, EPSILON, ZERO)                                         \
     void forward_##SUFFIX(const T *weight, const T *scale, T *out, T *stats, int64_t rows,     \
                           int64_t size, double var_factor, double eps, int clamp, double constant,\
@@ -32,6 +41,7 @@
             for (int64_t start = 0; start < size; start += BLOCK) {                            \
                 int64_t stop = start + BLOCK < size ? start + BLOCK : size;                    \
                 T part = 0;                                                                    \
+                PREFETCH(w)                                                                    \
                 _Pragma("omp simd reduction(+ : part)")                                        \
                 for (int64_t i = start; i < stop; i++)                                         \
                     part += (w[i] - mean) * (w[i] - mean);                                     \
@@ -94,6 +104,8 @@
             for (int64_t start = 0; start < size; start += BLOCK) {                            \
                 int64_t stop = start + BLOCK < size ? start + BLOCK : size;                    \
                 T part = 0, dot = 0;                                                           \
+                PREFETCH(g)                                                                    \
+                PREFETCH(w)                                                                    \
                 _Pragma("omp simd reduction(+ : part, dot)")                                   \
                 for (int64_t i = start; i < stop; i++) {                                       \
                     part += g[i];                                                              \

@@ -30,6 +30,8 @@ _DTYPES = {torch.float32: 'float32', torch.float64: 'float64'}
 # PyTorch has loaded a library of OpenMP. The kernels use it, and so they share its threads.
 _OPTIONS = ('-std=c99', '-O3', '-fopenmp', '-fPIC', '-fno-math-errno')
 _PROCESS = os.getpid()
+# From this number of weights on, more threads save more time than it takes to wake them.
+_LARGE = 1 << 16
 _logger = logging.getLogger('nf_plugins')
 
 
@@ -189,10 +191,13 @@ def _processor() -> str:
 
 
 def _threads(weight: Tensor) -> int:
-    """Return the number of threads; more than one only help if the weight is large."""
+    """Return the number of threads: one for a small weight, else all of them.
+
+    OpenMP ends threads if the next loop has fewer, and has to start them again later.
+    """
     if os.getpid() != _PROCESS:  # a fork does not have the threads of OpenMP; it would hang
         return 1
-    return min(torch.get_num_threads(), 1 + (weight.numel() >> 19))
+    return torch.get_num_threads() if weight.numel() >= _LARGE else 1
 
 
 def forward(weight: Tensor, scale: Tensor, out: Tensor, constants: Standardization) -> Tensor:
