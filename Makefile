@@ -143,7 +143,7 @@ study: setup data/fashion_mnist/t10k-labels-idx1-ubyte  ## test the papers' clai
 	python -m benchmarks.study
 	python -m benchmarks.study.page
 
-bench: setup  ## what norms and their absence cost: time, memory, clipping; a quarter of an hour
+bench: setup  ## what norms and their absence cost: time, memory, clipping; 20 to 40 minutes
 	python -m benchmarks.cost.benchmark --out benchmarks/results/cost_cpu.json
 
 bench-accuracy: setup  ## training time beside published accuracy, into docs/cost.md; ten minutes
