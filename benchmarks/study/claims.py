@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 from .film import mean_share
@@ -383,21 +383,36 @@ CLAIMS = [
 ]
 
 
-def claims_table(rows: Rows, unfinished: Collection[str] = ()) -> str:
+VERDICTS = {True: 'yes', False: '**no**', None: 'open'}
+
+
+def judged(claim: Claim, rows: Rows) -> tuple[bool | None, str]:
+    """Judge a claim; the verdict is None if runs are missing."""
+    try:
+        return claim.judge(rows.where(part=claim.part))
+    except LookupError:
+        return None, 'not enough runs'
+
+
+def claims_table(
+    rows: Rows, unfinished: Collection[str] = (), others: Mapping[str, Rows] | None = None
+) -> str:
     """Judge all claims of which there are results, and make a table.
 
     Args:
         rows: All rows.
         unfinished: Parts of which runs are missing; what is said of them holds so far only.
+        others: Rows of the same study on other processors, by their names.
     """
-    lines = ['| claim | confirmed if | measured | confirmed |', '| --- | --- | --- | :---: |']
+    others = others or {}
+    head = ['claim', 'confirmed if', 'measured', 'confirmed', *(f'on {cpu}' for cpu in others)]
+    rule = ['---', '---', '---', *[':---:'] * (1 + len(others))]
+    lines = [head, rule]
     for claim in CLAIMS:
-        try:
-            holds, measured = claim.judge(rows.where(part=claim.part))
-        except LookupError:
-            holds, measured = None, 'not enough runs'
-        said = {True: 'yes', False: '**no**', None: 'open'}[holds]
+        holds, measured = judged(claim, rows)
+        said = VERDICTS[holds]
         if holds is not None and claim.part in unfinished:
             said += ', so far'
-        lines.append(f'| {claim.text} | {claim.criterion} | {measured} | {said} |')
-    return '\n'.join(lines)
+        elsewhere = [VERDICTS[judged(claim, found)[0]] for found in others.values()]
+        lines.append([claim.text, claim.criterion, measured, said, *elsewhere])
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)

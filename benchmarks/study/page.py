@@ -225,9 +225,30 @@ def _lrs(rows: Rows) -> list[tuple[str, dict]]:
     return [(f'lr {lr:g}', dict(lr=lr)) for lr in sorted(rows.values('lr'))]
 
 
+def elsewhere(results: Results) -> dict[str, Results]:
+    """Return the results of other processors, ``results_*.json`` in the same folder."""
+    found = [Results(path) for path in sorted(results.path.parent.glob('results_*.json'))]
+    return {other.content['machine']['cpu']: other for other in found}
+
+
+def comparison(results: Results, other: Results) -> str:
+    """Say how much the results of the same runs differ between two processors."""
+    here, there = results.rows(), other.rows()
+    pairs = [(here[run], there[run]) for run in here if run in there]
+    differences = [abs(a['accuracy'] - b['accuracy']) for a, b in pairs]
+    ended = sum((a['failed'] is None) != (b['failed'] is None) for a, b in pairs)
+    return (
+        f'on {other.content["machine"]["cpu"]} ([{other.path.name}]'
+        f'(../benchmarks/results/study/{other.path.name})), the accuracies of the same '
+        f'{len(pairs)} runs differ by {statistics.median(differences):.1f} points (median) and by '
+        f'{max(differences):.1f} at most, and {ended} runs fail on one of the two processors only'
+    )
+
+
 def fields(results: Results) -> dict[str, Any]:
     """Return the fields of the text."""
     found = results.rows()
+    others = elsewhere(results)
     rows = Rows(list(found.values()))
     wanted = runs_of(list(PARTS), [0, 1, 2], more=False)
     missing = [run for run in wanted if run not in found]
@@ -242,7 +263,12 @@ def fields(results: Results) -> dict[str, Any]:
         chance=f'{CHANCE:g}',
         cpu=results.content['machine']['cpu'],
         torch=results.content['machine']['torch'],
-        claims=claims_table(rows, {run.part for run in missing}),
+        elsewhere='; '.join(comparison(results, other) for other in others.values()),
+        claims=claims_table(
+            rows,
+            {run.part for run in missing},
+            {cpu: Rows(list(other.rows().values())) for cpu, other in others.items()},
+        ),
         **{
             name: text
             for part in parts
@@ -254,6 +280,7 @@ def fields(results: Results) -> dict[str, Any]:
 def page(results: Results) -> str:
     """Return the page of some results. A section without results is left out."""
     parts = Rows(list(results.rows().values())).values('part')
+    parts += ['elsewhere'] if elsewhere(results) else []
 
     def section(match: re.Match) -> str:
         return match[2] if match[1] in parts else ''

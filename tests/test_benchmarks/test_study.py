@@ -477,6 +477,33 @@ def test_claims_can_be_refuted(start, rows, expected):
     assert line.endswith({True: '| yes |', False: '| **no** |', None: '| open |'}[expected]), line
 
 
+def test_results_of_another_processor(tmp_path):
+    """The page has its verdicts, and how much the accuracies of the same runs differ."""
+
+    def write(name, cpu, accuracies):
+        networks = ('nf', 'nf', 'nf-no-ws', 'nf-no-ws')
+        rows = [
+            row('ablation', network, accuracy, seed=seed % 2, cpu_seconds=1.0)
+            for seed, (network, accuracy) in enumerate(zip(networks, accuracies))
+        ]
+        content = dict(schema=results.SCHEMA, runs=rows, machine=dict(cpu=cpu, torch='2'))
+        (tmp_path / name).write_text(json.dumps(content))
+
+    write('results.json', 'Here', [60.0, 61.0, 50.0, 51.0])
+    alone = page.page(results.Results(tmp_path / 'results.json'))
+    assert 'on There' not in alone and 'Processors add' not in alone
+    write('results_there.json', 'There', [60.0, 62.0, 53.0, 14.0])
+    text = page.page(results.Results(tmp_path / 'results.json'))
+    assert (
+        'on There ([results_there.json](../benchmarks/results/study/results_there.json)), the '
+        'accuracies of the same 4 runs differ by 2.0 points (median) and by 37.0 at most, and 1 '
+        'runs fail on one of the two processors only'
+    ) in text
+    assert text.splitlines().count('| --- | --- | --- | :---: | :---: |') == 1
+    (line,) = [x for x in text.splitlines() if x.startswith('| Scaled WS con')]
+    assert line.endswith('| yes, so far | **no** |')
+
+
 def test_the_default_study():
     found = runs.runs_of(list(PARTS), [0, 1, 2], more=False)
     assert len(found) == len(set(found))
