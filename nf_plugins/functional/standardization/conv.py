@@ -243,7 +243,8 @@ def _room(x: Tensor, weight: Tensor) -> Tensor:
     watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
     if type(x) is not Tensor or watched:
         return torch.empty_like(weight)  # Python code may see the weight and keep it
-    buffers, dtype = vars(_buffers), weight.dtype
+    buffers: dict[torch.dtype, Tensor] = vars(_buffers)  # type: ignore[assignment]
+    dtype = weight.dtype
     buffer = buffers.get(dtype)
     if buffer is None or buffer.numel() < weight.numel():
         buffer = buffers[dtype] = torch.empty(weight.numel(), dtype=dtype)
