@@ -229,7 +229,14 @@ class _StandardizedConv2d(torch.autograd.Function):
         return None, grad_x, grad_weight, grad_scale, grad_bias, None, None
 
 
-_buffers = threading.local()
+class _Buffers(threading.local):
+    """Memory for standardized weights: one buffer per thread and dtype."""
+
+    def __init__(self) -> None:
+        self.by_dtype: dict[torch.dtype, Tensor] = {}
+
+
+_buffers = _Buffers()
 
 
 def _room(x: Tensor, weight: Tensor) -> Tensor:
@@ -243,8 +250,7 @@ def _room(x: Tensor, weight: Tensor) -> Tensor:
     watched = torch._C._len_torch_function_stack() or torch._C._len_torch_dispatch_stack()
     if type(x) is not Tensor or watched:
         return torch.empty_like(weight)  # Python code may see the weight and keep it
-    buffers: dict[torch.dtype, Tensor] = vars(_buffers)  # type: ignore[assignment]
-    dtype = weight.dtype
+    buffers, dtype = _buffers.by_dtype, weight.dtype
     buffer = buffers.get(dtype)
     if buffer is None or buffer.numel() < weight.numel():
         buffer = buffers[dtype] = torch.empty(weight.numel(), dtype=dtype)
