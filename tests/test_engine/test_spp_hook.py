@@ -1,5 +1,6 @@
 """The hook watches, and changes nothing."""
 
+import itertools
 import json
 import math
 import os
@@ -27,6 +28,9 @@ from nf_plugins.spp.inputs import gaussian_batch
 from ..conftest import ROOT
 
 
+_numbers = itertools.count()
+
+
 def config(work_dir, network='nf_resnet/nf-resnet', epochs=2, hook=None, **options):
     cfg = Config.fromfile(ROOT / f'configs/{network}_digits.py')
     cfg.work_dir = str(work_dir)
@@ -36,7 +40,8 @@ def config(work_dir, network='nf_resnet/nf-resnet', epochs=2, hook=None, **optio
     cfg.train_cfg = dict(by_epoch=True, max_epochs=epochs)
     cfg.default_hooks.logger.interval = 1
     cfg.log_level = 'ERROR'
-    cfg.experiment_name = Path(work_dir).name
+    # The name that mmengine gives ends with the second, so the next one could have the same.
+    cfg.experiment_name = f'{Path(work_dir).name}{next(_numbers)}'
     cfg.merge_from_dict(options)
     cfg.custom_hooks = [] if hook is None else [dict(type='SPPHook', **hook)]
     return cfg
