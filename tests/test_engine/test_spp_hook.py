@@ -27,7 +27,6 @@ from nf_plugins.spp.inputs import gaussian_batch
 
 from ..conftest import ROOT
 
-
 _numbers = itertools.count()
 
 
@@ -65,6 +64,13 @@ def train(work_dir, **kwargs):
     runner = Runner.from_cfg(config(work_dir, **kwargs))
     runner.train()
     return runner
+
+
+def next_second():
+    """A training is known by the second in which it starts."""
+    start = int(time.time())
+    while int(time.time()) == start:
+        time.sleep(0.02)
 
 
 def records(work_dir):
@@ -169,6 +175,7 @@ def test_a_resumed_training_has_no_gaps_and_no_doubles(tmp_path):
     assert [r['iter'] for r in records(tmp_path)] == [0, 2, 4, 6]
     folder = next(tmp_path.glob('*/spp')).parent
     folder.rename(tmp_path / '20200101_000000')
+    next_second()
     resume = dict(resume=True, load_from=str(tmp_path / 'epoch_1.pth'))
     train(tmp_path, hook=hook, epochs=3, **NF, **resume)
     found = records(tmp_path)
@@ -183,6 +190,7 @@ def test_a_second_training_in_the_same_folder_is_another_one(tmp_path):
     hook = dict(interval=1)
     train(tmp_path, hook=hook, epochs=1, **NF)
     next(tmp_path.glob('*/spp')).parent.rename(tmp_path / '20200101_000000')
+    next_second()
     train(tmp_path, hook=hook, epochs=1, **NF)
     found = records(tmp_path)
     assert [r['iter'] for r in found] == [0, 0, 3, 3]
