@@ -21,6 +21,7 @@ from torch.overrides import (
     TorchFunctionMode,
     _get_current_function_mode_stack,
 )
+from torch.utils import _python_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import CheckpointFunction
 
@@ -316,10 +317,16 @@ def entered(mode: TorchDispatchMode | TorchFunctionMode) -> Iterator[None]:
 
     def leave() -> None:
         if any(entry is mode for entry in stack()):
-            mode.__exit__(None, None, None)
+            try:
+                mode.__exit__(None, None, None)
+            except IndexError:  # a signal has cut the first attempt short
+                _python_dispatch._pop_mode()
+        vars(_python_dispatch).update(flags)
 
     function_mode = isinstance(mode, TorchFunctionMode)
     stack = _get_current_function_mode_stack if function_mode else _get_current_dispatch_mode_stack
+    # Torch sets them before a mode is entered, and puts them back before it is left.
+    flags = {k: v for k, v in vars(_python_dispatch).items() if k.startswith('_is_in_')}
     with restoring(leave):
         mode.__enter__()
         yield

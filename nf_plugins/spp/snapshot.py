@@ -9,7 +9,8 @@ import queue
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import _GeneratorContextManager, contextmanager, suppress
+from traceback import walk_tb
 from types import BuiltinFunctionType, FunctionType, MemberDescriptorType, MethodType, ModuleType
 from typing import Any
 
@@ -355,6 +356,24 @@ def _written_arguments(func: Any) -> tuple[tuple[int, str], ...]:
     )
 
 
+_CONTEXTS = {
+    _GeneratorContextManager.__enter__.__code__,
+    _GeneratorContextManager.__exit__.__code__,
+}
+
+
+def _end_contexts(error: BaseException) -> None:
+    """End the contexts whose start or end a signal has cut short.
+
+    Nobody else does. They would end when they are collected, after everything is restored, and
+    could put back what was there in the block: torch's put back modes.
+    """
+    for frame, _ in walk_tb(error.__traceback__):
+        if frame.f_code in _CONTEXTS:
+            with suppress(Exception):  # of a context that is not ours
+                frame.f_locals['self'].gen.close()
+
+
 @contextmanager
 def restoring(restore: Callable[[], Any]) -> Iterator[None]:
     """Call ``restore`` after the block, whatever happens: twice, as a signal can cut one short.
@@ -365,6 +384,9 @@ def restoring(restore: Callable[[], Any]) -> Iterator[None]:
     try:
         try:
             yield
+        except BaseException as error:
+            _end_contexts(error)
+            raise
         finally:
             restore()
     finally:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from contextlib import _GeneratorContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +23,7 @@ from mmcv.cnn.bricks import DropPath as MmcvDropPath
 from timm.layers import DropPath as TimmDropPath
 from timm.layers import drop_path as timm_drop_path
 from torch import nn
+from torch.overrides import _get_current_function_mode_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import checkpoint as by_name_checkpoint
 from torchvision.ops import StochasticDepth
@@ -211,6 +213,7 @@ def of_the_process():
         torch._dynamo.eval_frame._stance,
         torch.is_grad_enabled(),
         len(_get_current_dispatch_mode_stack()),
+        len(_get_current_function_mode_stack()),
         len(torch.nn.modules.module._global_forward_hooks),
         torch.get_rng_state().numpy().tobytes(),
         str(np.random.get_state()),
@@ -353,6 +356,43 @@ def test_an_interrupt_at_every_line():
             sys.settrace(None)
         assert describe(net) == before, (line, number)
         assert of_the_process() == process, (line, number)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('moment', [('__enter__', 'c_return'), ('__exit__', 'c_call')])
+def test_an_interrupt_between_a_context_and_its_block(moment):
+    """Torch's own contexts take modes off and put them back; a signal may leave them half-way."""
+    net, x = Encoder().eval(), input_of_small()
+    analyze(net, x, unit_gain=True)
+    before, process = describe(net), of_the_process()
+    codes = {getattr(_GeneratorContextManager, name).__code__ for name in ('__enter__', '__exit__')}
+
+    def moments(stop_at=None):
+        """Count the moments of an analysis, up to that at which it is stopped."""
+        seen = 0
+
+        def profile(frame, event, arg):
+            nonlocal seen
+            if arg is next and frame.f_code in codes and (frame.f_code.co_name, event) == moment:
+                seen += 1
+                if seen == stop_at:
+                    raise Stop
+
+        sys.setprofile(profile)
+        try:
+            analyze(net, x, unit_gain=True)
+        except Stop:
+            pass
+        finally:
+            sys.setprofile(None)
+        return seen
+
+    count = moments()
+    assert count > 60
+    for number in range(1, count + 1, count // 60):
+        assert moments(number) == number
+        assert of_the_process() == process, number
+        assert describe(net) == before, number
 
 
 @pytest.mark.slow
