@@ -245,10 +245,9 @@ def comparison(results: Results, other: Results) -> str:
     )
 
 
-def fields(results: Results) -> dict[str, Any]:
+def fields(results: Results, others: dict[str, Results]) -> dict[str, Any]:
     """Return the fields of the text."""
     found = results.rows()
-    others = elsewhere(results)
     rows = Rows(list(found.values()))
     wanted = runs_of(list(PARTS), [0, 1, 2], more=False)
     missing = [run for run in wanted if run not in found]
@@ -280,7 +279,8 @@ def fields(results: Results) -> dict[str, Any]:
 def page(results: Results) -> str:
     """Return the page of some results. A section without results is left out."""
     parts = Rows(list(results.rows().values())).values('part')
-    parts += ['elsewhere'] if elsewhere(results) else []
+    others = elsewhere(results)
+    parts += ['elsewhere'] if others else []
 
     def section(match: re.Match) -> str:
         return match[2] if match[1] in parts else ''
@@ -288,7 +288,7 @@ def page(results: Results) -> str:
     text = re.sub(
         r'<!-- part: (\w+) -->\n(.*?)<!-- end -->\n\n', section, TEMPLATE.read_text(), flags=re.S
     )
-    return text.format_map(fields(results))
+    return text.format_map(fields(results, others))
 
 
 @command_line

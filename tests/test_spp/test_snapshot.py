@@ -302,6 +302,17 @@ class Encoder(nn.Module):
 PACKAGE = str(Path(nf_plugins.spp.__file__).parent)
 
 
+def analyze_until_stopped(watch, callback, net, x):
+    """Analyse under ``sys.settrace`` or ``sys.setprofile``, whose callback may raise Stop."""
+    watch(callback)
+    try:
+        analyze(net, x, unit_gain=True)
+    except Stop:
+        pass
+    finally:
+        watch(None)
+
+
 def lines_of_an_analysis(net, x):
     """The lines of the package that run, each with how often."""
     counts = Counter()
@@ -313,11 +324,7 @@ def lines_of_an_analysis(net, x):
             counts[frame.f_code.co_filename, frame.f_lineno] += 1
         return trace
 
-    sys.settrace(trace)
-    try:
-        analyze(net, x, unit_gain=True)
-    finally:
-        sys.settrace(None)
+    analyze_until_stopped(sys.settrace, trace, net, x)
     return counts
 
 
@@ -347,13 +354,7 @@ def test_an_interrupt_at_every_line():
                     raise Stop
             return trace
 
-        sys.settrace(trace)
-        try:
-            analyze(net, x, unit_gain=True)
-        except Stop:
-            pass
-        finally:
-            sys.settrace(None)
+        analyze_until_stopped(sys.settrace, trace, net, x)
         assert describe(net) == before, (line, number)
         assert of_the_process() == process, (line, number)
 
@@ -378,13 +379,7 @@ def test_an_interrupt_between_a_context_and_its_block(moment):
                 if seen == stop_at:
                     raise Stop
 
-        sys.setprofile(profile)
-        try:
-            analyze(net, x, unit_gain=True)
-        except Stop:
-            pass
-        finally:
-            sys.setprofile(None)
+        analyze_until_stopped(sys.setprofile, profile, net, x)
         return seen
 
     count = moments()
